@@ -1,0 +1,581 @@
+#include "encoder.h"
+
+#include <xmmintrin.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "length_plan.h"
+
+namespace qla {
+namespace {
+
+// Nearest even, denormals flushed on both sides: what AMX does whatever MXCSR says, so everyone
+// does it (docs/numerics.md).
+class FloatMode {
+ public:
+  FloatMode() : saved_(_mm_getcsr()) { _mm_setcsr(0x9fc0); }
+  ~FloatMode() { _mm_setcsr(saved_); }
+
+ private:
+  const unsigned saved_;
+};
+
+// Wall time by stage, on member 0, when somebody asked.
+class StageClock {
+ public:
+  explicit StageClock(double* seconds) : seconds_(seconds) {
+    if (seconds_) last_ = now();
+  }
+  void lap(int stage) {
+    if (!seconds_) return;
+    const double t = now();
+    seconds_[stage] += t - last_;
+    last_ = t;
+  }
+
+ private:
+  static double now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch())
+        .count();
+  }
+  double* seconds_;
+  double last_ = 0.0;
+};
+
+// What one thread needs for one block of rows.
+struct RowScratch {
+  uint8_t* a;        // u8 activations: (block rows padded, max(hidden, intermediate))
+  float* c;          // GEMM result: (block, max(hidden, intermediate))
+  float* y;          // normalized attention output: (block, hidden)
+  float* scale;      // (block)
+  int32_t* zero;     // (block)
+  float* lane_min;   // (block, 16)
+  float* lane_max;   // (block, 16)
+  uint16_t** qkv_row;  // (block)
+  int64_t* qkv_stride;
+  void* attention;
+};
+
+// A span of rows handed out at once, and how many there are.
+struct Blocks {
+  int rows, count;
+  Blocks(int total, int threads, int preferred, int granularity) {
+    count = (total + preferred - 1) / preferred;
+    if (count % threads) count += threads - count % threads;  // equal shares for all
+    rows = std::max(1, (total + count - 1) / count);
+    rows = (rows + granularity - 1) / granularity * granularity;
+    count = (total + rows - 1) / rows;
+  }
+};
+
+// Everything the members share during one forward pass.
+class ForwardPass {
+ public:
+  ForwardPass(const Package& package, const KernelSet& kernels, Isa isa, Team& team,
+              Workspace& workspace, const Chunk& chunk)
+      : package_(package),
+        spec_(package.encoder),
+        kernels_(kernels),
+        isa_(isa),
+        team_(team),
+        chunk_(chunk),
+        layers_(spec_.layers),
+        hidden_(spec_.hidden) {
+    plan();
+    Cutter measure(nullptr);
+    lay_out(measure);
+    Cutter cut(workspace.reserve(measure.used()));
+    lay_out(cut);
+    for (int i = 0; i < num_counters(); ++i) new (&counters_[i]) std::atomic<int>(0);
+  }
+
+  void member(int index) {
+    const FloatMode mode;
+    begin_tiles(isa_);
+    RowScratch& scratch = scratch_[static_cast<size_t>(index)];
+    StageClock clock(index == 0 ? chunk_.out.stage_seconds : nullptr);
+    embed_all(scratch, clock);
+    for (int layer = 0; layer < layers_; ++layer) {
+      wait(clock);
+      attend_all(layer, scratch);
+      clock.lap(QLA_STAGE_ATTENTION);
+      wait(clock);
+      if (selects_[static_cast<size_t>(layer)]) {
+        select_all(layer);
+        clock.lap(QLA_STAGE_SELECT);
+        wait(clock);
+      }
+      finish_all(layer, scratch, clock);
+    }
+    wait(clock);
+    head_all(scratch);
+    clock.lap(QLA_STAGE_HEAD);
+    end_tiles(isa_);
+  }
+
+  // On the calling thread, after the region.
+  void report() {
+    if (chunk_.out.macs) report_macs();
+    if (chunk_.out.kept_counts || chunk_.out.kept) report_kept();
+    if (chunk_.out.hidden_states) carry_hidden_states();
+  }
+
+ private:
+  // ---- shape of the pass -----------------------------------------------------------------------
+
+  int tokens(int sequence, int layer) const {  // entering layer `layer`
+    return chunk_.tokens[static_cast<size_t>(sequence) * (layers_ + 1) + layer];
+  }
+  int start(int layer, int sequence) const {  // first compact row of a sequence
+    return starts_[static_cast<size_t>(layer) * (chunk_.num_sequences + 1) + sequence];
+  }
+  int rows(int layer) const { return start(layer, chunk_.num_sequences); }
+  int sequence_of(int layer, int row) const {
+    const int* first = &starts_[static_cast<size_t>(layer) * (chunk_.num_sequences + 1)];
+    return static_cast<int>(std::upper_bound(first, first + chunk_.num_sequences, row) - first) - 1;
+  }
+
+  void plan() {
+    const int sequences = chunk_.num_sequences;
+    starts_.resize(static_cast<size_t>(layers_ + 1) * (sequences + 1));
+    selects_.assign(static_cast<size_t>(layers_), chunk_.out.scores != nullptr);
+    for (int layer = 0; layer <= layers_; ++layer) {
+      int* first = &starts_[static_cast<size_t>(layer) * (sequences + 1)];
+      for (int s = 0; s < sequences; ++s) {
+        first[s + 1] = first[s] + tokens(s, layer);
+        if (layer < layers_ && tokens(s, layer + 1) < tokens(s, layer)) {
+          selects_[static_cast<size_t>(layer)] = true;
+        }
+      }
+    }
+    longest_ = 0;
+    for (int s = 0; s < sequences; ++s) longest_ = std::max(longest_, tokens(s, 0));
+    // Longest first, so that the last units handed out are the short ones.
+    order_.resize(static_cast<size_t>(sequences));
+    for (int s = 0; s < sequences; ++s) order_[static_cast<size_t>(s)] = s;
+    std::stable_sort(order_.begin(), order_.end(),
+                     [&](int a, int b) { return tokens(a, 0) > tokens(b, 0); });
+    const int preferred = preferred_row_block(isa_);
+    block_rows_ = (preferred + kRowPadding - 1) / kRowPadding * kRowPadding;
+  }
+
+  void lay_out(Cutter& cut) {
+    const size_t n = static_cast<size_t>(rows(0)), h = static_cast<size_t>(hidden_);
+    const size_t wide = static_cast<size_t>(std::max(spec_.hidden, spec_.intermediate));
+    const size_t block = static_cast<size_t>(block_rows_);
+    counters_ = cut.take<std::atomic<int>>(static_cast<size_t>(num_counters()));
+    for (float*& x : x_) x = cut.take<float>(n * h);
+    context_ = cut.take<float>(n * h);
+    // 15 rows of slack: attention loads queries 16 at a time.
+    qkv_ = cut.take<uint16_t>(n * 3 * h + 16 * static_cast<size_t>(spec_.head_dim));
+    padded_rows_ = n + 16 * static_cast<size_t>(chunk_.num_sequences);
+    column_sums_ = cut.take<float>(padded_rows_ * static_cast<size_t>(spec_.heads));
+    scores_ = cut.take<float>(padded_rows_);
+    rank_ = cut.take<uint64_t>(n);
+    source_ = cut.take<int32_t>(n);
+    for (int32_t*& origin : origin_) origin = cut.take<int32_t>(n);
+    kept_ = cut.take<int32_t>(n * static_cast<size_t>(layers_));
+    float* const own_hidden = cut.take<float>(chunk_.out.last_hidden ? 0 : n * h);
+    hidden_rows_ = chunk_.out.last_hidden ? chunk_.out.last_hidden : own_hidden;
+    scratch_.resize(static_cast<size_t>(team_.size()));
+    for (RowScratch& s : scratch_) {
+      s.a = cut.take<uint8_t>(block * wide);
+      s.c = cut.take<float>(block * wide);
+      s.y = cut.take<float>(block * h);
+      s.scale = cut.take<float>(block);
+      s.zero = cut.take<int32_t>(block);
+      s.lane_min = cut.take<float>(block * 16);
+      s.lane_max = cut.take<float>(block * 16);
+      s.qkv_row = cut.take<uint16_t*>(block);
+      s.qkv_stride = cut.take<int64_t>(block);
+      s.attention = cut.take<std::byte>(attention_scratch_bytes(longest_, spec_.head_dim));
+    }
+  }
+
+  // ---- handing out work ------------------------------------------------------------------------
+
+  int num_counters() const { return 3 * layers_ + 2; }
+
+  template <typename Work>
+  void hand_out(int counter, int count, Work work) {
+    for (;;) {
+      const int i = counters_[counter].fetch_add(1, std::memory_order_relaxed);
+      if (i >= count) return;
+      work(i);
+    }
+  }
+  Blocks blocks(int total) const {
+    return Blocks(total, team_.size(), preferred_row_block(isa_), isa_ == Isa::kAmx ? 16 : 1);
+  }
+  void wait(StageClock& clock) {
+    team_.barrier();
+    clock.lap(QLA_STAGE_WAIT);
+  }
+
+  // ---- stages ----------------------------------------------------------------------------------
+
+  void embed_all(RowScratch& t, StageClock& clock) {
+    const Blocks b = blocks(rows(0));
+    hand_out(3 * layers_, b.count, [&](int i) {
+      const int first = i * b.rows, count = std::min(b.rows, rows(0) - first);
+      embed_rows(first, count);
+      clock.lap(QLA_STAGE_EMBED);
+      project_qkv(0, x_[0] + row(first), first, count, t);
+      clock.lap(QLA_STAGE_QKV);
+    });
+  }
+
+  void embed_rows(int first, int count) {
+    const Embeddings& e = package_.embeddings;
+    const NormArgs norm = norm_args(e.norm);
+    int s = sequence_of(0, first);
+    for (int r = first; r < first + count; ++r) {
+      while (r >= start(0, s + 1)) ++s;
+      const int position = r - start(0, s) + spec_.position_offset;
+      const int id = chunk_.ids[r], type = chunk_.types ? chunk_.types[r] : 0;
+      kernels_.embed_norm(e.word + row(id), e.word_scale[id], e.position + row(position),
+                          e.token_type + row(type), norm, hidden_, x_[0] + row(r));
+      origin_[0][r] = r;
+      if (chunk_.out.hidden_states) copy_row(x_[0] + row(r), hidden_plane(0) + row(r));
+    }
+  }
+
+  // Quantizes `count` rows and writes Q, K, V of layer `layer` for compact rows from `first` on.
+  void project_qkv(int layer, const float* x, int first, int count, RowScratch& t) {
+    const Linear& qkv = package_.layers[static_cast<size_t>(layer)].qkv;
+    for (int r = 0; r < count; ++r) quantize(qkv, x + row(r), r, nullptr, t);
+    GemmArgs g = gemm_args(qkv, count, Epilogue::kBiasQkv, t);
+    // A sequence's Q, K and V lie together: 3 x heads planes of (tokens, head_dim).
+    int s = sequence_of(layer, first);
+    for (int r = 0; r < count; ++r) {
+      while (first + r >= start(layer, s + 1)) ++s;
+      const int position = first + r - start(layer, s);
+      t.qkv_row[r] = sequence_qkv(layer, s) + static_cast<size_t>(position) * spec_.head_dim;
+      t.qkv_stride[r] = static_cast<int64_t>(tokens(s, layer)) * spec_.head_dim;
+    }
+    g.qkv_row = t.qkv_row;
+    g.qkv_stride = t.qkv_stride;
+    g.head_dim = spec_.head_dim;
+    kernels_.gemm_u8s8(g);
+  }
+
+  void attend_all(int layer, RowScratch& t) {
+    hand_out(layer, chunk_.num_sequences * spec_.heads, [&](int i) {
+      attend(layer, order_[static_cast<size_t>(i / spec_.heads)], i % spec_.heads, t);
+    });
+  }
+
+  void attend(int layer, int s, int head, RowScratch& t) {
+    const int n = tokens(s, layer);
+    const size_t plane = static_cast<size_t>(n) * spec_.head_dim;
+    const uint16_t* q = sequence_qkv(layer, s) + head * plane;
+    const bool wanted = chunk_.out.scores || tokens(s, layer + 1) < n;
+    AttentionArgs a{};
+    a.q = q;
+    a.k = q + spec_.heads * plane;
+    a.v = q + 2 * spec_.heads * plane;
+    a.n = n;
+    a.head_dim = spec_.head_dim;
+    a.scale = 1.0f / std::sqrt(static_cast<float>(spec_.head_dim));
+    a.out = context_ + row(start(layer, s)) + head * spec_.head_dim;
+    a.ld_out = hidden_;
+    a.column_sum = wanted ? column_sums(layer, s, head) : nullptr;
+    a.scratch = t.attention;
+    kernels_.attention(a);
+  }
+
+  void select_all(int layer) {
+    hand_out(layers_ + layer, chunk_.num_sequences, [&](int s) { select(layer, s); });
+  }
+
+  // Which rows of sequence s go on: source_[new row] = old row. Dropped rows go where they rest.
+  void select(int layer, int s) {
+    const int from = start(layer, s), to = start(layer + 1, s);
+    const int n = tokens(s, layer), k = tokens(s, layer + 1);
+    int32_t* const kept = source_ + to;
+    if (k < n || chunk_.out.scores) sum_scores(layer, s);
+    if (k < n) {
+      const float* scores = scores_ + padded_start(layer, s);
+      select_top_k(scores, n, k, chunk_.keep_cls[s] != 0, rank_ + from, kept);
+    } else {
+      for (int j = 0; j < n; ++j) kept[j] = j;
+    }
+    const int32_t* origin = origin_[layer % 2] + from;
+    int32_t* next_origin = origin_[(layer + 1) % 2] + to;
+    for (int j = 0, i = 0; j < n; ++j) {
+      if (i < k && kept[i] == j) {
+        next_origin[i] = origin[j];
+        kept[i++] = from + j;
+      } else {
+        copy_row(x_[layer % 2] + row(from + j), hidden_rows_ + row(origin[j]));
+      }
+    }
+  }
+
+  // Column sums of all heads, heads ascending.
+  void sum_scores(int layer, int s) {
+    const int n = tokens(s, layer);
+    float* scores = scores_ + padded_start(layer, s);
+    std::copy_n(column_sums(layer, s, 0), n, scores);
+    for (int head = 1; head < spec_.heads; ++head) {
+      const float* sums = column_sums(layer, s, head);
+      for (int j = 0; j < n; ++j) scores[j] += sums[j];
+    }
+    if (chunk_.out.scores) {
+      float* out = chunk_.out.scores + layer * chunk_.total_tokens;
+      const int32_t* origin = origin_[layer % 2] + start(layer, s);
+      const int first = start(0, s);
+      std::fill_n(out + first, tokens(s, 0), std::numeric_limits<float>::quiet_NaN());
+      for (int j = 0; j < n; ++j) out[origin[j]] = scores[j];
+    }
+  }
+
+  void finish_all(int layer, RowScratch& t, StageClock& clock) {
+    const int total = rows(layer + 1);
+    const Blocks b = blocks(total);
+    hand_out(2 * layers_ + layer, b.count, [&](int i) {
+      const int first = i * b.rows;
+      finish_rows(layer, first, std::min(b.rows, total - first), t, clock);
+    });
+  }
+
+  // The rest of a layer for compact rows [first, first + count) of those it keeps.
+  void finish_rows(int layer, int first, int count, RowScratch& t, StageClock& clock) {
+    const Layer& w = package_.layers[static_cast<size_t>(layer)];
+    const float* x = x_[layer % 2];
+    const bool gathers = selects_[static_cast<size_t>(layer)];
+    const auto source = [&](int r) { return gathers ? source_[first + r] : first + r; };
+
+    for (int r = 0; r < count; ++r) quantize(w.output, context_ + row(source(r)), r, nullptr, t);
+    multiply(w.output, count, Epilogue::kBias, t);
+    const NormArgs attention_norm = norm_args(w.attention_norm);
+    for (int r = 0; r < count; ++r) {
+      kernels_.residual_norm(t.c + row(r), x + row(source(r)), attention_norm, hidden_,
+                             t.y + row(r));
+    }
+    clock.lap(QLA_STAGE_OUTPUT);
+
+    for (int r = 0; r < count; ++r) quantize(w.ffn_in, t.y + row(r), r, nullptr, t);
+    multiply(w.ffn_in, count, Epilogue::kBiasGelu, t);
+    for (int r = 0; r < count; ++r) {
+      quantize(w.ffn_out, t.c + static_cast<size_t>(r) * spec_.intermediate, r, t.lane_min, t);
+    }
+    multiply(w.ffn_out, count, Epilogue::kBias, t);
+    const bool last = layer + 1 == layers_;
+    const NormArgs ffn_norm = norm_args(w.ffn_norm);
+    // A layer that drops nowhere leaves the origins where they were; copy them along.
+    int32_t* origin = origin_[(layer + 1) % 2] + first;
+    if (!gathers) std::copy_n(origin_[layer % 2] + first, count, origin);
+    float* next = x_[(layer + 1) % 2] + row(first);
+    for (int r = 0; r < count; ++r) {
+      float* to = last ? hidden_rows_ + row(origin[r]) : next + row(r);
+      kernels_.residual_norm(t.c + row(r), t.y + row(r), ffn_norm, hidden_, to);
+      if (chunk_.out.hidden_states) copy_row(to, hidden_plane(layer + 1) + row(origin[r]));
+      kept_[static_cast<size_t>(layer) * rows(0) + first + r] = origin[r];
+    }
+    clock.lap(QLA_STAGE_FFN);
+
+    if (!last) {
+      project_qkv(layer + 1, next, first, count, t);
+      clock.lap(QLA_STAGE_QKV);
+    }
+  }
+
+  // ---- heads -----------------------------------------------------------------------------------
+
+  void head_all(RowScratch& t) {
+    if (!chunk_.out.logits) return;
+    hand_out(3 * layers_ + 1, chunk_.num_sequences, [&](int s) {
+      const float* first_row = hidden_rows_ + row(start(0, s));
+      const int n = tokens(s, 0), outputs = package_.task.outputs;
+      switch (package_.task.kind) {
+        case QLA_TASK_SPAN_QA:
+        case QLA_TASK_TOKEN_CLASSIFICATION:
+          for (int r = 0; r < n; ++r) {
+            head_row(first_row + row(r),
+                     chunk_.out.logits + static_cast<size_t>(start(0, s) + r) * outputs);
+          }
+          break;
+        case QLA_TASK_SEQUENCE_CLASSIFICATION:
+          classify(first_row, t.y, chunk_.out.logits + static_cast<size_t>(s) * outputs);
+          break;
+        case QLA_TASK_EMBEDDING:
+          pool(first_row, n, chunk_.out.logits + static_cast<size_t>(s) * outputs);
+          break;
+      }
+    });
+  }
+
+  void head_row(const float* x, float* out) const {
+    for (int j = 0; j < package_.task.outputs; ++j) {
+      out[j] = kernels_.dot(x, package_.head_weight + row(j), hidden_) + package_.head_bias[j];
+    }
+  }
+
+  void classify(const float* cls, float* pooled, float* out) const {
+    if (!package_.task.has_pooler) return head_row(cls, out);
+    for (int j = 0; j < hidden_; ++j) {
+      const float x =
+          kernels_.dot(cls, package_.pooler_weight + row(j), hidden_) + package_.pooler_bias[j];
+      pooled[j] = static_cast<float>(std::tanh(static_cast<double>(x)));
+    }
+    head_row(pooled, out);
+  }
+
+  void pool(const float* x, int n, float* out) const {
+    copy_row(x, out);
+    if (package_.task.mean_pooling) {
+      for (int r = 1; r < n; ++r) {
+        const float* from = x + row(r);
+        for (int i = 0; i < hidden_; ++i) out[i] += from[i];
+      }
+      for (int i = 0; i < hidden_; ++i) out[i] /= static_cast<float>(n);
+    }
+    if (package_.task.normalize) {
+      const float length = std::sqrt(kernels_.dot(out, out, hidden_));
+      const float divisor = std::max(length, 1e-12f);
+      for (int i = 0; i < hidden_; ++i) out[i] /= divisor;
+    }
+  }
+
+  // ---- reports ---------------------------------------------------------------------------------
+
+  void report_macs() {
+    for (int s = 0; s < chunk_.num_sequences; ++s) {
+      chunk_.out.macs[s] = count_macs(spec_, package_.task,
+                                      chunk_.tokens + static_cast<size_t>(s) * (layers_ + 1));
+    }
+  }
+
+  void report_kept() {
+    for (int layer = 0; layer < layers_; ++layer) {
+      for (int s = 0; s < chunk_.num_sequences; ++s) {
+        const int n = tokens(s, layer + 1), first = start(0, s);
+        if (chunk_.out.kept_counts) {
+          chunk_.out.kept_counts[layer * chunk_.total_sequences + s] = n;
+        }
+        if (!chunk_.out.kept) continue;
+        const int32_t* from = kept_of(layer, s);
+        int32_t* to = chunk_.out.kept + layer * chunk_.total_tokens + first;
+        for (int j = 0; j < n; ++j) to[j] = from[j] - first;
+        std::fill_n(to + n, tokens(s, 0) - n, -1);
+      }
+    }
+  }
+
+  // A dropped token's state is its last one: copy it down the planes it did not take part in.
+  void carry_hidden_states() {
+    for (int layer = 0; layer < layers_; ++layer) {
+      for (int s = 0; s < chunk_.num_sequences; ++s) {
+        const int32_t* kept = kept_of(layer, s);
+        const int32_t* const end = kept + tokens(s, layer + 1);
+        for (int r = start(0, s); r < start(0, s + 1); ++r) {
+          if (kept != end && *kept == r) {
+            ++kept;
+          } else {
+            copy_row(hidden_plane(layer) + row(r), hidden_plane(layer + 1) + row(r));
+          }
+        }
+      }
+    }
+  }
+
+  // ---- small things ----------------------------------------------------------------------------
+
+  size_t row(int r) const { return static_cast<size_t>(r) * static_cast<size_t>(hidden_); }
+  void copy_row(const float* from, float* to) const {
+    memcpy(to, from, static_cast<size_t>(hidden_) * sizeof(float));
+  }
+  float* hidden_plane(int layer) const {
+    return chunk_.out.hidden_states +
+           static_cast<size_t>(layer) * static_cast<size_t>(chunk_.total_tokens) * hidden_;
+  }
+  uint16_t* sequence_qkv(int layer, int s) const { return qkv_ + 3 * row(start(layer, s)); }
+  size_t padded_start(int layer, int s) const {
+    return static_cast<size_t>(start(layer, s)) + 16 * static_cast<size_t>(s);
+  }
+  float* column_sums(int layer, int s, int head) const {
+    return column_sums_ + static_cast<size_t>(head) * padded_rows_ + padded_start(layer, s);
+  }
+  const int32_t* kept_of(int layer, int s) const {
+    return kept_ + static_cast<size_t>(layer) * rows(0) + start(layer + 1, s);
+  }
+  NormArgs norm_args(const Norm& norm) const { return {norm.weight, norm.bias, spec_.norm_eps}; }
+
+  void quantize(const Linear& linear, const float* x, int r, const float* lane_min,
+                RowScratch& t) const {
+    const QuantizeArgs how{linear.static_activation, linear.input_scale, linear.input_zero_point};
+    kernels_.quantize(x, linear.k, lane_min ? t.lane_min + 16 * r : nullptr,
+                      lane_min ? t.lane_max + 16 * r : nullptr, how,
+                      t.a + static_cast<size_t>(r) * linear.k, t.scale + r, t.zero + r);
+  }
+
+  GemmArgs gemm_args(const Linear& linear, int count, Epilogue epilogue, RowScratch& t) const {
+    GemmArgs g{};
+    g.a = t.a;
+    g.lda = linear.k;
+    g.b = linear.weight;
+    g.rows = count;
+    g.k = linear.k;
+    g.n = linear.n;
+    g.row_scale = t.scale;
+    g.row_zero = t.zero;
+    g.col_scale = linear.scale;
+    g.bias = linear.bias;
+    g.col_sum = linear.column_sum;
+    g.epilogue = epilogue;
+    g.c = t.c;
+    g.ldc = linear.n;
+    g.row_min = t.lane_min;
+    g.row_max = t.lane_max;
+    return g;
+  }
+  void multiply(const Linear& linear, int count, Epilogue epilogue, RowScratch& t) const {
+    kernels_.gemm_u8s8(gemm_args(linear, count, epilogue, t));
+  }
+
+  const Package& package_;
+  const EncoderSpec& spec_;
+  const KernelSet& kernels_;
+  const Isa isa_;
+  Team& team_;
+  const Chunk& chunk_;
+  const int layers_, hidden_;
+
+  std::vector<int> starts_;   // (layers + 1, sequences + 1)
+  std::vector<int> order_;    // sequences, longest first
+  std::vector<char> selects_; // per layer: does any sequence drop (or somebody want scores)
+  int longest_ = 0;
+  int block_rows_ = 0;
+  size_t padded_rows_ = 0;
+
+  std::atomic<int>* counters_ = nullptr;
+  float* x_[2] = {};            // hidden states entering even and odd layers, compact rows
+  float* context_ = nullptr;    // attention output
+  uint16_t* qkv_ = nullptr;     // bf16
+  float* column_sums_ = nullptr;  // (heads, padded rows)
+  float* scores_ = nullptr;
+  uint64_t* rank_ = nullptr;
+  int32_t* source_ = nullptr;     // compact row of layer i + 1 -> compact row of layer i
+  int32_t* origin_[2] = {};       // compact row -> row in the chunk's ragged layout
+  int32_t* kept_ = nullptr;       // (layers, rows): origins of what each layer kept
+  float* hidden_rows_ = nullptr;  // the restore buffer
+  std::vector<RowScratch> scratch_;
+};
+
+}  // namespace
+
+Encoder::Encoder(const Package& package, const KernelSet& kernels, Isa isa)
+    : package_(package), kernels_(kernels), isa_(isa) {}
+
+void Encoder::run(Team& team, Workspace& workspace, const Chunk& chunk) const {
+  ForwardPass pass(package_, kernels_, isa_, team, workspace, chunk);
+  team.run([&](int member) { pass.member(member); });
+  pass.report();
+}
+
+}  // namespace qla

@@ -1,0 +1,88 @@
+// Engine::explain(): which kernel runs, why, on how many threads, and where that number came from.
+#include <cstdarg>
+#include <cstdio>
+
+#include "engine.h"
+
+namespace qla {
+namespace {
+
+__attribute__((format(printf, 2, 3))) void add(std::string* text, const char* format, ...) {
+  char line[512];
+  va_list args;
+  va_start(args, format);
+  vsnprintf(line, sizeof line, format, args);
+  va_end(args);
+  *text += line;
+}
+
+const char* task_name(qla_task task) {
+  switch (task) {
+    case QLA_TASK_SPAN_QA:
+      return "span-qa";
+    case QLA_TASK_SEQUENCE_CLASSIFICATION:
+      return "sequence-classification";
+    case QLA_TASK_TOKEN_CLASSIFICATION:
+      return "token-classification";
+    case QLA_TASK_EMBEDDING:
+      return "embedding";
+  }
+  return "unknown";
+}
+
+void add_isas(std::string* text, Isa chosen, const std::string& source) {
+  add(text, "instruction sets\n");
+  for (Isa isa : kAllIsas) {
+    add(text, "  %-11s %s%s\n", isa_name(isa), isa_status(isa).reason,
+        isa == chosen ? "   <- chosen" : "");
+  }
+  add(text, "  chosen because: %s\n", source.c_str());
+  if (chosen == Isa::kRef || chosen == Isa::kAvx2) {
+    add(text, "  no VNNI or AMX in use: INT8 is about as fast as well-tuned FP32 here\n");
+  }
+}
+
+void add_kernels(std::string* text, Isa isa) {
+  KernelInfo lines[16];
+  const int count = selected_kernels(isa, lines, 16);
+  add(text, "kernels\n");
+  for (int i = 0; i < count; ++i) {
+    add(text, "  %-14s %-22s %s\n", lines[i].operation, lines[i].name, lines[i].instructions);
+  }
+}
+
+void add_linears(std::string* text, const Package& package) {
+  int fixed = 0, total = 0;
+  for (const Layer& layer : package.layers) {
+    for (const Linear* linear : {&layer.qkv, &layer.output, &layer.ffn_in, &layer.ffn_out}) {
+      fixed += linear->static_activation;
+      ++total;
+    }
+  }
+  add(text, "  linear layers %d, w8a8: %d with per-token activation scales, %d static\n", total,
+      total - fixed, fixed);
+}
+
+}  // namespace
+
+std::string Engine::explain() const {
+  const Package& p = *package_;
+  const EncoderSpec& e = p.encoder;
+  std::string text;
+  add(&text, "qla_runtime %s\n", qla_version());
+  add(&text, "package\n  %s from %s\n", p.name.c_str(), p.source.c_str());
+  add(&text, "  task %s, %d layers, hidden %d, %d heads of %d, feed-forward %d, vocabulary %d\n",
+      task_name(p.task.kind), e.layers, e.hidden, e.heads, e.head_dim, e.intermediate,
+      e.vocab_size);
+  add(&text, "  up to %d tokens a sequence, %.1f MB of tensors%s\n", e.max_positions,
+      static_cast<double>(p.weight_bytes) / 1e6, p.source == "memory" ? "" : ", mapped and shared");
+  add_linears(&text, p);
+  add_isas(&text, isa_, isa_source_);
+  add_kernels(&text, isa_);
+  add(&text, "threads\n  %d per call (%s), %d stream%s, no pinning, workers sleep after %d us\n",
+      num_threads(), threads_source_.c_str(), streams(), streams() == 1 ? "" : "s",
+      kSpinMicroseconds);
+  return text;
+}
+
+}  // namespace qla

@@ -1,0 +1,179 @@
+/* qla.h - the one door into the engine: plain C, opaque handles, caller-owned buffers.
+ *
+ * Rules that hold for every function here
+ *  - It returns a qla_status; on anything but QLA_OK, qla_last_error() on the same thread says
+ *    which limit was met, by which value, and what to do about it.
+ *  - No exception crosses it, it prints nothing, and it never aborts. After an error the engine
+ *    answers the next good call as if nothing had happened.
+ *  - Every struct starts with its own size (`struct_size = sizeof the_struct`), so a library newer
+ *    than its caller reads only what the caller knew about.
+ *  - A qla_engine may be used from several threads at once: up to `streams` calls run side by side,
+ *    the others wait in the order they came.
+ */
+#ifndef QLA_QLA_H
+#define QLA_QLA_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define QLA_API __attribute__((visibility("default")))
+#else
+#define QLA_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define QLA_VERSION_MAJOR 0
+#define QLA_VERSION_MINOR 1
+#define QLA_VERSION_PATCH 0
+
+typedef enum qla_status {
+  QLA_OK = 0,
+  QLA_INVALID_INPUT = 1, /* the call is wrong: ids, masks, lengths, sizes */
+  QLA_BAD_PACKAGE = 2,   /* the package is missing, damaged or hostile */
+  QLA_UNSUPPORTED = 3,   /* well formed, but this build or this CPU cannot do it */
+  QLA_OUT_OF_MEMORY = 4,
+  QLA_INTERNAL = 5 /* a bug in the engine; please report it */
+} qla_status;
+
+/* What the model's head computes; see docs/file-format.md. */
+typedef enum qla_task {
+  QLA_TASK_SPAN_QA = 0,                 /* logits (tokens, 2): start, end */
+  QLA_TASK_SEQUENCE_CLASSIFICATION = 1, /* logits (sequences, outputs) */
+  QLA_TASK_TOKEN_CLASSIFICATION = 2,    /* logits (tokens, outputs) */
+  QLA_TASK_EMBEDDING = 3                /* logits (sequences, hidden): pooled, normalized if asked */
+} qla_task;
+
+/* How a length config's values are read; docs/architecture.md, "Length semantics". */
+typedef enum qla_length_rule {
+  QLA_LENGTH_RATIO = 0, /* share of the sequence's real length, (0, 1] */
+  QLA_LENGTH_TOKENS = 1 /* absolute token counts */
+} qla_length_rule;
+
+typedef struct qla_engine qla_engine;
+
+/* One file of a package held in memory. `name` is its name inside the package folder. */
+typedef struct qla_file {
+  const char* name;
+  const void* data; /* model.safetensors must be 64-byte aligned and outlive the engine */
+  size_t size;
+} qla_file;
+
+typedef struct qla_options {
+  size_t struct_size;
+  int32_t num_threads; /* threads per stream; 0 = min(affinity, cgroup quota, OMP_NUM_THREADS) */
+  int32_t streams;     /* calls that may run at once; 0 means 1 */
+  const char* isa;     /* "ref","avx2","avxvnni","avx512vnni","amx"; NULL = best available */
+} qla_options;
+
+typedef struct qla_model_info {
+  size_t struct_size;
+  int32_t layers, hidden, heads, intermediate, vocab_size;
+  int32_t max_positions; /* longest sequence the position table allows, special tokens included */
+  int32_t type_vocab_size;
+  int32_t task;    /* qla_task */
+  int32_t outputs; /* columns of `logits` */
+  int32_t num_threads, streams;
+} qla_model_info;
+
+typedef struct qla_length_config {
+  int32_t rule;         /* qla_length_rule */
+  int32_t keep_cls;     /* non-zero: position 0 is kept in every layer; -1: as the package says */
+  const double* values; /* one per layer, not rising */
+  int32_t num_values;
+} qla_length_config;
+
+/* A ragged batch: sequence i owns input_ids[offsets[i] .. offsets[i+1]). No padding anywhere. */
+typedef struct qla_batch {
+  size_t struct_size;
+  const int32_t* input_ids;
+  const int32_t* token_type_ids; /* same length as input_ids; NULL = all 0 */
+  const int64_t* offsets;        /* num_sequences + 1 entries, offsets[0] = 0, rising */
+  int64_t num_sequences;
+  const qla_length_config* lengths; /* the different configs of this call; NULL = keep every token */
+  int32_t num_lengths;
+  const int32_t* length_index; /* per sequence, which of `lengths`; NULL = the first for all */
+} qla_batch;
+
+/* Where results go. Every pointer is the caller's and may be NULL ("not wanted").
+ * T = total tokens, S = sequences, L = layers, H = hidden. Rows of a sequence stand at its offsets. */
+typedef struct qla_outputs {
+  size_t struct_size;
+  float* last_hidden;    /* (T, H): restored rows, every original position */
+  float* logits;         /* span QA and token classification (T, outputs); else (S, outputs) */
+  int32_t* kept_counts;  /* (L, S): tokens that entered layer i's feed-forward */
+  int32_t* kept;         /* (L, T): their original positions, ascending, from the sequence's offset */
+  float* hidden_states;  /* (L+1, T, H): after embeddings and after each layer, dropped rows carried */
+  float* scores;         /* (L, T): attention column sums; NaN where the token was dropped before */
+  int64_t* macs;         /* (S): multiply-accumulates this config costs for this sequence */
+  double* stage_seconds; /* (QLA_NUM_STAGES): wall time by stage on the calling thread */
+} qla_outputs;
+
+enum {
+  QLA_STAGE_EMBED = 0,     /* lookup, LayerNorm */
+  QLA_STAGE_QKV = 1,       /* quantize, QKV projection */
+  QLA_STAGE_ATTENTION = 2, /* QK^T, softmax, column sums, P.V */
+  QLA_STAGE_SELECT = 3,    /* scores, top-k, restore */
+  QLA_STAGE_OUTPUT = 4,    /* quantize, out-projection, residual, LayerNorm */
+  QLA_STAGE_FFN = 5,       /* both feed-forward GEMMs, GELU, residual, LayerNorm */
+  QLA_STAGE_HEAD = 6,
+  QLA_STAGE_WAIT = 7, /* at barriers */
+  QLA_NUM_STAGES = 8
+};
+
+/* Opens a package folder by mmap: weights are shared by all processes that map them. */
+QLA_API qla_status qla_open(const char* folder, const qla_options* options, qla_engine** engine);
+
+/* The same from buffers. model.safetensors is used in place; the small files are copied. */
+QLA_API qla_status qla_open_memory(const qla_file* files, size_t num_files,
+                                   const qla_options* options, qla_engine** engine);
+
+QLA_API void qla_free(qla_engine* engine);
+
+QLA_API qla_status qla_get_info(const qla_engine* engine, qla_model_info* info);
+
+/* Texts the engine holds: copied to `buffer` with a closing NUL when `capacity` suffices;
+ * `*length` always receives the length without it. */
+typedef enum qla_text {
+  QLA_TEXT_CONFIG = 0,         /* config.json as opened */
+  QLA_TEXT_LENGTH_CONFIGS = 1, /* length_configs.json as opened */
+  QLA_TEXT_EXPLAIN = 2         /* which kernels run, why, on how many threads, and package facts */
+} qla_text;
+QLA_API qla_status qla_get_text(const qla_engine* engine, qla_text which, char* buffer,
+                                size_t capacity, size_t* length);
+
+/* Runs one ragged batch. Same sequence and length config in, same bits out: whatever else is in
+ * the batch, however many threads, whichever instruction set. */
+QLA_API qla_status qla_run(qla_engine* engine, const qla_batch* batch, const qla_outputs* outputs);
+
+/* Span QA: the best answer span of each question over all of its windows.
+ * Window w's tokens are [offsets[w], offsets[w+1]) of start/end/is_context (global indices);
+ * question q owns windows [questions[q], questions[q+1]). One softmax over the context tokens of
+ * all windows of a question; score = p_start * p_end, start <= end, at most max_tokens long.
+ * Ties go to the earlier window, start, end. A question whose windows hold no context token is an
+ * error. Results per question: window, first and last token inside that window, score. */
+QLA_API qla_status qla_best_spans(const float* start_logits, const float* end_logits,
+                                  const uint8_t* is_context, const int64_t* offsets,
+                                  const int64_t* questions, int64_t num_questions,
+                                  int32_t max_tokens, int32_t* window, int32_t* first,
+                                  int32_t* last, float* score);
+
+/* CRC-32C (Castagnoli) of a buffer: the checksum of package files. */
+QLA_API uint32_t qla_crc32c(const void* data, size_t size);
+
+/* "ref avx2 avxvnni avx512vnni amx": the instruction sets usable here and now, space separated. */
+QLA_API const char* qla_available_isas(void);
+
+/* Why the last call on this thread failed; never NULL. */
+QLA_API const char* qla_last_error(void);
+
+QLA_API const char* qla_version(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

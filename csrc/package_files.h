@@ -1,0 +1,78 @@
+// A package's files as bytes: mapped from a folder or lent by the caller, and checked against the
+// manifest. What the bytes mean is package.cpp's concern.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "qla/qla.h"
+
+namespace qla {
+
+constexpr const char* kManifestFile = "manifest.json";
+constexpr const char* kConfigFile = "config.json";
+constexpr const char* kWeightsFile = "model.safetensors";
+constexpr const char* kTokenizerFile = "tokenizer.json";
+constexpr const char* kLengthsFile = "length_configs.json";
+
+constexpr size_t kMaxJsonSize = size_t{1} << 20;  // of any JSON file that is parsed
+
+// Read-only bytes, unmapped with their owner if they were mapped.
+class FileBytes {
+ public:
+  static FileBytes borrow(const void* data, size_t size);
+  static FileBytes map(int descriptor, size_t size);  // empty when mmap fails
+
+  const uint8_t* data() const { return data_.get(); }
+  size_t size() const { return size_; }
+  std::string_view text() const { return {reinterpret_cast<const char*>(data()), size_}; }
+
+ private:
+  struct Unmap {
+    size_t mapped;  // 0: not ours
+    void operator()(const uint8_t* data) const;
+  };
+  std::unique_ptr<const uint8_t, Unmap> data_{nullptr, Unmap{0}};
+  size_t size_ = 0;
+};
+
+using PackageFiles = std::map<std::string, FileBytes, std::less<>>;
+
+// A file descriptor that closes itself.
+struct Descriptor {
+  explicit Descriptor(int descriptor) : value(descriptor) {}
+  ~Descriptor();
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  const int value;
+};
+
+// A folder held open, so that all of its files come from the same package even if another one takes
+// its place meanwhile.
+class Folder {
+ public:
+  explicit Folder(const std::string& path);  // an error when it is a checkpoint or no folder
+
+  PackageFiles files() const;
+  bool was_replaced() const;  // the path leads to another folder now
+
+ private:
+  bool has(const char* name) const;
+  FileBytes map_file(const char* name) const;
+  bool is_checkpoint() const;
+
+  std::string path_;
+  Descriptor descriptor_;
+};
+
+// The package's files among those given.
+PackageFiles files_in_memory(const qla_file* files, size_t num_files);
+
+// The manifest is sound, and every file it lists has its size and checksum.
+void check_manifest(const PackageFiles& files);
+
+}  // namespace qla

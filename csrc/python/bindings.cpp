@@ -1,0 +1,361 @@
+// qla_runtime._core: the C door (qla/qla.h) as a Python module, and nothing more. It checks that
+// arrays are what they claim to be, makes room for the results, and lets go of the GIL while the
+// engine works; what the numbers mean is decided on the other side of the door, or in Python.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "qla/qla.h"
+
+namespace py = pybind11;
+
+namespace {
+
+constexpr std::array<const char*, QLA_NUM_STAGES> kStages = {"embed",  "qkv", "attention", "select",
+                                                             "output", "ffn", "head",      "wait"};
+constexpr std::array<const char*, 4> kTasks = {"span-qa", "sequence-classification",
+                                               "token-classification", "embedding"};
+const std::set<std::string> kResults = {"last_hidden", "logits", "kept",  "hidden_states",
+                                        "scores",      "macs",   "stages"};
+
+// ------------------------------------------------------------------------------------- errors
+
+[[noreturn]] void raise(const char* class_name, const std::string& message) {
+  const py::object type = py::module_::import("qla_runtime.errors").attr(class_name);
+  // A message may quote a path or a file's bytes: never let it fail as bad UTF-8.
+  const py::object text = py::reinterpret_steal<py::object>(PyUnicode_DecodeUTF8(
+      message.data(), static_cast<Py_ssize_t>(message.size()), "backslashreplace"));
+  if (!text) throw py::error_already_set();
+  PyErr_SetObject(type.ptr(), text.ptr());
+  throw py::error_already_set();
+}
+
+[[noreturn]] void bad_input(const std::string& message) { raise("InputError", message); }
+
+void check(qla_status status) {
+  if (status == QLA_OK) return;
+  const std::string message = qla_last_error();
+  switch (status) {
+    case QLA_INVALID_INPUT:
+      raise("InputError", message);
+    case QLA_BAD_PACKAGE:
+      raise("PackageError", message);
+    case QLA_UNSUPPORTED:
+      raise("UnsupportedError", message);
+    case QLA_OUT_OF_MEMORY:
+      PyErr_SetString(PyExc_MemoryError, message.c_str());
+      throw py::error_already_set();
+    default:
+      raise("QlaError", message);
+  }
+}
+
+// ------------------------------------------------------------------------------------- arrays
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+
+std::string dtype_name(const py::dtype& dtype) {
+  return py::str(static_cast<const py::object&>(dtype));
+}
+
+[[noreturn]] void refuse_vector(const py::object& object, const char* name,
+                                const py::dtype& dtype) {
+  const std::string wanted = std::string(name) +
+                             " must be an aligned, contiguous, one-dimensional " +
+                             dtype_name(dtype) + " array; ";
+  if (!py::isinstance<py::array>(object)) {
+    bad_input(wanted + "got " + Py_TYPE(object.ptr())->tp_name +
+              ". Convert it with numpy.ascontiguousarray(..., dtype=...)");
+  }
+  const auto array = py::reinterpret_borrow<py::array>(object);
+  if (!array.dtype().equal(dtype)) {
+    bad_input(wanted + "its dtype is " + dtype_name(array.dtype()) +
+              ". Convert it on purpose with .astype(...)");
+  }
+  if (array.ndim() != 1) {
+    bad_input(wanted + "it has " + std::to_string(array.ndim()) + " dimensions. Flatten it first");
+  }
+  bad_input(wanted + "it is strided or not aligned. Pass a copy of it");
+}
+
+// Exactly this dtype and layout: a silent cast of floats to ids, or a silent copy of a large array,
+// would hide the caller's mistake.
+template <class T>
+Array<T> vector_argument(const py::object& object, const char* name) {
+  if (py::isinstance<Array<T>>(object)) {
+    auto array = py::reinterpret_borrow<Array<T>>(object);
+    const bool aligned = reinterpret_cast<std::uintptr_t>(array.data()) % alignof(T) == 0;
+    if (array.ndim() == 1 && aligned) return array;
+  }
+  refuse_vector(object, name, py::dtype::of<T>());
+}
+
+void check_size(const py::array& array, const char* name, py::ssize_t size, const char* because) {
+  if (array.size() == size) return;
+  bad_input(std::string(name) + " has " + std::to_string(array.size()) + " entries; it needs " +
+            std::to_string(size) + ", " + because);
+}
+
+// The C door sees pointers only, so that the ranges stay inside the array is checked here.
+void check_offsets(const Array<std::int64_t>& offsets, const char* name, py::ssize_t end) {
+  const std::int64_t* begin = offsets.data();
+  if (offsets.size() < 1 || begin[0] != 0 || begin[offsets.size() - 1] != end ||
+      !std::is_sorted(begin, begin + offsets.size())) {
+    bad_input(std::string(name) + " must rise from 0 to " + std::to_string(end) +
+              ", the number of entries that it divides; check the last sequence's end");
+  }
+}
+
+template <class T>
+Array<T> room(std::vector<py::ssize_t> shape) {
+  return Array<T>(std::move(shape));
+}
+
+// ------------------------------------------------------------------------------------- engine
+
+using LengthTuple = std::tuple<std::int32_t, std::vector<double>, std::int32_t>;
+
+// What `want` asks for, as the engine fills it. Unasked arrays stay absent.
+class Results {
+ public:
+  Results(const std::set<std::string>& want, const qla_model_info& info, py::ssize_t tokens,
+          py::ssize_t sequences) {
+    const py::ssize_t layers = info.layers, hidden = info.hidden;
+    const bool per_token =
+        info.task == QLA_TASK_SPAN_QA || info.task == QLA_TASK_TOKEN_CLASSIFICATION;
+    pointers_.struct_size = sizeof pointers_;
+    if (want.count("last_hidden")) {
+      pointers_.last_hidden = add<float>("last_hidden", {tokens, hidden});
+    }
+    if (want.count("logits")) {
+      pointers_.logits = add<float>("logits", {per_token ? tokens : sequences, info.outputs});
+    }
+    if (want.count("kept")) {
+      pointers_.kept_counts = add<std::int32_t>("kept_counts", {layers, sequences});
+      pointers_.kept = add<std::int32_t>("kept", {layers, tokens});
+      // The engine writes as many positions as were kept; the rest reads as "none".
+      std::fill_n(pointers_.kept, layers * tokens, -1);
+    }
+    if (want.count("hidden_states")) {
+      pointers_.hidden_states = add<float>("hidden_states", {layers + 1, tokens, hidden});
+    }
+    if (want.count("scores")) pointers_.scores = add<float>("scores", {layers, tokens});
+    if (want.count("macs")) pointers_.macs = add<std::int64_t>("macs", {sequences});
+    if (want.count("stages")) {
+      pointers_.stage_seconds = add<double>("stages", {py::ssize_t{QLA_NUM_STAGES}});
+    }
+  }
+
+  const qla_outputs* pointers() const { return &pointers_; }
+  py::dict take() { return std::move(arrays_); }
+
+ private:
+  template <class T>
+  T* add(const char* name, std::vector<py::ssize_t> shape) {
+    Array<T> array = room<T>(std::move(shape));
+    arrays_[name] = array;
+    return array.mutable_data();
+  }
+
+  qla_outputs pointers_{};
+  py::dict arrays_;
+};
+
+class Engine {
+ public:
+  Engine(const py::object& path, std::int32_t num_threads, std::int32_t streams,
+         const std::optional<std::string>& isa) {
+    PyObject* encoded = nullptr;
+    if (!PyUnicode_FSConverter(path.ptr(), &encoded)) throw py::error_already_set();
+    const std::string folder = py::reinterpret_steal<py::bytes>(encoded);
+    const qla_options options{sizeof(qla_options), num_threads, streams,
+                              isa ? isa->c_str() : nullptr};
+    qla_engine* opened = nullptr;
+    check(without_gil([&] { return qla_open(folder.c_str(), &options, &opened); }));
+    engine_.reset(opened);
+    info_.struct_size = sizeof info_;
+    check(qla_get_info(engine_.get(), &info_));
+  }
+
+  py::dict info() const {
+    py::dict info;
+    info["layers"] = info_.layers;
+    info["hidden"] = info_.hidden;
+    info["heads"] = info_.heads;
+    info["intermediate"] = info_.intermediate;
+    info["vocab_size"] = info_.vocab_size;
+    info["max_positions"] = info_.max_positions;
+    info["type_vocab_size"] = info_.type_vocab_size;
+    info["task"] = kTasks.at(static_cast<std::size_t>(info_.task));
+    info["outputs"] = info_.outputs;
+    info["num_threads"] = info_.num_threads;
+    info["streams"] = info_.streams;
+    return info;
+  }
+
+  py::str text(qla_text which) const {
+    std::size_t length = 0;
+    check(qla_get_text(engine_.get(), which, nullptr, 0, &length));
+    std::string buffer(length + 1, '\0');
+    check(qla_get_text(engine_.get(), which, buffer.data(), buffer.size(), &length));
+    buffer.resize(length);
+    return py::str(buffer);
+  }
+
+  py::dict run(const py::object& ids, const py::object& offsets, const py::object& type_ids,
+               const std::vector<LengthTuple>& lengths, const py::object& length_index,
+               const py::iterable& want) {
+    const auto id_array = vector_argument<std::int32_t>(ids, "ids");
+    const auto offset_array = vector_argument<std::int64_t>(offsets, "offsets");
+    check_offsets(offset_array, "offsets", id_array.size());
+    const py::ssize_t tokens = id_array.size(), sequences = offset_array.size() - 1;
+    const std::set<std::string> names = checked_names(want);
+
+    qla_batch batch{};
+    batch.struct_size = sizeof batch;
+    batch.input_ids = id_array.data();
+    batch.offsets = offset_array.data();
+    batch.num_sequences = sequences;
+
+    Array<std::int32_t> type_array, index_array;
+    if (!type_ids.is_none()) {
+      type_array = vector_argument<std::int32_t>(type_ids, "type_ids");
+      check_size(type_array, "type_ids", tokens, "one per token");
+      batch.token_type_ids = type_array.data();
+    }
+    if (!length_index.is_none()) {
+      index_array = vector_argument<std::int32_t>(length_index, "length_index");
+      check_size(index_array, "length_index", sequences, "one per sequence");
+      batch.length_index = index_array.data();
+    }
+    std::vector<qla_length_config> configs;
+    configs.reserve(lengths.size());
+    for (const auto& [rule, values, keep_cls] : lengths) {
+      configs.push_back({rule, keep_cls, values.data(), static_cast<std::int32_t>(values.size())});
+    }
+    batch.lengths = configs.empty() ? nullptr : configs.data();
+    batch.num_lengths = static_cast<std::int32_t>(configs.size());
+
+    Results results(names, info_, tokens, sequences);
+    check(without_gil([&] { return qla_run(engine_.get(), &batch, results.pointers()); }));
+    return results.take();
+  }
+
+ private:
+  static std::set<std::string> checked_names(const py::iterable& want) {
+    std::set<std::string> names;
+    for (const py::handle& item : want) {
+      const std::string name = py::str(item);
+      if (!kResults.count(name)) bad_input("want holds '" + name + "', which run() cannot give");
+      names.insert(name);
+    }
+    return names;
+  }
+
+  template <class Call>
+  static qla_status without_gil(Call call) {
+    const py::gil_scoped_release release;
+    return call();
+  }
+
+  struct Free {
+    void operator()(qla_engine* engine) const { qla_free(engine); }
+  };
+  std::unique_ptr<qla_engine, Free> engine_;
+  qla_model_info info_{};
+};
+
+// --------------------------------------------------------------------------- module functions
+
+py::tuple best_spans(const py::object& start, const py::object& end, const py::object& is_context,
+                     const py::object& offsets, const py::object& questions,
+                     std::int32_t max_tokens) {
+  const auto starts = vector_argument<float>(start, "start");
+  const auto ends = vector_argument<float>(end, "end");
+  const auto context = vector_argument<std::uint8_t>(is_context, "is_context");
+  const auto windows = vector_argument<std::int64_t>(offsets, "offsets");
+  const auto owners = vector_argument<std::int64_t>(questions, "questions");
+  check_size(ends, "end", starts.size(), "one per start logit");
+  check_size(context, "is_context", starts.size(), "one per start logit");
+  check_offsets(windows, "offsets", starts.size());
+  check_offsets(owners, "questions", windows.size() - 1);
+
+  const py::ssize_t count = owners.size() - 1;
+  auto window = room<std::int32_t>({count}), first = room<std::int32_t>({count}),
+       last = room<std::int32_t>({count});
+  auto score = room<float>({count});
+  // Pointers first: mutable_data() belongs to Python, the call below does not hold its lock.
+  std::int32_t *window_out = window.mutable_data(), *first_out = first.mutable_data(),
+               *last_out = last.mutable_data();
+  float* score_out = score.mutable_data();
+  qla_status status;
+  {
+    const py::gil_scoped_release release;
+    status =
+        qla_best_spans(starts.data(), ends.data(), context.data(), windows.data(), owners.data(),
+                       count, max_tokens, window_out, first_out, last_out, score_out);
+  }
+  check(status);
+  return py::make_tuple(window, first, last, score);
+}
+
+std::uint32_t crc32c(const py::buffer& buffer) {
+  Py_buffer view;
+  if (PyObject_GetBuffer(buffer.ptr(), &view, PyBUF_SIMPLE) != 0) throw py::error_already_set();
+  const std::uint32_t sum = qla_crc32c(view.buf, static_cast<std::size_t>(view.len));
+  PyBuffer_Release(&view);
+  return sum;
+}
+
+std::vector<std::string> available_isas() {
+  const std::string text = qla_available_isas();
+  std::vector<std::string> names;
+  for (std::size_t begin = 0; begin < text.size();) {
+    const std::size_t end = std::min(text.find(' ', begin), text.size());
+    if (end > begin) names.push_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return names;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, module) {
+  module.doc() = "The C door of qla_runtime (qla/qla.h): one engine, its results as numpy arrays.";
+
+  py::class_<Engine>(module, "Engine")
+      .def(py::init<const py::object&, std::int32_t, std::int32_t,
+                    const std::optional<std::string>&>(),
+           py::arg("path"), py::arg("num_threads") = 0, py::arg("streams") = 1,
+           py::arg("isa") = py::none())
+      .def_property_readonly("info", &Engine::info)
+      .def_property_readonly("config_json",
+                             [](const Engine& engine) { return engine.text(QLA_TEXT_CONFIG); })
+      .def_property_readonly(
+          "length_configs_json",
+          [](const Engine& engine) { return engine.text(QLA_TEXT_LENGTH_CONFIGS); })
+      .def("explain", [](const Engine& engine) { return engine.text(QLA_TEXT_EXPLAIN); })
+      .def("run", &Engine::run, py::arg("ids"), py::arg("offsets"), py::arg("type_ids"),
+           py::arg("lengths"), py::arg("length_index"), py::arg("want"));
+
+  module.def("best_spans", &best_spans, py::arg("start"), py::arg("end"), py::arg("is_context"),
+             py::arg("offsets"), py::arg("questions"), py::arg("max_tokens"));
+  module.def("crc32c", &crc32c, py::arg("buffer"));
+  module.def("available_isas", &available_isas);
+  module.def("version", [] { return std::string(qla_version()); });
+
+  py::tuple stages(kStages.size());
+  for (std::size_t i = 0; i < kStages.size(); ++i) stages[i] = py::str(kStages[i]);
+  module.attr("STAGES") = stages;
+}

@@ -1,0 +1,64 @@
+// One allocation per call size: a workspace grows to the largest chunk it has seen and is then
+// reused. Big ones ask for huge pages (weights never do: they stay mapped and shared).
+#pragma once
+
+#include <sys/mman.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <new>
+
+namespace qla {
+
+class Workspace {
+ public:
+  Workspace() = default;
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+  ~Workspace() { release(); }
+
+  // At least `size` bytes, page aligned, contents undefined.
+  std::byte* reserve(size_t size) {
+    if (size <= size_) return data_;
+    release();
+    constexpr size_t kHugePage = size_t{2} << 20;
+    const size_t wanted = (size + kHugePage - 1) / kHugePage * kHugePage;
+    void* memory = mmap(nullptr, wanted, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) throw std::bad_alloc();
+    madvise(memory, wanted, MADV_HUGEPAGE);  // a hint: no harm where it is refused
+    data_ = static_cast<std::byte*>(memory);
+    size_ = wanted;
+    return data_;
+  }
+
+ private:
+  void release() {
+    if (data_) munmap(data_, size_);
+    data_ = nullptr;
+    size_ = 0;
+  }
+
+  std::byte* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+// Cuts a workspace into 64-byte aligned arrays. Run once without memory to learn the size, once
+// with it to get the pointers: one list of arrays, no second place to forget.
+class Cutter {
+ public:
+  explicit Cutter(std::byte* base) : base_(base) {}
+
+  template <typename T>
+  T* take(size_t count) {
+    T* here = base_ ? reinterpret_cast<T*>(base_ + used_) : nullptr;
+    used_ += (count * sizeof(T) + 63) / 64 * 64;
+    return here;
+  }
+  size_t used() const { return used_; }
+
+ private:
+  std::byte* base_;
+  size_t used_ = 0;
+};
+
+}  // namespace qla

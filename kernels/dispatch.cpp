@@ -1,0 +1,69 @@
+// Turns kernels.inc into choices. Compiled for the baseline: it runs before anything is known.
+#include <cstring>
+#include <type_traits>
+
+#include "kernels.h"
+
+namespace qla {
+
+#define QLA_KERNEL(operation, isa, function, instructions) \
+  std::remove_pointer_t<decltype(KernelSet::operation)> function;
+#include "kernels.inc"
+#undef QLA_KERNEL
+
+void load_tile_config();
+void release_tile_config();
+
+KernelSet select_kernels(Isa isa) {
+  KernelSet set{};
+  // Lines of an operation rise by ISA, so the last one allowed is the best one.
+#define QLA_KERNEL(operation, lowest, function, instructions) \
+  if (Isa::lowest <= isa) set.operation = function;
+#include "kernels.inc"
+#undef QLA_KERNEL
+  return set;
+}
+
+int selected_kernels(Isa isa, KernelInfo* lines, int capacity) {
+  static constexpr KernelInfo kTable[] = {
+#define QLA_KERNEL(operation, lowest, function, instructions) \
+  {#operation, Isa::lowest, #function, instructions},
+#include "kernels.inc"
+#undef QLA_KERNEL
+  };
+  int count = 0;
+  for (const KernelInfo& line : kTable) {
+    if (line.isa > isa) continue;
+    const bool better = count > 0 && strcmp(lines[count - 1].operation, line.operation) == 0;
+    if (!better && count == capacity) break;
+    lines[better ? count - 1 : count++] = line;
+  }
+  return count;
+}
+
+size_t attention_scratch_bytes(int n, int head_dim) {
+  // The widest user: fp32 copies of K and V, 16 rows of scores, 16 queries (attention_fma.h).
+  const size_t ld = (static_cast<size_t>(n) + 31) / 32 * 32;
+  const size_t floats = 16 * ld + 2 * ld * head_dim + 16 * static_cast<size_t>(head_dim);
+  return (floats * sizeof(float) + 63) / 64 * 64;
+}
+
+int preferred_row_block(Isa isa) {
+  switch (isa) {
+    case Isa::kAmx:
+      return 64;  // two 32-row blocks per pass over B, FFN scratch of 64 x 1536 fp32 inside L2
+    case Isa::kAvx512Vnni:
+      return 48;  // 8 x 6 rows: A (18 KiB at k = 384) beside a 24 KiB panel of B
+    default:
+      return 24;
+  }
+}
+
+void begin_tiles(Isa isa) {
+  if (isa == Isa::kAmx) load_tile_config();
+}
+void end_tiles(Isa isa) {
+  if (isa == Isa::kAmx) release_tile_config();
+}
+
+}  // namespace qla

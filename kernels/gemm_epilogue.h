@@ -1,0 +1,71 @@
+// What every GEMM does with 16 neighbouring int32 accumulators of one row. Textually included after
+// one of simd/*.h, so that all instruction sets share this arithmetic to the bit.
+#pragma once
+
+#include "kernels.h"
+
+namespace qla {
+namespace {
+
+// gelu(x) = x * Phi(x). Phi(x) - 1/2 is an odd degree-19 polynomial on [-4.5, 4.5], fitted to the
+// error of gelu itself with Phi(4.5) = 1 held; beyond, x is clamped inside Phi only.
+// |error| <= 4.3e-5 everywhere in [-7, 7], a five-hundredth of a u8 step (docs/numerics.md).
+QLA_INLINE f32x16 gelu(f32x16 x) {
+  const f32x16 t = max(min(x, set1(4.5f)), set1(-4.5f));
+  const f32x16 u = t * t;
+  f32x16 p = set1(-0x1.6ee188p-40f);
+  p = fma(p, u, set1(0x1.6114c6p-33f));
+  p = fma(p, u, set1(-0x1.2f4a12p-27f));
+  p = fma(p, u, set1(0x1.3510f8p-22f));
+  p = fma(p, u, set1(-0x1.a418dap-18f));
+  p = fma(p, u, set1(0x1.96fe1cp-14f));
+  p = fma(p, u, set1(-0x1.2546p-10f));
+  p = fma(p, u, set1(0x1.41e244p-7f));
+  p = fma(p, u, set1(-0x1.0fab1p-4f));
+  p = fma(p, u, set1(0x1.9873f2p-2f));
+  return x * fma(p, t, set1(0.5f));
+}
+
+QLA_INLINE f32x16 dequantize(const GemmArgs& g, i32x16 acc, int row, int col) {
+  const i32x16 sum = acc - set1(g.row_zero[row]) * load(g.col_sum + col);
+  const f32x16 scale = set1(g.row_scale[row]) * load(g.col_scale + col);
+  return fma(to_float(sum), scale, load(g.bias + col));
+}
+
+// The first column block of a kBiasGelu row has nothing to compare with yet.
+QLA_INLINE void track_range(const GemmArgs& g, f32x16 y, int row, int col) {
+  float* lo = g.row_min + 16 * row;
+  float* hi = g.row_max + 16 * row;
+  store(lo, col == 0 ? y : min(y, load(lo)));
+  store(hi, col == 0 ? y : max(y, load(hi)));
+}
+
+template <Epilogue kEpilogue>
+QLA_INLINE void finish(const GemmArgs& g, i32x16 acc, int row, int col) {
+  const f32x16 y = dequantize(g, acc, row, col);
+  if constexpr (kEpilogue == Epilogue::kBias) {
+    store(g.c + static_cast<size_t>(row) * g.ldc + col, y);
+  } else if constexpr (kEpilogue == Epilogue::kBiasGelu) {
+    const f32x16 activated = gelu(y);
+    store(g.c + static_cast<size_t>(row) * g.ldc + col, activated);
+    track_range(g, activated, row, col);
+  } else {
+    // Column blocks of 16 never straddle heads: head_dim is 32 or 64.
+    const int head = col / g.head_dim;
+    store_bf16(g.qkv_row[row] + head * g.qkv_stride[row] + (col - head * g.head_dim), y);
+  }
+}
+
+// Calls `kernel<epilogue>(g)`; keeps the switch out of every GEMM.
+#define QLA_DISPATCH_EPILOGUE(kernel, g)                  \
+  switch ((g).epilogue) {                                 \
+    case Epilogue::kBias:                                 \
+      return kernel<Epilogue::kBias>(g);                  \
+    case Epilogue::kBiasGelu:                             \
+      return kernel<Epilogue::kBiasGelu>(g);              \
+    case Epilogue::kBiasQkv:                              \
+      return kernel<Epilogue::kBiasQkv>(g);               \
+  }
+
+}  // namespace
+}  // namespace qla

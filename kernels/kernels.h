@@ -1,0 +1,122 @@
+// The kernel room's public face: argument structs and the set of functions an engine calls.
+//
+// A kernel is what ONE core computes on raw pointers: no threads, no allocation, no exceptions.
+// Kernels know nothing of models. Every implementation of an operation gives the same bits
+// (docs/numerics.md says by which rules); which one runs is decided once, at opening, from
+// kernels.inc.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu_features.h"
+
+namespace qla {
+
+// Rows of u8 activations are readable up to a multiple of this, whatever they hold: AMX loads whole
+// tiles.
+constexpr int kRowPadding = 32;
+
+// What a GEMM does with its int32 accumulators, besides
+//   y = float(acc - row_zero * col_sum) * (row_scale * col_scale) + bias.
+enum class Epilogue {
+  kBias,      // store y
+  kBiasGelu,  // store gelu(y) and each row's smallest and largest value
+  kBiasQkv,   // store y as bf16 where attention reads it
+};
+
+// C[rows, n] = A[rows, k] (u8) . B[k, n] (s8, packed k64n16k4). k and n are multiples of 64.
+struct GemmArgs {
+  const uint8_t* a;
+  int lda;
+  const int8_t* b;
+  int rows, k, n;
+  const float* row_scale;   // (rows)
+  const int32_t* row_zero;  // (rows)
+  const float* col_scale;   // (n)
+  const float* bias;        // (n)
+  const int32_t* col_sum;   // (n)
+  Epilogue epilogue;
+  float* c;  // kBias, kBiasGelu
+  int ldc;
+  float* row_min;  // kBiasGelu: (rows, 16) running minima and maxima, 16 lanes a row
+  float* row_max;
+  // kBiasQkv: column block j (head_dim wide) of row r goes to qkv_row[r] + j * qkv_stride[r].
+  uint16_t* const* qkv_row;
+  const int64_t* qkv_stride;
+  int head_dim;
+};
+
+// One head of one sequence: out = softmax(Q K^T * scale) V, column_sum[j] = sum over queries of P.
+struct AttentionArgs {
+  const uint16_t* q;  // (n, head_dim) bf16, readable up to 16 rows
+  const uint16_t* k;  // (n, head_dim) bf16
+  const uint16_t* v;  // (n, head_dim) bf16
+  int n, head_dim;
+  float scale;
+  float* out;  // (n, head_dim) fp32, rows ld_out apart
+  int ld_out;
+  float* column_sum;  // (n rounded up to 16), or null when nobody needs the scores
+  void* scratch;      // attention_scratch_bytes(n, head_dim), 64-byte aligned
+};
+
+struct NormArgs {
+  const float* weight;
+  const float* bias;
+  float eps;
+};
+
+// Where a row's u8 scale comes from: itself, or calibration.
+struct QuantizeArgs {
+  bool is_static;
+  float static_scale;
+  int32_t static_zero;
+};
+
+struct KernelSet {
+  // u8 x s8 GEMM with epilogue.
+  void (*gemm_u8s8)(const GemmArgs&);
+  // bf16 attention with column sums.
+  void (*attention)(const AttentionArgs&);
+  // out = LayerNorm(word * word_scale + position + token_type), one row.
+  void (*embed_norm)(const int8_t* word, float word_scale, const float* position,
+                     const float* token_type, const NormArgs&, int n, float* out);
+  // out = LayerNorm(x + residual), one row.
+  void (*residual_norm)(const float* x, const float* residual, const NormArgs&, int n, float* out);
+  // q = u8(x), one row; lanes (may be null) are the row's 16 minima and 16 maxima where a GEMM
+  // epilogue found them already.
+  void (*quantize)(const float* x, int n, const float* lane_min, const float* lane_max,
+                   const QuantizeArgs&, uint8_t* q, float* scale, int32_t* zero);
+  // sum of a[i] * b[i].
+  float (*dot)(const float* a, const float* b, int n);
+};
+
+size_t attention_scratch_bytes(int n, int head_dim);
+
+// One line of kernels.inc.
+struct KernelInfo {
+  const char* operation;
+  Isa isa;
+  const char* name;
+  const char* instructions;
+};
+
+// The kernels an engine at `isa` runs: for each operation the best line of kernels.inc not above it.
+KernelSet select_kernels(Isa isa);
+// The same choice for explaining: fills up to `capacity` lines, returns their number.
+int selected_kernels(Isa isa, KernelInfo* lines, int capacity);
+
+// Rows a GEMM likes to see at once: few enough for its A block to stay in L1/L2, enough to reuse B.
+int preferred_row_block(Isa isa);
+
+// AMX tile configuration is per-thread state: load it where a parallel region begins, release it
+// where it ends. Both do nothing below Isa::kAmx.
+void begin_tiles(Isa isa);
+void end_tiles(Isa isa);
+
+// Keeps the k largest of n scores, ties to the lower position; `keep_first_row` forces position 0
+// in. Positions ascend in `kept`. `scratch` holds n 64-bit words.
+void select_top_k(const float* scores, int n, int k, bool keep_first_row, uint64_t* scratch,
+                  int32_t* kept);
+
+}  // namespace qla

@@ -1,0 +1,142 @@
+// Sixteen virtual lanes on AVX2 + FMA: two ymm. Included only by files compiled with AVX2 flags.
+// simd/ref.h defines the meaning of every function here; the three headers must agree to the bit.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#define QLA_INLINE inline __attribute__((always_inline))
+
+namespace qla {
+namespace {
+
+struct f32x16 {
+  __m256 lo, hi;
+};
+struct i32x16 {
+  __m256i lo, hi;
+};
+
+// 16 ymm hold 2 x 1 x 2 sixteen-lane accumulators for Q.K^T and 1 x 2 x 3 for P.V.
+constexpr int kQueryBlock = 2, kKeyVectors = 1, kValueQueries = 1, kValueVectors = 2;
+
+QLA_INLINE f32x16 zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+QLA_INLINE f32x16 set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+QLA_INLINE i32x16 set1(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+QLA_INLINE f32x16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+QLA_INLINE i32x16 load(const int32_t* p) {
+  return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 8))};
+}
+QLA_INLINE void store(float* p, f32x16 a) {
+  _mm256_storeu_ps(p, a.lo);
+  _mm256_storeu_ps(p + 8, a.hi);
+}
+QLA_INLINE f32x16 operator+(f32x16 a, f32x16 b) {
+  return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)};
+}
+QLA_INLINE f32x16 operator-(f32x16 a, f32x16 b) {
+  return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)};
+}
+QLA_INLINE f32x16 operator*(f32x16 a, f32x16 b) {
+  return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)};
+}
+QLA_INLINE i32x16 operator-(i32x16 a, i32x16 b) {
+  return {_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)};
+}
+QLA_INLINE i32x16 operator*(i32x16 a, i32x16 b) {
+  return {_mm256_mullo_epi32(a.lo, b.lo), _mm256_mullo_epi32(a.hi, b.hi)};
+}
+QLA_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
+  return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
+QLA_INLINE f32x16 min(f32x16 a, f32x16 b) {
+  return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)};
+}
+QLA_INLINE f32x16 max(f32x16 a, f32x16 b) {
+  return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)};
+}
+QLA_INLINE f32x16 to_float(i32x16 a) {
+  return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)};
+}
+QLA_INLINE i32x16 to_int(f32x16 a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }
+QLA_INLINE f32x16 round_even(f32x16 a) {
+  constexpr int kMode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return {_mm256_round_ps(a.lo, kMode), _mm256_round_ps(a.hi, kMode)};
+}
+
+QLA_INLINE __m256 scale_exponent(__m256 a, __m256 n) {
+  const __m256i shifted = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), shifted));
+}
+QLA_INLINE f32x16 scale_exponent(f32x16 a, f32x16 n) {
+  return {scale_exponent(a.lo, n.lo), scale_exponent(a.hi, n.hi)};
+}
+
+QLA_INLINE f32x16 keep_first(f32x16 a, int count) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m256i lo = _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane);
+  const __m256i hi = _mm256_cmpgt_epi32(_mm256_set1_epi32(count - 8), lane);
+  return {_mm256_and_ps(a.lo, _mm256_castsi256_ps(lo)),
+          _mm256_and_ps(a.hi, _mm256_castsi256_ps(hi))};
+}
+
+QLA_INLINE __m256i bf16_bits(__m256 a) {
+  const __m256i x = _mm256_castps_si256(a);
+  const __m256i lsb = _mm256_and_si256(_mm256_srli_epi32(x, 16), _mm256_set1_epi32(1));
+  return _mm256_add_epi32(x, _mm256_add_epi32(lsb, _mm256_set1_epi32(0x7fff)));
+}
+QLA_INLINE f32x16 round_bf16(f32x16 a) {
+  const __m256i top = _mm256_set1_epi32(int32_t(0xffff0000));
+  return {_mm256_castsi256_ps(_mm256_and_si256(bf16_bits(a.lo), top)),
+          _mm256_castsi256_ps(_mm256_and_si256(bf16_bits(a.hi), top))};
+}
+QLA_INLINE void store_bf16(uint16_t* p, f32x16 a) {
+  const __m256i lo = _mm256_srli_epi32(bf16_bits(a.lo), 16);
+  const __m256i hi = _mm256_srli_epi32(bf16_bits(a.hi), 16);
+  // packus works within 128-bit halves; the permute puts the four quarters back in order.
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(lo, hi), 0xd8);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), packed);
+}
+QLA_INLINE __m256 load8_bf16(const uint16_t* p) {
+  const __m256i x = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
+}
+QLA_INLINE f32x16 load_bf16(const uint16_t* p) { return {load8_bf16(p), load8_bf16(p + 8)}; }
+QLA_INLINE f32x16 load_s8(const int8_t* p) {
+  const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)),
+          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(x, 8)))};
+}
+QLA_INLINE void store_u8(uint8_t* p, i32x16 a) {
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a.lo, a.hi), 0xd8);
+  const __m128i bytes =
+      _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+}
+
+QLA_INLINE float reduce_add(f32x16 a) {
+  const __m256 s8 = _mm256_add_ps(a.lo, a.hi);
+  const __m128 s4 = _mm_add_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));
+  const __m128 s2 = _mm_add_ps(s4, _mm_movehl_ps(s4, s4));
+  return _mm_cvtss_f32(_mm_add_ss(s2, _mm_movehdup_ps(s2)));
+}
+QLA_INLINE float reduce_max(f32x16 a) {
+  const __m256 s8 = _mm256_max_ps(a.lo, a.hi);
+  const __m128 s4 = _mm_max_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));
+  const __m128 s2 = _mm_max_ps(s4, _mm_movehl_ps(s4, s4));
+  return _mm_cvtss_f32(_mm_max_ss(s2, _mm_movehdup_ps(s2)));
+}
+QLA_INLINE float reduce_min(f32x16 a) {
+  const __m256 s8 = _mm256_min_ps(a.lo, a.hi);
+  const __m128 s4 = _mm_min_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));
+  const __m128 s2 = _mm_min_ps(s4, _mm_movehl_ps(s4, s4));
+  return _mm_cvtss_f32(_mm_min_ss(s2, _mm_movehdup_ps(s2)));
+}
+QLA_INLINE float fma1(float a, float b, float c) {
+  return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)));
+}
+
+}  // namespace
+}  // namespace qla

@@ -1,0 +1,136 @@
+// Sixteen virtual lanes in plain C++: what every lane operation means. Slow and obviously right.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#define QLA_INLINE inline
+
+namespace qla {
+namespace {
+
+struct f32x16 {
+  float v[16];
+};
+struct i32x16 {
+  int32_t v[16];
+};
+
+constexpr int kQueryBlock = 1, kKeyVectors = 1, kValueQueries = 1, kValueVectors = 1;
+
+template <typename V, typename F>
+QLA_INLINE V lanes(F f) {
+  V r;
+  for (int l = 0; l < 16; ++l) r.v[l] = f(l);
+  return r;
+}
+
+QLA_INLINE uint32_t bits_of(float x) {
+  uint32_t u;
+  memcpy(&u, &x, 4);
+  return u;
+}
+QLA_INLINE float float_of(uint32_t u) {
+  float x;
+  memcpy(&x, &u, 4);
+  return x;
+}
+QLA_INLINE float fma1(float a, float b, float c) { return std::fmaf(a, b, c); }
+
+QLA_INLINE f32x16 set1(float x) {
+  return lanes<f32x16>([&](int) { return x; });
+}
+QLA_INLINE i32x16 set1(int32_t x) {
+  return lanes<i32x16>([&](int) { return x; });
+}
+QLA_INLINE f32x16 zero() { return set1(0.0f); }
+QLA_INLINE f32x16 load(const float* p) {
+  return lanes<f32x16>([&](int l) { return p[l]; });
+}
+QLA_INLINE i32x16 load(const int32_t* p) {
+  return lanes<i32x16>([&](int l) { return p[l]; });
+}
+QLA_INLINE void store(float* p, f32x16 a) { memcpy(p, a.v, sizeof a.v); }
+QLA_INLINE f32x16 operator+(f32x16 a, f32x16 b) {
+  return lanes<f32x16>([&](int l) { return a.v[l] + b.v[l]; });
+}
+QLA_INLINE f32x16 operator-(f32x16 a, f32x16 b) {
+  return lanes<f32x16>([&](int l) { return a.v[l] - b.v[l]; });
+}
+QLA_INLINE f32x16 operator*(f32x16 a, f32x16 b) {
+  return lanes<f32x16>([&](int l) { return a.v[l] * b.v[l]; });
+}
+QLA_INLINE i32x16 operator-(i32x16 a, i32x16 b) {
+  return lanes<i32x16>([&](int l) { return a.v[l] - b.v[l]; });
+}
+QLA_INLINE i32x16 operator*(i32x16 a, i32x16 b) {
+  return lanes<i32x16>([&](int l) { return a.v[l] * b.v[l]; });
+}
+QLA_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
+  return lanes<f32x16>([&](int l) { return fma1(a.v[l], b.v[l], c.v[l]); });
+}
+// As MINPS/MAXPS: the second operand when the comparison is false.
+QLA_INLINE f32x16 min(f32x16 a, f32x16 b) {
+  return lanes<f32x16>([&](int l) { return a.v[l] < b.v[l] ? a.v[l] : b.v[l]; });
+}
+QLA_INLINE f32x16 max(f32x16 a, f32x16 b) {
+  return lanes<f32x16>([&](int l) { return a.v[l] > b.v[l] ? a.v[l] : b.v[l]; });
+}
+QLA_INLINE f32x16 to_float(i32x16 a) {
+  return lanes<f32x16>([&](int l) { return static_cast<float>(a.v[l]); });
+}
+QLA_INLINE i32x16 to_int(f32x16 a) {
+  return lanes<i32x16>([&](int l) { return static_cast<int32_t>(std::nearbyintf(a.v[l])); });
+}
+QLA_INLINE f32x16 round_even(f32x16 a) {
+  return lanes<f32x16>([&](int l) { return std::nearbyintf(a.v[l]); });
+}
+QLA_INLINE f32x16 scale_exponent(f32x16 a, f32x16 n) {
+  return lanes<f32x16>([&](int l) {
+    return float_of(bits_of(a.v[l]) + (static_cast<uint32_t>(static_cast<int32_t>(n.v[l])) << 23));
+  });
+}
+QLA_INLINE f32x16 keep_first(f32x16 a, int count) {
+  return lanes<f32x16>([&](int l) { return l < count ? a.v[l] : 0.0f; });
+}
+QLA_INLINE uint32_t bf16_bits(float x) {
+  const uint32_t u = bits_of(x);
+  return u + 0x7fff + ((u >> 16) & 1);
+}
+QLA_INLINE f32x16 round_bf16(f32x16 a) {
+  return lanes<f32x16>([&](int l) { return float_of(bf16_bits(a.v[l]) & 0xffff0000u); });
+}
+QLA_INLINE void store_bf16(uint16_t* p, f32x16 a) {
+  for (int l = 0; l < 16; ++l) p[l] = static_cast<uint16_t>(bf16_bits(a.v[l]) >> 16);
+}
+QLA_INLINE f32x16 load_bf16(const uint16_t* p) {
+  return lanes<f32x16>([&](int l) { return float_of(uint32_t(p[l]) << 16); });
+}
+QLA_INLINE f32x16 load_s8(const int8_t* p) {
+  return lanes<f32x16>([&](int l) { return static_cast<float>(p[l]); });
+}
+QLA_INLINE void store_u8(uint8_t* p, i32x16 a) {
+  for (int l = 0; l < 16; ++l) {
+    p[l] = static_cast<uint8_t>(a.v[l] < 0 ? 0 : a.v[l] > 255 ? 255 : a.v[l]);
+  }
+}
+QLA_INLINE float reduce_add(f32x16 a) {
+  for (int half = 8; half > 0; half /= 2) {
+    for (int l = 0; l < half; ++l) a.v[l] += a.v[l + half];
+  }
+  return a.v[0];
+}
+QLA_INLINE float reduce_max(f32x16 a) {
+  float m = a.v[0];
+  for (int l = 1; l < 16; ++l) m = a.v[l] > m ? a.v[l] : m;
+  return m;
+}
+QLA_INLINE float reduce_min(f32x16 a) {
+  float m = a.v[0];
+  for (int l = 1; l < 16; ++l) m = a.v[l] < m ? a.v[l] : m;
+  return m;
+}
+
+}  // namespace
+}  // namespace qla

@@ -1,0 +1,25 @@
+// The one AMX tile configuration: eight tiles of 16 rows x 64 bytes. Ragged edges are padded in
+// memory instead of reconfigured, since LDTILECFG costs as much as a dozen tile products.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace qla {
+namespace {
+
+constexpr int kTileRows = 16;
+constexpr int kTileBytes = 64;
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+static_assert(sizeof(TileConfig) == 64);
+
+}  // namespace
+}  // namespace qla

@@ -1,0 +1,162 @@
+// LayerNorm, quantization, dot products, top-k: against plain double precision, and equal to the
+// bit across instruction sets.
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "kernel_fixtures.h"
+
+namespace qla {
+namespace {
+
+struct Quantized {
+  std::vector<uint8_t> q;
+  float scale;
+  int32_t zero;
+};
+
+Quantized quantize(const std::vector<float>& x, Isa isa, QuantizeArgs how = {}) {
+  Quantized r{std::vector<uint8_t>(x.size()), 0, 0};
+  const KernelRegion region(isa);
+  select_kernels(isa).quantize(x.data(), static_cast<int>(x.size()), nullptr, nullptr, how,
+                               r.q.data(), &r.scale, &r.zero);
+  return r;
+}
+
+TEST(Quantize, RoundTripsWithinHalfAStep) {
+  for (int n : {64, 384, 1536}) {
+    const std::vector<float> x = Random(8).floats(n, 3.0f);
+    const Quantized r = quantize(x, Isa::kRef);
+    for (int i = 0; i < n; ++i) {
+      // Half a step for the value and half a step for the zero point's own rounding.
+      ASSERT_NEAR((static_cast<int>(r.q[i]) - r.zero) * r.scale, x[i], r.scale * 1.001);
+    }
+  }
+}
+
+TEST(Quantize, OneSidedFlatAndTinyRows) {
+  for (float value : {0.0f, 5.0f, -5.0f, 1e-38f}) {
+    const Quantized r = quantize(std::vector<float>(64, value), Isa::kRef);
+    EXPECT_NEAR((static_cast<int>(r.q[0]) - r.zero) * r.scale, value, r.scale + 1e-30);
+  }
+}
+
+TEST(Quantize, StaticScalesClampWhatCalibrationNeverSaw) {
+  std::vector<float> x(64, 0.5f);
+  x[0] = 1e30f;
+  x[1] = -1e30f;
+  for (Isa isa : usable_isas()) {
+    const Quantized r = quantize(x, isa, {true, 0.01f, 100});
+    EXPECT_EQ(r.q[0], 255) << isa_name(isa);
+    EXPECT_EQ(r.q[1], 0) << isa_name(isa);
+    EXPECT_EQ(r.q[2], 150) << isa_name(isa);
+  }
+}
+
+TEST(Quantize, EveryIsaGivesTheSameBits) {
+  for (int n : {64, 384, 1536}) {
+    const std::vector<float> x = Random(9).floats(n, 2.0f);
+    for (QuantizeArgs how : {QuantizeArgs{}, QuantizeArgs{true, 0.02f, 128}}) {
+      const Quantized want = quantize(x, Isa::kRef, how);
+      for (Isa isa : usable_isas()) {
+        const Quantized got = quantize(x, isa, how);
+        EXPECT_TRUE(same_bits(got.q, want.q)) << isa_name(isa);
+        EXPECT_EQ(got.scale, want.scale);
+        EXPECT_EQ(got.zero, want.zero);
+      }
+    }
+  }
+}
+
+TEST(Norm, MatchesDoublePrecisionOnEveryIsa) {
+  for (int n : {64, 384, 1024}) {
+    Random random(10);
+    const std::vector<float> x = random.floats(n, 2.0f), residual = random.floats(n, 1.0f),
+                             weight = random.floats(n, 1.0f), bias = random.floats(n, 1.0f);
+    double mean = 0, variance = 0;
+    for (int i = 0; i < n; ++i) mean += (x[i] + residual[i]) / static_cast<double>(n);
+    for (int i = 0; i < n; ++i) {
+      variance += std::pow(x[i] + residual[i] - mean, 2) / static_cast<double>(n);
+    }
+    std::vector<float> want(n);
+    for (Isa isa : usable_isas()) {
+      std::vector<float> out(n);
+      {
+        const KernelRegion region(isa);
+        select_kernels(isa).residual_norm(x.data(), residual.data(),
+                                          {weight.data(), bias.data(), 1e-12f}, n, out.data());
+      }
+      if (isa == Isa::kRef) {
+        want = out;
+        for (int i = 0; i < n; ++i) {
+          const double y = (x[i] + residual[i] - mean) / std::sqrt(variance + 1e-12);
+          // Sums of n/16 terms a lane plus a tree of 4: (n/16 + 8) roundings at most.
+          const double bound = (n / 16 + 8) * std::ldexp(1.0, -24) * (std::abs(y) + 1);
+          ASSERT_NEAR(out[i], y * weight[i] + bias[i],
+                      bound * std::abs(weight[i]) + std::ldexp(std::abs(bias[i]), -23));
+        }
+      }
+      EXPECT_TRUE(same_bits(out, want)) << isa_name(isa);
+    }
+  }
+}
+
+TEST(Norm, EmbeddingsOnEveryIsa) {
+  const int n = 384;
+  Random random(11);
+  const std::vector<int8_t> word = random.ints<int8_t>(n, -127, 127);
+  const std::vector<float> position = random.floats(n, 0.1f), type = random.floats(n, 0.1f),
+                           weight = random.floats(n, 1.0f), bias = random.floats(n, 1.0f);
+  std::vector<float> sum(n), zero(n, 0.0f), want(n);
+  for (int i = 0; i < n; ++i) sum[i] = std::fmaf(word[i], 0.001f, position[i]) + type[i];
+  const NormArgs norm{weight.data(), bias.data(), 1e-12f};
+  {
+    const KernelRegion region(Isa::kRef);
+    select_kernels(Isa::kRef).residual_norm(sum.data(), zero.data(), norm, n, want.data());
+  }
+  for (Isa isa : usable_isas()) {
+    std::vector<float> out(n);
+    const KernelRegion region(isa);
+    select_kernels(isa).embed_norm(word.data(), 0.001f, position.data(), type.data(), norm, n,
+                                   out.data());
+    EXPECT_TRUE(same_bits(out, want)) << isa_name(isa);
+  }
+}
+
+TEST(Dot, EveryIsaGivesTheSameBits) {
+  Random random(12);
+  const std::vector<float> a = random.floats(768, 1.0f), b = random.floats(768, 1.0f);
+  const double exact = std::inner_product(a.begin(), a.end(), b.begin(), 0.0);
+  const float want = select_kernels(Isa::kRef).dot(a.data(), b.data(), 768);
+  double magnitude = 0;
+  for (int i = 0; i < 768; ++i) magnitude += std::abs(a[i] * b[i]);
+  EXPECT_NEAR(want, exact, magnitude * (768 / 16 + 4) * std::ldexp(1.0, -24));
+  for (Isa isa : usable_isas()) {
+    EXPECT_EQ(select_kernels(isa).dot(a.data(), b.data(), 768), want) << isa_name(isa);
+  }
+}
+
+TEST(TopK, KeepsTheLargestTiesToTheLowerPosition) {
+  Random random(13);
+  for (int trial = 0; trial < 500; ++trial) {
+    const int n = 2 + trial % 130;
+    std::vector<float> scores(n);
+    for (float& s : scores) s = static_cast<float>(random.ints<int>(1, 0, 12)[0]);  // many ties
+    const int k = random.ints<int>(1, 2, n)[0];
+    const bool keep_first = trial % 2;
+    std::vector<int32_t> order(n), kept(k);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
+      if (keep_first && (a == 0) != (b == 0)) return a == 0;
+      return scores[a] > scores[b];
+    });
+    std::vector<int32_t> want(order.begin(), order.begin() + k);
+    std::sort(want.begin(), want.end());
+    std::vector<uint64_t> scratch(n);
+    select_top_k(scores.data(), n, k, keep_first, scratch.data(), kept.data());
+    ASSERT_EQ(kept, want);
+  }
+}
+
+}  // namespace
+}  // namespace qla
