@@ -389,23 +389,25 @@ class ForwardPass {
 
   void head_all(RowScratch& t) {
     if (!chunk_.out.logits) return;
-    hand_out(3 * layers_ + 1, chunk_.num_sequences, [&](int s) {
-      const float* first_row = hidden_rows_ + row(start(0, s));
-      const int n = tokens(s, 0), outputs = package_.task.outputs;
-      switch (package_.task.kind) {
-        case QLA_TASK_SPAN_QA:
-        case QLA_TASK_TOKEN_CLASSIFICATION:
-          for (int r = 0; r < n; ++r) {
-            head_row(first_row + row(r),
-                     chunk_.out.logits + static_cast<size_t>(start(0, s) + r) * outputs);
-          }
-          break;
-        case QLA_TASK_SEQUENCE_CLASSIFICATION:
-          classify(first_row, t.y, chunk_.out.logits + static_cast<size_t>(s) * outputs);
-          break;
-        case QLA_TASK_EMBEDDING:
-          pool(first_row, n, chunk_.out.logits + static_cast<size_t>(s) * outputs);
-          break;
+    const int counter = 3 * layers_ + 1, outputs = package_.task.outputs;
+    const qla_task task = package_.task.kind;
+    if (task == QLA_TASK_SPAN_QA || task == QLA_TASK_TOKEN_CLASSIFICATION) {
+      const Blocks b = blocks(rows(0));
+      hand_out(counter, b.count, [&](int i) {
+        const int end = std::min((i + 1) * b.rows, rows(0));
+        for (int r = i * b.rows; r < end; ++r) {
+          head_row(hidden_rows_ + row(r), chunk_.out.logits + static_cast<size_t>(r) * outputs);
+        }
+      });
+      return;
+    }
+    hand_out(counter, chunk_.num_sequences, [&](int s) {
+      const float* x = hidden_rows_ + row(start(0, s));
+      float* out = chunk_.out.logits + static_cast<size_t>(s) * outputs;
+      if (task == QLA_TASK_EMBEDDING) {
+        pool(x, tokens(s, 0), out);
+      } else {
+        classify(x, t.y, out);
       }
     });
   }

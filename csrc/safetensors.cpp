@@ -88,8 +88,8 @@ void check_size(const Range& range, Dtype dtype, const std::vector<int64_t>& sha
 }
 
 void check_coverage(std::vector<Range>& ranges, size_t data_size, const char* file) {
-  std::sort(ranges.begin(), ranges.end(),
-            [](const Range& a, const Range& b) { return a.begin < b.begin; });
+  std::stable_sort(ranges.begin(), ranges.end(),
+                   [](const Range& a, const Range& b) { return a.begin < b.begin; });
   size_t reached = 0;
   for (const Range& range : ranges) {
     if (range.begin != reached) {

@@ -98,7 +98,7 @@ json parse_json(std::string_view text, const char* file, size_t max_size) {
 }
 
 void JsonEntry::bad(const std::string& rule) const {
-  const std::string where = path_.empty() ? "the whole" : path_;
+  const std::string where = path_.empty() ? "the whole file" : path_;
   bad_package(file_, where + " is " + describe(*value_) + "; it must be " + rule);
 }
 

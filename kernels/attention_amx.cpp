@@ -18,6 +18,7 @@ class AmxProducts {
     out_ = reinterpret_cast<float*>(weights_ + static_cast<size_t>(kQueries) * w_.ld);
     pack_keys();
     pack_values();
+    publish_to_tiles();
   }
 
   void scores(int q0, int) {
@@ -52,6 +53,7 @@ class AmxProducts {
       uint16_t* to = weights_ + static_cast<size_t>(r) * w_.ld;
       for (int j = 0; j < w_.ld; j += 16) store_bf16(to + j, load(e + j));
     }
+    publish_to_tiles();
     const int64_t weight_stride = static_cast<int64_t>(w_.ld) * 2, out_stride = a_.head_dim * 4;
     for (int d = 0; d < a_.head_dim; d += 32) {
       _tile_zero(0);

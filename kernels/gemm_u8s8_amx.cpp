@@ -94,6 +94,7 @@ void gemm_u8s8_amx(const GemmArgs& g) { QLA_DISPATCH_EPILOGUE(gemm, g) }
 
 void load_tile_config() {
   static const TileConfig config;
+  publish_to_tiles();
   _tile_loadconfig(&config);
 }
 void release_tile_config() { _tile_release(); }

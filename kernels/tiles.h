@@ -21,5 +21,9 @@ struct alignas(64) TileConfig {
 };
 static_assert(sizeof(TileConfig) == 64);
 
+// GCC 12's _tile_loadd does not tell the compiler that it reads memory: without this, stores meant
+// for the tile could be moved behind the load, or dropped.
+inline void publish_to_tiles() { asm volatile("" ::: "memory"); }
+
 }  // namespace
 }  // namespace qla

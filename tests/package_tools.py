@@ -6,6 +6,7 @@ Independent of qla_runtime on purpose: it is a second reading of docs/file-forma
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,7 @@ def _feed(registers: np.ndarray, columns: np.ndarray) -> np.ndarray:
     return registers
 
 
+@functools.lru_cache(maxsize=16)  # an attack changes one file of five
 def crc32c(data: bytes) -> int:
     """CRC-32C. The data is cut into equal rows that are summed side by side, then joined."""
     width = max(1, int(len(data) ** 0.5))
@@ -146,9 +148,7 @@ def pack(weight: np.ndarray) -> np.ndarray:
 
 def unpack(packed: np.ndarray) -> np.ndarray:
     k_blocks, n_blocks = packed.shape[:2]
-    return np.ascontiguousarray(
-        packed.transpose(0, 2, 4, 1, 3).reshape(k_blocks * 64, n_blocks * 16).T
-    )
+    return np.ascontiguousarray(packed.transpose(0, 2, 4, 1, 3).reshape(k_blocks * 64, n_blocks * 16).T)
 
 
 _LINEARS = ("qkv", "output", "ffn_in", "ffn_out")
@@ -165,7 +165,13 @@ def _task(kind: str, max_length: int, options: dict) -> dict:
     }[kind]
     unknown = set(options) - set(keys)
     assert not unknown, f"{kind} has no {unknown}"
-    return {"kind": kind, "max_length": max_length, "keep_cls": kind != "token-classification", **keys, **options}
+    return {
+        "kind": kind,
+        "max_length": max_length,
+        "keep_cls": kind != "token-classification",
+        **keys,
+        **options,
+    }
 
 
 def tiny_package(
@@ -245,7 +251,9 @@ def tiny_package(
         "linears": [{name: dict(linear) for name in _LINEARS} for _ in range(layers)],
         "task": task_spec,
     }
-    return TinyPackage(config, tensors, _length_configs(layers), tiny_tokenizer(family, vocab_size), dense=dense)
+    return TinyPackage(
+        config, tensors, _length_configs(layers), tiny_tokenizer(family, vocab_size), dense=dense
+    )
 
 
 def _length_configs(layers: int) -> dict:
@@ -258,12 +266,17 @@ def _length_configs(layers: int) -> dict:
         "accuracy": {"metric": "f1", "value": 82.5, "data": "nothing"},
     }
     frontier = {"rule": "tokens", "values": list(range(20, 20 - layers, -1)), "keep_cls": False}
-    return {"format_version": 1, "configs": [full, config("balanced", 0.5), config("fast", 0.2)], "frontier": [frontier]}
+    return {
+        "format_version": 1,
+        "configs": [full, config("balanced", 0.5), config("fast", 0.2)],
+        "frontier": [frontier],
+    }
 
 
 def tiny_tokenizer(family: str, vocab_size: int) -> dict:
     """A Hugging Face tokenizer of single characters: WordPiece for BERT, byte-level BPE for RoBERTa."""
-    special = {"bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], "roberta": ["<s>", "<pad>", "</s>", "<unk>"]}[family]
+    special = "[PAD] [UNK] [CLS] [SEP] [MASK]" if family == "bert" else "<s> <pad> </s> <unk>"
+    special = special.split()
     letters = list("abcdefghijklmnopqrstuvwxyz0123456789.,?!'-")
     pieces = letters + (["##" + letter for letter in letters] if family == "bert" else ["\u0120"])
     words = (special + pieces)[:vocab_size]
@@ -291,7 +304,12 @@ def tiny_tokenizer(family: str, vocab_size: int) -> dict:
         }
     return common | {
         "normalizer": {"type": "Lowercase"},
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "pre_tokenizer": {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": True,
+            "use_regex": True,
+        },
         "post_processor": {
             "type": "RobertaProcessing",
             "sep": ["</s>", vocab["</s>"]],
@@ -300,8 +318,8 @@ def tiny_tokenizer(family: str, vocab_size: int) -> dict:
             "add_prefix_space": False,
         },
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": {"type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None}
-        | {"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "vocab": vocab, "merges": []},
+        "model": {"type": "BPE", "dropout": None, "unk_token": "<unk>", "vocab": vocab, "merges": []}
+        | {"continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": False},
     }
 
 

@@ -154,7 +154,7 @@ QLA_API qla_status qla_run(qla_engine* engine, const qla_batch* batch, const qla
  * question q owns windows [questions[q], questions[q+1]). One softmax over the context tokens of
  * all windows of a question; score = p_start * p_end, start <= end, at most max_tokens long.
  * Ties go to the earlier window, start, end. A question whose windows hold no context token is an
- * error. Results per question: window, first and last token inside that window, score. */
+ * error. Results per question: window (its index w), first and last token inside it, score. */
 QLA_API qla_status qla_best_spans(const float* start_logits, const float* end_logits,
                                   const uint8_t* is_context, const int64_t* offsets,
                                   const int64_t* questions, int64_t num_questions,

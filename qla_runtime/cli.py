@@ -1,0 +1,486 @@
+"""The command ``qla``. Results go to standard output, progress and errors to standard error.
+
+Exit status: 0 done, 2 a wrong call or a wrong file (one line says what), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from qla_runtime import Engine, InputError, LengthConfig, QlaError, __version__, evaluate, render
+
+STEP = 256
+"""Texts per engine call, between two moves of the progress bar."""
+
+_TEXTS_HELP = (
+    "a text, @FILE for one text per line, or - for the lines of standard input (@@ begins a literal @)"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit status."""
+    if hasattr(sys.stdout, "reconfigure"):
+        # A terminal that cannot show a character of an answer should not cost the answer.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        arguments = _parser().parse_args(argv)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            arguments.command(arguments)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has gone: nothing is wrong, but Python would complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (QlaError, MemoryError, OSError) as error:
+        return _fail(str(error) or type(error).__name__)
+    return 0
+
+
+# ---------------------------------------------------------------------------------------- commands
+
+
+def _answer(arguments: argparse.Namespace) -> None:
+    context = _file_or_text(arguments.context)
+    opened, engine = _timed(lambda: _open(arguments))
+    seconds, result = _timed(
+        lambda: engine.answer(arguments.question, context, _length(arguments.length), details=True)
+    )
+    if arguments.json:
+        counts = [len(positions) for positions in result.pop("kept")]
+        tokens = len(result.pop("tokens"))
+        _print_json(result | {"kept": counts, "tokens": tokens, "seconds": seconds, "open_seconds": opened})
+        return
+    block = "█" if "utf" in (sys.stdout.encoding or "").lower() else "#"
+    print(
+        render.answer(
+            result, open_ms=1e3 * opened, call_ms=1e3 * seconds, show_kept=arguments.show_kept, block=block
+        )
+    )
+
+
+def _encode(arguments: argparse.Namespace) -> None:
+    texts = _texts(arguments.texts)
+    engine = _open(arguments)
+    length = _length(arguments.length)
+    vectors = [row for part in _parts(len(texts), "encode") for row in engine.encode(texts[part], length)]
+    if arguments.out:
+        import numpy as np
+
+        with open(arguments.out, "wb") as file:
+            np.save(file, np.stack(vectors))
+        print(f"wrote {len(vectors)} x {len(vectors[0])} float32 to {arguments.out}", file=sys.stderr)
+    if arguments.json:
+        _print_json([[float(value) for value in row] for row in vectors])
+    elif not arguments.out:
+        for text, row in zip(texts, vectors, strict=True):
+            print(f"{render.one_line(text)}\t{render.vector(row)}")
+
+
+def _classify(arguments: argparse.Namespace) -> None:
+    texts = _texts(arguments.texts)
+    pairs = _texts(arguments.pair) if arguments.pair else None
+    if pairs is not None and len(pairs) != len(texts):
+        raise InputError(
+            f"there are {len(texts)} texts and {len(pairs)} texts in --pair; give one --pair per text"
+        )
+    engine = _open(arguments)
+    length = _length(arguments.length)
+    results = [
+        result
+        for part in _parts(len(texts), "classify")
+        for result in engine.classify(texts[part], pairs and pairs[part], length, top_k=arguments.top_k)
+    ]
+    if arguments.json:
+        _print_json(results)
+        return
+    for text, result in zip(texts, results, strict=True):
+        scores = result.get("scores", [result])
+        print(f"{render.one_line(text)}\t" + "  ".join(f"{s['label']} {s['score']:.4f}" for s in scores))
+
+
+def _rank(arguments: argparse.Namespace) -> None:
+    documents = _texts(arguments.documents)
+    engine = _open(arguments)
+    results = engine.rank(arguments.query, documents, _length(arguments.length), top_k=arguments.top_k)
+    if arguments.json:
+        _print_json(results)
+        return
+    for result in results:
+        print(f"{result['score']:9.4f}  {result['index']:>4}  {render.one_line(documents[result['index']])}")
+
+
+def _tag(arguments: argparse.Namespace) -> None:
+    texts = _texts(arguments.texts)
+    engine = _open(arguments)
+    length = _length(arguments.length)
+    results = [spans for part in _parts(len(texts), "tag") for spans in engine.tag(texts[part], length)]
+    if arguments.json:
+        _print_json(
+            [
+                {
+                    "spans": list(spans),
+                    "length": spans.length,
+                    "macs": spans.macs,
+                    "truncated": spans.truncated,
+                }
+                for spans in results
+            ]
+        )
+        return
+    for text, spans in zip(texts, results, strict=True):
+        print(render.one_line(text))
+        for span in spans:
+            place = f"{span['start']}-{span['end']}"
+            print(f"  {span['label']:<8} {span['score']:.4f}  {place:>9}  {render.one_line(span['text'])}")
+
+
+def _explain(arguments: argparse.Namespace) -> None:
+    engine = _open(arguments)
+    if not arguments.json:
+        print(engine.explain())
+        return
+    lengths = {name: dataclasses.asdict(entry) for name, entry in engine.lengths.items()}
+    facts = {
+        "name": engine.name,
+        "path": str(engine.path),
+        "task": engine.task,
+        "num_threads": engine.num_threads,
+    }
+    _print_json(facts | {"lengths": lengths, "explain": engine.explain()})
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from qla_runtime.convert import convert
+
+    report = convert(
+        arguments.checkpoint,
+        arguments.out,
+        arguments.calibrate,
+        activations=arguments.activations,
+        task=arguments.task,
+        max_length=arguments.max_length,
+        name=arguments.name,
+        calibration_algo=arguments.algorithm,
+        calibration_samples=arguments.samples,
+        articles=arguments.articles,
+    )
+    if arguments.json:
+        _print_json(report)
+    else:
+        print(f"wrote {arguments.out}")
+
+
+def _eval_squad(arguments: argparse.Namespace) -> None:
+    questions = evaluate.read_squad(arguments.file, arguments.articles)[: arguments.limit]
+    engine = _open(arguments)
+    with _progress(len(questions), "squad") as progress:
+        score = evaluate.squad(
+            engine,
+            arguments.file,
+            _length(arguments.length),
+            articles=arguments.articles,
+            limit=arguments.limit,
+            progress=progress,
+        )
+    if arguments.json:
+        _print_json(dataclasses.asdict(score) | {"model": engine.name, "length": arguments.length or "full"})
+        return
+    print(f"exact match {score.exact_match:.2f}   F1 {score.f1:.2f}")
+    print(
+        f"{score.questions} questions ({score.articles} articles), {score.macs / 1e9:.3f} G MACs each on "
+        "average"
+    )
+    print(f"{score.seconds:.1f} s, {score.questions / score.seconds:.1f} questions/s")
+
+
+def _eval_sts(arguments: argparse.Namespace) -> None:
+    pairs = len(evaluate.read_sts(arguments.file)[0])
+    engine = _open(arguments)
+    with _progress(pairs, "sts") as progress:
+        score = evaluate.sts(engine, arguments.file, _length(arguments.length), progress=progress)
+    if arguments.json:
+        _print_json(dataclasses.asdict(score) | {"model": engine.name, "length": arguments.length or "full"})
+        return
+    print(f"Spearman {score.spearman:.2f} over {score.pairs} pairs, {score.seconds:.1f} s")
+
+
+# ------------------------------------------------------------------------------------ command line
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(_fail(f"{message} (see {self.prog} --help)"))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="qla",
+        description="INT8 transformer encoders on Intel CPUs; each call says how many tokens a layer keeps.",
+    )
+    parser.add_argument("--version", action="version", version=f"qla {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    engine = argparse.ArgumentParser(add_help=False)
+    engine.add_argument("--model", help="package folder or hub id (default: the packaged SQuAD model)")
+    engine.add_argument(
+        "--threads", type=int, metavar="N", help="threads per call (default: what this process may use)"
+    )
+    engine.add_argument("--isa", help="force an instruction set: ref, avx2, avxvnni, avx512vnni or amx")
+    output = argparse.ArgumentParser(add_help=False)
+    output.add_argument(
+        "--json", action="store_true", help="print JSON, and nothing else, on standard output"
+    )
+    lengths = argparse.ArgumentParser(add_help=False)
+    lengths.add_argument(
+        "--length",
+        metavar="NAME|VALUES",
+        help="a name of the package (full, balanced, fast), or one value per layer with commas between: "
+        "ratios such as 1.0,.73,.71 or whole token counts such as 315,251,242 (default: full)",
+    )
+    run = [engine, lengths, output]
+
+    def add(
+        name: str,
+        command: Callable[[argparse.Namespace], None],
+        parents: list[Any],
+        text: str,
+        to: Any = commands,
+    ):
+        added = to.add_parser(name, parents=parents, help=text, description=text[0].upper() + text[1:] + ".")
+        added.set_defaults(command=command)
+        return added
+
+    answer = add("answer", _answer, run, "find the answer to a question in a text")
+    answer.add_argument("question", metavar="QUESTION")
+    answer.add_argument(
+        "--context", required=True, metavar="TEXT|@FILE", help="the text that holds the answer"
+    )
+    answer.add_argument("--show-kept", action="store_true", help="draw the tokens that each layer keeps")
+
+    encode = add("encode", _encode, run, "turn sentences into embeddings")
+    encode.add_argument("texts", nargs="+", metavar="TEXT|@FILE|-", help=_TEXTS_HELP)
+    encode.add_argument("--out", metavar="FILE.npy", help="write the vectors as a numpy array")
+
+    classify = add("classify", _classify, run, "label texts, or pairs of texts")
+    classify.add_argument("texts", nargs="+", metavar="TEXT|@FILE|-", help=_TEXTS_HELP)
+    classify.add_argument(
+        "--pair",
+        action="append",
+        metavar="TEXT|@FILE",
+        help="the second text of each pair; repeat it, once per text",
+    )
+    classify.add_argument(
+        "--top-k", type=_top_k, default=1, metavar="N|all", help="labels to show (default: 1)"
+    )
+
+    rank = add("rank", _rank, run, "order documents by how well they answer a query")
+    rank.add_argument("query", metavar="QUERY")
+    rank.add_argument("documents", nargs="+", metavar="DOCUMENT|@FILE|-", help=_TEXTS_HELP)
+    rank.add_argument(
+        "--top-k", type=_top_k, default=None, metavar="N|all", help="documents to show (default: all)"
+    )
+
+    tag = add("tag", _tag, run, "find labelled spans, such as names, in texts")
+    tag.add_argument("texts", nargs="+", metavar="TEXT|@FILE|-", help=_TEXTS_HELP)
+
+    add(
+        "explain",
+        _explain,
+        [engine, output],
+        "say which kernels run here and why, and what the package holds",
+    )
+    _add_convert(add, output)
+
+    sets = commands.add_parser("eval", help="measure accuracy on a test set", description="Measure accuracy.")
+    kinds = sets.add_subparsers(title="test sets", metavar="SET", required=True)
+    squad = add("squad", _eval_squad, run, "exact match and F1 on a SQuAD 1.1 file", kinds)
+    squad.add_argument("file", metavar="FILE", help="the JSON file")
+    squad.add_argument(
+        "--articles", choices=evaluate.ARTICLES, default="all", help="by position; the first is odd"
+    )
+    squad.add_argument("--limit", type=_positive, metavar="N", help="only the first N questions")
+    sts = add("sts", _eval_sts, run, "Spearman correlation on an STS benchmark file", kinds)
+    sts.add_argument("file", metavar="FILE", help="the tab-separated file")
+    return parser
+
+
+def _add_convert(add: Callable[..., argparse.ArgumentParser], output: argparse.ArgumentParser) -> None:
+    convert = add("convert", _convert, [output], "turn a Hugging Face checkpoint into an INT8 package")
+    convert.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder or hub id")
+    convert.add_argument(
+        "out", metavar="OUT", help="folder of the package; an older package there is replaced"
+    )
+    convert.add_argument(
+        "--calibrate",
+        required=True,
+        metavar="TEXTS",
+        help="file of typical texts: SQuAD .json, .txt, .tsv or .csv",
+    )
+    convert.add_argument(
+        "--activations",
+        choices=("per_token", "static"),
+        default="per_token",
+        help="scales of the linear layers' inputs (default: %(default)s)",
+    )
+    convert.add_argument("--task", help="what the model is for, where the checkpoint does not say")
+    convert.add_argument("--max-length", type=_positive, metavar="N", help="tokens that a text is cut at")
+    convert.add_argument("--name", help="the package's name (default: the output folder's)")
+    convert.add_argument(
+        "--algorithm",
+        choices=("kl", "minmax"),
+        default="kl",
+        help="how static ranges are chosen (default: %(default)s)",
+    )
+    convert.add_argument(
+        "--samples", type=_positive, default=96, metavar="N", help="calibration texts (default: 96)"
+    )
+    convert.add_argument(
+        "--articles", choices=("all", "odd"), default="all", help="articles of a SQuAD file to calibrate on"
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1; give a whole number of at least 1")
+    return number
+
+
+def _top_k(text: str) -> int | None:
+    return None if text == "all" else _positive(text)
+
+
+_positive.__name__ = _top_k.__name__ = "number"  # argparse: "invalid number value: 'x'"
+
+
+# ------------------------------------------------------------------------------------------ inputs
+
+
+def _open(arguments: argparse.Namespace) -> Engine:
+    return Engine.from_pretrained(arguments.model, num_threads=arguments.threads, isa=arguments.isa)
+
+
+def _length(text: str | None) -> str | LengthConfig | None:
+    """``--length``: a name, ratios (with a decimal point) or token counts (without)."""
+    if text is None or not set(text) <= set("0123456789.,-+eE ") or not any(c.isdigit() for c in text):
+        return text
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"--length {text!r} is neither a name nor numbers with commas between; give one ratio "
+            "(1.0,.73,.71) or token count (315,251,242) per layer"
+        ) from None
+    if any(c in text for c in ".eE"):
+        return LengthConfig.ratio(values)
+    if set(values) == {1.0}:
+        raise InputError(
+            f"--length {text!r} would keep 1 token per layer; write ratios with a point (1.0), or use 'full'"
+        )
+    return LengthConfig.tokens(int(value) for value in values)
+
+
+def _texts(arguments: Sequence[str]) -> list[str]:
+    """Texts of the command line, with the lines of ``@FILE`` and ``-`` in their place."""
+    texts: list[str] = []
+    for argument in arguments:
+        if argument == "-":
+            texts += _lines(_read("standard input", sys.stdin.buffer.read))
+        elif argument.startswith("@") and not argument.startswith("@@"):
+            texts += _lines(_file_or_text(argument))
+        else:
+            texts.append(_file_or_text(argument))
+    if not texts:
+        raise InputError("there are no texts; give at least one line that is not empty")
+    return texts
+
+
+def _lines(text: str) -> list[str]:
+    return [line for line in text.split("\n") if line.strip()]
+
+
+def _file_or_text(argument: str) -> str:
+    """``@FILE`` is the file's text, ``@@...`` a text that begins with @."""
+    if argument.startswith("@@"):
+        return argument[1:]
+    if argument.startswith("@"):
+        return _read(argument[1:], Path(argument[1:]).read_bytes)
+    return argument
+
+
+def _read(name: str, read: Callable[[], bytes]) -> str:
+    try:
+        return read().decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: byte {error.start} is no UTF-8; convert the text first") from None
+    except OSError as error:
+        raise InputError(
+            f"{name}: cannot be read ({error.strerror}); @ means a file, write @@ for a literal @"
+        ) from None
+
+
+# ----------------------------------------------------------------------------------------- outputs
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, default=_jsonable))
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, LengthConfig):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return str(value)
+
+
+@contextmanager
+def _progress(total: int, what: str) -> Iterator[Callable[[int], Any]]:
+    """A bar on standard error, which appears when the work takes longer than two seconds."""
+    from tqdm import tqdm
+
+    # On a terminal the bar is redrawn; in a log each state is text to scroll past.
+    interval = 0.2 if sys.stderr.isatty() else 10
+    with tqdm(total=total, desc=what, delay=2, mininterval=interval, file=sys.stderr) as bar:
+        yield bar.update
+
+
+def _parts(count: int, what: str) -> Iterable[slice]:
+    """Slices of at most STEP, with a progress bar over them."""
+    with _progress(count, what) as progress:
+        for start in range(0, count, STEP):
+            part = slice(start, min(start + STEP, count))
+            yield part
+            progress(part.stop - part.start)
+
+
+def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    began = time.perf_counter()
+    result = call()
+    return time.perf_counter() - began, result
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"qla: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _fail(message: str) -> int:
+    print(f"qla: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""The package's README.md: what the model is, where it comes from, and how near INT8 comes to float32."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qla_runtime.convert.report import table
+from qla_runtime.convert.spec import EncoderSpec, TaskSpec
+from qla_runtime.length import LengthConfig
+
+_ACTIVATIONS = {
+    "per_token": "scale and zero point of each row come from the row itself",
+    "static": "scale and zero point of each layer's input come from calibration",
+}
+
+_USES = {
+    "span-qa": "engine.answer(question, context)",
+    "sequence-classification": "engine.classify(texts)",
+    "token-classification": "engine.tag(texts)",
+    "embedding": "engine.encode(sentences)",
+}
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a model comes from; what is None is taken from the checkpoint's own card, or left out."""
+
+    license: str | None = None
+    base_model: str | None = None
+    training_data: str | None = None
+    calibration_data: str | None = None
+
+    def completed(self, checkpoint_card: str) -> Provenance:
+        """Fills gaps from the front matter of a checkpoint's README.md."""
+        found = front_matter(checkpoint_card)
+        return Provenance(
+            self.license or found.get("license"),
+            self.base_model or found.get("base_model"),
+            self.training_data or found.get("datasets"),
+            self.calibration_data,
+        )
+
+
+def front_matter(card: str) -> dict[str, str]:
+    """The YAML block at a card's head, as cards use it: ``key: value``, and ``key:`` with ``- item`` lines.
+
+    Lists come back joined with commas; nested mappings are skipped.
+    """
+    block = re.match(r"---\n(.*?)\n---\s*(\n|$)", card, re.DOTALL)
+    found: dict[str, list[str]] = {}
+    key = None
+    for line in block[1].splitlines() if block else []:
+        entry = re.match(r"([\w-]+):\s*(.*)$", line)
+        item = re.match(r"\s*- ([^:]+)$", line)
+        if entry:
+            key = entry[1]
+            found[key] = [entry[2]] if entry[2] else []
+        elif item and key:
+            found[key].append(item[1])
+    return {
+        key: ", ".join(value.strip(" \"'") for value in values) for key, values in found.items() if values
+    }
+
+
+def write_card(
+    *,
+    name: str,
+    source: str,
+    encoder: EncoderSpec,
+    task: TaskSpec,
+    activations: str,
+    algorithm: str,
+    configs: Mapping[str, LengthConfig],
+    provenance: Provenance,
+    report: dict[str, Any],
+) -> str:
+    """The card as Markdown. It holds no date: the same inputs give the same package."""
+    license = provenance.license or "not stated by the checkpoint; ask its authors"
+    calibration = f"{provenance.calibration_data}; {report['calibration_samples']} samples"
+    facts = {
+        "Checkpoint": source,
+        "Base model": provenance.base_model,
+        "Training data": provenance.training_data,
+        "Calibration data": calibration,
+        "Licence and attribution": license,
+    }
+    family = "RoBERTa" if encoder.family == "roberta" else "BERT"
+    unseen = (
+        "not used for calibration"
+        if report["held_out"]
+        else "the calibration texts (too few to hold any out)"
+    )
+    lines = [
+        f"# {name}",
+        "",
+        f"An INT8 package for qla_runtime: a {family}-type encoder for {task.kind}, texts of up to "
+        f"{task.max_length} tokens.",
+        f"{encoder.layers} layers, hidden {encoder.hidden}, {encoder.heads} heads, feed-forward "
+        f"{encoder.intermediate}, vocabulary {encoder.vocab_size:,}.",
+        "",
+        "```python",
+        "from qla_runtime import Engine",
+        "",
+        f'engine = Engine.from_pretrained("path/to/{name}")',
+        _USES[task.kind],
+        "```",
+        "",
+        "## Made from",
+        "",
+        *(f"- {what}: {value}" for what, value in facts.items() if value),
+        "",
+        "## Quantization",
+        "",
+        "Linear layers of the encoder: weights signed 8 bit, one scale per output channel; activations",
+        f"unsigned 8 bit, `{activations}`: {_ACTIVATIONS[activations]}.",
+        f"Scales by neural-compressor (static INT8, `{algorithm}`), calibrated dense and under each length",
+        "config below.",
+        "Word embeddings: signed 8 bit, one scale per row. Everything else: float32.",
+        "",
+        f"INT8 engine against the float32 original, every token kept, on {report['samples']} texts "
+        f"({report['tokens']:,} tokens),",
+        f"{unseen}:",
+        "",
+        table(report),
+        "",
+        "## Length configs",
+        "",
+        "What each layer keeps: a share of the sequence's own length (`ratio`) or a token count (`tokens`).",
+        "",
+        "| name | rule | per layer |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {c.rule} | {', '.join(f'{v:.3g}' for v in c.values)} |"
+            for name, c in configs.items()
+        ),
+        "",
+        "All but `full` cost accuracy, most of all with a model that was not trained to drop tokens: measure",
+        "them with `qla eval` before use.",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,195 @@
+"""neural-compressor's static INT8 on the encoder, read back as scales and zero points.
+
+The encoder is exported, prepared and calibrated once dense and once per length config: a layer that sees
+only the tokens that were kept has other activation ranges, and the engine must serve both. Weight scales
+do not depend on the texts; activation ranges of the runs are united.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from qla_runtime.convert.calibration import Sample
+from qla_runtime.errors import InputError, QlaError
+from qla_runtime.length import LengthConfig
+from qla_runtime.modeling import Encoder
+
+LINEARS = ("qkv", "output", "ffn_in", "ffn_out")
+"""The quantized layers of an encoder layer, in the order a token meets them."""
+
+ALGORITHMS = ("kl", "minmax")
+"""neural-compressor's names: histogram with least quantization error; moving-average minimum and maximum."""
+
+_WEIGHT_NAME = re.compile(rf"layers[._](\d+)[._]({'|'.join(LINEARS)})[._]weight$")
+
+
+@dataclass(frozen=True)
+class LinearScales:
+    """How one linear layer is quantized."""
+
+    weight_scale: np.ndarray
+    """(N,) float32, symmetric int8 per output channel."""
+    low: float
+    high: float
+    """The input activation's range; it contains 0."""
+
+    @property
+    def input_scale(self) -> float:
+        """Step of the unsigned 8-bit input, as a float32 value."""
+        return float(np.float32(max(self.high - self.low, 1e-12) / 255.0))
+
+    @property
+    def input_zero_point(self) -> int:
+        """The code of 0, 0..255."""
+        return int(np.clip(np.rint(-self.low / self.input_scale), 0, 255))
+
+    def united(self, other: LinearScales) -> LinearScales:
+        """Covers both ranges; the weight scales must agree, being functions of the weights alone."""
+        if not np.array_equal(self.weight_scale, other.weight_scale):
+            raise QlaError("neural-compressor gave different weight scales for the same weights")
+        return LinearScales(self.weight_scale, min(self.low, other.low), max(self.high, other.high))
+
+
+class _Exportable(nn.Module):
+    """The encoder with its length config fixed and one tensor out, as torch.export wants it."""
+
+    def __init__(self, encoder: Encoder, length: LengthConfig | None):
+        super().__init__()
+        self.encoder = encoder
+        self.length = length
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
+        return self.encoder(input_ids, token_type_ids, None, self.length).last_hidden
+
+
+def calibrate(
+    encoder: Encoder,
+    samples: Sequence[Sample],
+    lengths: Iterable[LengthConfig],
+    *,
+    algorithm: str = "kl",
+    progress: bool = True,
+) -> dict[tuple[int, str], LinearScales]:
+    """Runs the samples through neural-compressor's observers, dense and under every dropping config.
+
+    Args:
+        encoder: float32, in evaluation mode.
+        samples: at least one, each of three tokens or more.
+        lengths: length configs to serve; those that drop nothing or repeat another cost nothing.
+        algorithm: one of :data:`ALGORITHMS`.
+        progress: a bar on standard error.
+
+    Returns:
+        (layer, linear) -> scales, for every layer and every name in :data:`LINEARS`.
+
+    Raises:
+        InputError: unknown algorithm.
+        QlaError: neural-compressor left a layer unquantized.
+    """
+    if algorithm not in ALGORITHMS:
+        raise InputError(f"calibration_algo is {algorithm!r}; it must be one of {', '.join(ALGORITHMS)}")
+    dropping = dict.fromkeys(c for c in lengths if c.rule != "ratio" or min(c.values) < 1)
+    runs: list[LengthConfig | None] = [None, *dropping]
+    united: dict[tuple[int, str], LinearScales] = {}
+    with tqdm(total=len(runs) * len(samples), desc="calibrate", unit="text", disable=not progress) as bar:
+        for length in runs:
+            for key, scales in _calibrate_one(encoder, samples, length, algorithm, bar).items():
+                united[key] = united[key].united(scales) if key in united else scales
+    return united
+
+
+def _calibrate_one(
+    encoder: Encoder, samples: Sequence[Sample], length: LengthConfig | None, algorithm: str, bar: tqdm
+) -> dict[tuple[int, str], LinearScales]:
+    with _quiet_neural_compressor(), torch.no_grad():
+        from neural_compressor.torch.export import export
+        from neural_compressor.torch.quantization import StaticQuantConfig, convert, prepare
+
+        # The example must be longer than every absolute count and every sample-independent bound, or the
+        # trace specializes on "nothing is dropped".
+        example = torch.zeros(1, encoder.spec.max_positions, dtype=torch.int64)
+        dynamic = {1: torch.export.Dim.AUTO}
+        graph = export(
+            _Exportable(encoder, length), (example, example.clone()), dynamic_shapes=(dynamic, dynamic)
+        )
+        graph = prepare(graph, StaticQuantConfig(act_algo=algorithm))
+        for sample in samples:
+            ids = torch.from_numpy(sample.ids.astype(np.int64))[None]
+            type_ids = torch.from_numpy(sample.type_ids.astype(np.int64))[None]
+            graph(ids, type_ids)
+            bar.update()
+        return _read_scales(convert(graph), encoder.spec.layers)
+
+
+def _read_scales(graph: torch.fx.GraphModule, layers: int) -> dict[tuple[int, str], LinearScales]:
+    """Walks from every linear node to its two quantize nodes.
+
+    activation > quantize_per_tensor(scale, zero point) > dequantize > linear
+    weight parameter > quantize_per_channel(scale buffer) > dequantize > linear
+
+    The parameter's name says which layer it is.
+    """
+    found = {}
+    for node in graph.graph.nodes:
+        if node.target is not torch.ops.aten.linear.default:
+            continue
+        activation, weight = (_quantizer(argument) for argument in node.args[:2])
+        match = _WEIGHT_NAME.search(str(weight.args[0].target)) if weight is not None else None
+        if activation is None or match is None:
+            continue
+        scale, zero_point = float(activation.args[1]), int(activation.args[2])
+        weight_scale = _attribute(graph, weight.args[1].target).detach().numpy().astype(np.float32)
+        found[int(match[1]), match[2]] = LinearScales(
+            weight_scale, -zero_point * scale, (255 - zero_point) * scale
+        )
+    missing = [f"layers.{i}.{name}" for i in range(layers) for name in LINEARS if (i, name) not in found]
+    if missing:
+        raise QlaError(
+            f"neural-compressor left {', '.join(missing)} unquantized; this version is not known to work"
+        )
+    return found
+
+
+def _quantizer(node: torch.fx.Node) -> torch.fx.Node | None:
+    """The quantize node behind a dequantize node."""
+    if "dequantize_per" not in str(node.target):
+        return None
+    source = node.args[0]
+    return source if "quantize_per" in str(source.target) else None
+
+
+def _attribute(module: nn.Module, path: str) -> Tensor:
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
+
+
+@contextlib.contextmanager
+def _quiet_neural_compressor() -> Iterator[None]:
+    """Keeps its log to errors and standard output clean, which belongs to ``--json``."""
+    logger = logging.getLogger("neural_compressor")
+    level, environment = logger.level, os.environ.get("LOGLEVEL")
+    os.environ["LOGLEVEL"] = "ERROR"  # read once, when neural_compressor is first imported
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+        if environment is None:
+            del os.environ["LOGLEVEL"]
+        else:
+            os.environ["LOGLEVEL"] = environment

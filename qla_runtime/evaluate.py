@@ -1,0 +1,270 @@
+"""Accuracy on public test sets, scored as their authors score them: SQuAD 1.1 and the STS benchmark."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import string
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from qla_runtime.engine import Engine
+from qla_runtime.errors import InputError
+from qla_runtime.length import Length
+
+ARTICLES = ("all", "odd", "even")
+"""Which articles of a SQuAD file count: by position, and the first one is odd."""
+
+STEP = 256
+"""Inputs per engine call, between two reports of progress."""
+
+Progress = Callable[[int], Any]
+"""Called with the number of inputs done since the last call."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of a SQuAD file, with every accepted answer."""
+
+    id: str
+    question: str
+    context: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SquadScore:
+    """``exact_match`` and ``f1`` in percent, mean ``macs`` per question, ``seconds`` of wall time."""
+
+    exact_match: float
+    f1: float
+    questions: int
+    articles: str
+    macs: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StsScore:
+    """``spearman`` in percent (cosine similarity against human scores), ``seconds`` of wall time."""
+
+    spearman: float
+    pairs: int
+    seconds: float
+
+
+def squad(
+    engine: Engine,
+    path: str | os.PathLike[str],
+    length: Length = None,
+    *,
+    articles: str = "all",
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> SquadScore:
+    """Exact match and F1 over a SQuAD 1.1 file.
+
+    Args:
+        engine: a span-qa model.
+        path: the JSON file.
+        length: a length config for all questions.
+        articles: ``all``, or the articles at ``odd`` or ``even`` positions.
+        limit: only the first so many questions.
+        progress: called with the number of questions done since the last call.
+
+    Raises:
+        InputError: the file is missing or not laid out like SQuAD 1.1.
+        UnsupportedError: the model does not answer questions.
+    """
+    questions = read_squad(path, articles)[:limit]
+    if not questions:
+        raise InputError(
+            f"{path}: no question is left with articles={articles!r} and limit={limit}; choose more"
+        )
+    exact, f1, macs = 0.0, 0.0, 0
+    began = time.perf_counter()
+    for part in _steps(len(questions)):
+        chosen = questions[part]
+        results = engine.answer([q.question for q in chosen], [q.context for q in chosen], length)
+        for question, result in zip(chosen, results, strict=True):
+            exact += max(_exact(result["answer"], answer) for answer in question.answers)
+            f1 += max(_f1(result["answer"], answer) for answer in question.answers)
+            macs += result["macs"]
+        if progress:
+            progress(len(chosen))
+    count = len(questions)
+    return SquadScore(
+        exact_match=100 * exact / count,
+        f1=100 * f1 / count,
+        questions=count,
+        articles=articles,
+        macs=macs / count,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def sts(
+    engine: Engine, path: str | os.PathLike[str], length: Length = None, *, progress: Progress | None = None
+) -> StsScore:
+    """Spearman correlation of cosine similarities with the human scores of an STS benchmark file.
+
+    Args:
+        engine: an embedding model.
+        path: the tab-separated file (``sts-test.csv``).
+        length: a length config for all sentences.
+        progress: called with the number of pairs done since the last call.
+
+    Raises:
+        InputError: the file is missing or not laid out like the STS benchmark.
+        UnsupportedError: the model gives no embeddings.
+    """
+    scores, firsts, seconds = read_sts(path)
+    cosines = np.empty(len(scores))
+    began = time.perf_counter()
+    for part in _steps(len(scores)):
+        a = engine.encode(firsts[part], length).astype(np.float64)
+        b = engine.encode(seconds[part], length).astype(np.float64)
+        cosines[part] = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+        if progress:
+            progress(len(a))
+    return StsScore(100 * spearman(cosines, scores), len(scores), time.perf_counter() - began)
+
+
+def read_squad(path: str | os.PathLike[str], articles: str = "all") -> list[Question]:
+    """The questions of a SQuAD 1.1 file, in its order.
+
+    Raises:
+        InputError: no such file, no JSON, or an entry that SQuAD 1.1 does not have; the message names the
+            place.
+    """
+    if articles not in ARTICLES:
+        raise InputError(f"articles is {articles!r}; it must be one of {', '.join(ARTICLES)}")
+    try:
+        data = json.loads(_read(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: no JSON ({error}); give a SQuAD 1.1 file") from None
+    skip = {"all": None, "odd": 1, "even": 0}[articles]
+    questions = []
+    for a, article in enumerate(_list(data, "data", str(path))):
+        if a % 2 == skip:
+            continue
+        for p, paragraph in enumerate(_list(article, "paragraphs", f"{path}: data[{a}]")):
+            where = f"{path}: data[{a}].paragraphs[{p}]"
+            context = _text(paragraph, "context", where)
+            for q, entry in enumerate(_list(paragraph, "qas", where)):
+                place = f"{where}.qas[{q}]"
+                found = enumerate(_list(entry, "answers", place))
+                answers = tuple(_text(answer, "text", f"{place}.answers[{i}]") for i, answer in found)
+                if not answers:
+                    raise InputError(
+                        f"{place}: has no answers; SQuAD 1.1 questions have at least one (2.0 is not read)"
+                    )
+                questions.append(
+                    Question(_text(entry, "id", place), _text(entry, "question", place), context, answers)
+                )
+    return questions
+
+
+def read_sts(path: str | os.PathLike[str]) -> tuple[list[float], list[str], list[str]]:
+    """Human scores (0 to 5), first and second sentences of an STS benchmark file.
+
+    Raises:
+        InputError: no such file, no pairs, or a line without its seven columns or with a score that is no
+            number.
+    """
+    scores: list[float] = []
+    firsts: list[str] = []
+    seconds: list[str] = []
+    # Quotation marks are text here, not csv quoting, and only a line feed ends a line.
+    for number, line in enumerate(_read(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        columns = line.rstrip("\r").split("\t")
+        try:
+            score = float(columns[4])
+            first, second = columns[5], columns[6]
+        except (IndexError, ValueError):
+            raise InputError(
+                f"{path}: line {number} is no STS benchmark line; it must have 7 columns separated by tabs, "
+                "with the score in the 5th and the sentences in the 6th and 7th"
+            ) from None
+        scores.append(score)
+        firsts.append(first)
+        seconds.append(second)
+    if len(scores) < 2:
+        raise InputError(f"{path}: holds {len(scores)} sentence pairs; a correlation needs at least 2")
+    return scores, firsts, seconds
+
+
+def normalize_answer(text: str) -> str:
+    """SQuAD's normalization: lower case, no punctuation, no articles, single spaces."""
+    lower = "".join(c for c in text.lower() if c not in _PUNCTUATION)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", lower).split())
+
+
+def spearman(a: ArrayLike, b: ArrayLike) -> float:
+    """Rank correlation of two vectors, ties sharing their mean rank; NaN where one of them is constant."""
+    x, y = _ranks(np.asarray(a)), _ranks(np.asarray(b))
+    x, y = x - x.mean(), y - y.mean()
+    spread = np.sqrt((x @ x) * (y @ y))
+    return float(x @ y / spread) if spread else float("nan")
+
+
+_PUNCTUATION = frozenset(string.punctuation)
+
+
+def _exact(answer: str, truth: str) -> float:
+    return float(normalize_answer(answer) == normalize_answer(truth))
+
+
+def _f1(answer: str, truth: str) -> float:
+    """Harmonic mean of precision and recall over words."""
+    words, expected = normalize_answer(answer).split(), normalize_answer(truth).split()
+    common = sum((Counter(words) & Counter(expected)).values())
+    return 2 * common / (len(words) + len(expected)) if common else 0.0
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[which]
+
+
+def _steps(count: int) -> Iterator[slice]:
+    return (slice(start, min(start + STEP, count)) for start in range(0, count, STEP))
+
+
+def _read(path: str | os.PathLike[str]) -> str:
+    try:
+        # Bytes, not text mode: universal newlines would break a line at a lone carriage return.
+        return Path(path).read_bytes().decode()
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); give the path of the test set"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: byte {error.start} is no UTF-8; give the test set as its authors publish it"
+        ) from None
+
+
+def _list(value: Any, key: str, where: str) -> list[Any]:
+    found = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(found, list):
+        raise InputError(f"{where}: has no list {key!r}; give a file in the layout of SQuAD 1.1")
+    return found
+
+
+def _text(value: Any, key: str, where: str) -> str:
+    found = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(found, str):
+        raise InputError(f"{where}: has no text {key!r}; give a file in the layout of SQuAD 1.1")
+    return found

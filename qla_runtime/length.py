@@ -1,0 +1,354 @@
+"""How many tokens each layer keeps: length configs, the policies that choose one, and what one costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+from qla_runtime.errors import InputError, UnsupportedError
+
+RULES = ("ratio", "tokens")
+"""The rules' names, at the numbers that the C door knows them by."""
+
+MIN_KEPT = 2
+"""No layer keeps fewer tokens than this, as long as the sequence has them."""
+
+
+@dataclass(frozen=True)
+class LengthConfig:
+    """Tokens that each layer keeps for its feed-forward part and for all layers after it.
+
+    Make one with :meth:`ratio` or :meth:`tokens`. Entry ``i`` belongs to layer ``i``; entries may not rise,
+    because a dropped token does not come back before the end. Whether there is one entry per layer is checked
+    against the engine that the config is used with.
+
+    Attributes:
+        rule: ``"ratio"`` (shares of the sequence's real length) or ``"tokens"`` (absolute counts).
+        values: one number per layer.
+        keep_cls: keep position 0 in every layer; None leaves it to the package.
+
+    Raises:
+        InputError: no entries, or an entry that is NaN, zero, negative, rising, above 1.0 as a ratio, or not
+            a whole number as a count.
+        UnsupportedError: a rule that this version does not know.
+    """
+
+    rule: str
+    values: tuple[float, ...]
+    keep_cls: bool | None = None
+
+    @classmethod
+    def ratio(cls, values: Iterable[float], *, keep_cls: bool | None = None) -> LengthConfig:
+        """Layer ``i`` keeps ``ceil(values[i] * n)`` of a sequence of ``n`` real tokens (at least 2)."""
+        return cls("ratio", _entries(values), keep_cls)
+
+    @classmethod
+    def tokens(cls, values: Iterable[int], *, keep_cls: bool | None = None) -> LengthConfig:
+        """Layer ``i`` keeps ``values[i]`` tokens (at least 2), or all it has if that is fewer."""
+        return cls("tokens", _entries(values), keep_cls)
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise UnsupportedError(
+                f"length rule {self.rule!r} is unknown to this version; use {' or '.join(map(repr, RULES))}"
+            )
+        if self.keep_cls not in (None, True, False):
+            raise InputError(
+                f"keep_cls is {self.keep_cls!r}; it must be True, False or None (as the package says)"
+            )
+        values = tuple(_entry(self.rule, i, value) for i, value in enumerate(_entries(self.values)))
+        if not values:
+            raise InputError("a length config has no entries; give one per layer of the model")
+        for i in range(1, len(values)):
+            if values[i] > values[i - 1]:
+                raise InputError(
+                    f"length config entry {i} is {values[i]:g}, above entry {i - 1} ({values[i - 1]:g}); "
+                    "entries may not rise, because a dropped token does not come back. Use "
+                    f"{values[i - 1]:g} or less"
+                )
+        object.__setattr__(self, "values", values)
+
+    def __str__(self) -> str:
+        return f"{self.rule}({', '.join(f'{value:g}' for value in self.values)})"
+
+    def kept(self, length: int) -> list[int]:
+        """Tokens that each layer keeps of a sequence of ``length`` real tokens, special tokens included."""
+        counts = []
+        current = length
+        for value in self.values:
+            # The allowance keeps 0.7 * 10 at 7 although the product is a little above it in binary.
+            wanted = math.ceil(value * length - 1e-6) if self.rule == "ratio" else int(value)
+            current = min(current, max(MIN_KEPT, wanted))
+            counts.append(current)
+        return counts
+
+    def check_layers(self, layers: int) -> None:
+        """Raises InputError unless the config has one entry for each of a model's ``layers``."""
+        if len(self.values) != layers:
+            raise InputError(
+                f"the length config {self} has {len(self.values)} entries, but this model has {layers} "
+                f"layers; give {layers} entries, one per layer"
+            )
+
+    def to_native(self) -> tuple[int, tuple[float, ...], int]:
+        """For ``_core.Engine.run``: rule number, values, and keep_cls (-1: as the package says)."""
+        return RULES.index(self.rule), self.values, -1 if self.keep_cls is None else int(self.keep_cls)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A measured figure: ``value`` of ``metric`` on ``data``."""
+
+    metric: str
+    value: float
+    data: str
+
+
+@dataclass(frozen=True)
+class NamedLength:
+    """A length config that a package names. Usable wherever a LengthConfig is.
+
+    Attributes:
+        name: what ``length=`` calls it.
+        config: the length config.
+        macs: multiply-accumulates of one sequence of the package's ``max_length`` tokens.
+        macs_share: ``macs`` as a share of keeping every token.
+        accuracy: what was measured with it and on which data; None where nothing was.
+    """
+
+    name: str
+    config: LengthConfig
+    macs: int
+    macs_share: float
+    accuracy: Accuracy | None = None
+
+
+@dataclass(frozen=True)
+class LatencyBudget:
+    """Policy: the most accurate config that answers within ``ms`` milliseconds of wall time.
+
+    Raises:
+        InputError: ``ms`` is negative or not a finite number.
+    """
+
+    ms: float
+
+    def __post_init__(self) -> None:
+        _check_amount("a latency budget", self.ms, "milliseconds")
+
+
+@dataclass(frozen=True)
+class MaxLoss:
+    """Policy: the cheapest config that loses at most ``points`` of the package's metric against ``full``.
+
+    Raises:
+        InputError: ``points`` is negative or not a finite number.
+    """
+
+    points: float
+
+    def __post_init__(self) -> None:
+        _check_amount("a largest loss", self.points, "points of the model's metric")
+
+
+@dataclass(frozen=True)
+class Escalate:
+    """Policy: run ``cheap`` first, and ``dear`` where its answer is not sure enough.
+
+    Raises:
+        InputError: either is neither a name nor a LengthConfig.
+    """
+
+    cheap: str | LengthConfig
+    dear: str | LengthConfig
+
+    def __post_init__(self) -> None:
+        for field, value in (("cheap", self.cheap), ("dear", self.dear)):
+            if not isinstance(value, (str, LengthConfig, NamedLength)):
+                raise InputError(
+                    f"Escalate's {field} is {value!r}; it must be a config's name or a LengthConfig"
+                )
+
+
+Policy = LatencyBudget | MaxLoss | Escalate
+Length = str | LengthConfig | NamedLength | Policy | Sequence[str | LengthConfig | NamedLength] | None
+
+
+@dataclass(frozen=True)
+class LengthPlan:
+    """The ``length=`` of one call, resolved against an engine.
+
+    Attributes:
+        configs: the different configs of the call.
+        index: for each sequence of the call, which of ``configs`` it runs.
+        labels: for each of ``configs``, how results report it: its name, or the LengthConfig itself.
+    """
+
+    configs: tuple[LengthConfig, ...]
+    index: tuple[int, ...]
+    labels: tuple[str | LengthConfig, ...]
+
+    def label(self, sequence: int) -> str | LengthConfig:
+        """How results report the length of one sequence."""
+        return self.labels[self.index[sequence]]
+
+
+def resolve(
+    length: Length, latency_ms: float | None, count: int, named: Mapping[str, LengthConfig], layers: int
+) -> LengthPlan:
+    """Turns ``length=`` and ``latency_ms=`` of a call over ``count`` sequences into the configs to run.
+
+    Args:
+        length: a name, a config, a policy, or a list with one name or config per sequence; None means
+            ``full``.
+        latency_ms: sugar for ``LatencyBudget(latency_ms)``.
+        count: the sequences of the call; for ``answer`` the questions.
+        named: the package's configs by name.
+        layers: the model's layers.
+
+    Raises:
+        InputError: an unknown name, both arguments, a wrong number of entries, or anything else that is no
+            length.
+        UnsupportedError: a policy; this version takes names and configs.
+    """
+    if latency_ms is not None:
+        budget = LatencyBudget(latency_ms)
+        if length is not None:
+            raise InputError(
+                f"both length={length!r} and latency_ms={latency_ms!r} are given, and each chooses the "
+                "length config; pass one of them"
+            )
+        length = budget
+    if isinstance(length, (list, tuple)):
+        if len(length) != count:
+            raise InputError(
+                f"length= is a list of {len(length)} entries for {count} inputs; give one per input, or a "
+                "single name or LengthConfig for all of them"
+            )
+        items = [_one(item, named, layers, f" (entry {i} of the list)") for i, item in enumerate(length)]
+    else:
+        items = [_one(length, named, layers, "")]
+
+    order: dict[tuple[str | LengthConfig, LengthConfig], int] = {}
+    index = [order.setdefault(item, len(order)) for item in items]
+    return LengthPlan(
+        configs=tuple(config for _, config in order),
+        index=tuple(index if len(index) == count else index * count),
+        labels=tuple(label for label, _ in order),
+    )
+
+
+def count_macs(info: Mapping[str, Any], task: Mapping[str, Any], length: int, config: LengthConfig) -> int:
+    """Multiply-accumulates of one sequence of ``length`` tokens; the count that the engine reports per call.
+
+    Args:
+        info: the model's shape, as ``_core.Engine.info`` gives it.
+        task: the ``task`` object of the package's ``config.json``.
+        length: tokens of the sequence, special tokens included.
+        config: the length config.
+    """
+    hidden, intermediate, outputs = info["hidden"], info["intermediate"], info["outputs"]
+    macs = hidden * length  # LayerNorms count one per element, this one and two per layer
+    before = length
+    for after in config.kept(length):
+        macs += (
+            4 * before * hidden * hidden + 2 * before * before * hidden + 2 * after * hidden * intermediate
+        )
+        macs += hidden * (before + after)
+        before = after
+    kind = task["kind"]
+    if kind in ("span-qa", "token-classification"):
+        return macs + outputs * hidden * (length + 1)
+    if kind == "sequence-classification":
+        return macs + outputs * hidden + (hidden * hidden if task["pooler"] == "dense_tanh" else 0)
+    return macs + (length * hidden if task["pooling"] == "mean" else 0)
+
+
+def read_named(
+    package: Mapping[str, Any], info: Mapping[str, Any], task: Mapping[str, Any]
+) -> dict[str, NamedLength]:
+    """The named configs of ``length_configs.json``, in its order, with their cost at ``max_length``."""
+    longest = task["max_length"]
+    full = count_macs(info, task, longest, LengthConfig.ratio([1.0] * info["layers"]))
+    lengths = {}
+    for entry in package["configs"]:
+        config = LengthConfig(entry["rule"], tuple(entry["values"]), entry.get("keep_cls"))
+        macs = count_macs(info, task, longest, config)
+        accuracy = Accuracy(**entry["accuracy"]) if entry.get("accuracy") else None
+        lengths[entry["name"]] = NamedLength(entry["name"], config, macs, macs / full, accuracy)
+    return lengths
+
+
+def _one(
+    length: Any, named: Mapping[str, LengthConfig], layers: int, where: str
+) -> tuple[str | LengthConfig, LengthConfig]:
+    """One name or config -> how it is reported, and the config."""
+    if length is None:
+        length = "full"
+    if isinstance(length, str):
+        if length not in named:
+            raise InputError(
+                f"length {length!r} is not one of this package's configs{where}; it names "
+                f"{', '.join(named)}. Use one of these or a LengthConfig"
+            )
+        return length, named[length]
+    if isinstance(length, NamedLength):
+        length.config.check_layers(layers)
+        return length.name, length.config
+    if isinstance(length, LengthConfig):
+        length.check_layers(layers)
+        return length, length
+    if isinstance(length, (LatencyBudget, MaxLoss, Escalate)):
+        if where:
+            raise InputError(
+                f"length= holds a {type(length).__name__}{where}, but a policy rules a whole call; pass it "
+                "alone, or list names and LengthConfigs"
+            )
+        raise UnsupportedError(
+            f"{type(length).__name__} is not available in this version; pass a name ({', '.join(named)}) or "
+            "a LengthConfig as length="
+        )
+    raise InputError(
+        f"length is {length!r}{where}; it must be a name ({', '.join(named)}), a LengthConfig, or a list "
+        "with one of these per input"
+    )
+
+
+def _entries(values: Any) -> tuple[Any, ...]:
+    if isinstance(values, (str, bytes)):
+        raise InputError(
+            f"a length config's entries are {values!r}; give a sequence of numbers, one per layer"
+        )
+    try:
+        return tuple(values)
+    except TypeError:
+        raise InputError(
+            f"a length config's entries are {values!r}; give a sequence of numbers, one per layer"
+        ) from None
+
+
+def _entry(rule: str, i: int, value: Any) -> float:
+    """Entry ``i`` as a plain float (ratio) or int (tokens)."""
+    kind = "a share above 0 and up to 1.0" if rule == "ratio" else "a whole number of tokens, at least 1"
+    try:
+        number = math.nan if isinstance(value, (bool, str, bytes)) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if rule == "ratio":
+        if 0.0 < number <= 1.0:
+            return number
+        remedy = ". For absolute counts use LengthConfig.tokens" if number > 1.0 else ""
+    else:
+        if number >= 1.0 and number.is_integer() and number < 2**31:
+            return int(number)
+        remedy = ". For shares of the length use LengthConfig.ratio" if 0.0 < number < 1.0 else ""
+    raise InputError(f"length config entry {i} is {value!r}; it must be {kind}{remedy}")
+
+
+def _check_amount(what: str, value: Any, unit: str) -> None:
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < 0:
+        raise InputError(f"{what} is {value!r}; it must be a finite number of {unit}, 0 or more")

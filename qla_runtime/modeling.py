@@ -1,0 +1,261 @@
+"""The encoder as a PyTorch module: the float32 original that conversion quantizes and training improves.
+
+One fused QKV projection, post-norm, erf-GELU, and drop-and-restore with a length config, exactly by
+docs/architecture.md, "Length semantics" (after the Length-Adaptive Transformer: layer i attends over the
+n(i-1) tokens that layer i-1 kept, scores them, and runs its feed-forward on the n(i) best).
+
+Two ways in, one arithmetic:
+
+- unpadded (``attention_mask=None``): all sequences of a batch have one length. Everything traces through
+  ``torch.export``; with a length config the token counts are integer arithmetic on the symbolic length.
+- right-padded (``attention_mask``): what training uses. Each sequence keeps its own number of tokens,
+  counted from its real length; PAD rows neither vote nor survive.
+
+Torch is imported here, in :mod:`qla_runtime.convert` and in training, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qla_runtime.length import MIN_KEPT, LengthConfig
+
+if TYPE_CHECKING:
+    from qla_runtime.convert.spec import EncoderSpec, TaskSpec
+
+# ceil(r * n - 1e-6) in integers: r becomes a numerator over 2^40. The error, below n * 2^-41, is a
+# millionth of the 1e-6 that the rule itself forgives, and n * 2^40 still fits 63 bits.
+_SHIFT = 40
+_ONE = 1 << _SHIFT
+_FORGIVEN = round(1e-6 * _ONE)
+
+
+@dataclass
+class EncoderOutput:
+    """What the encoder computed. B sequences of n positions, H = hidden."""
+
+    last_hidden: Tensor
+    """(B, n, H) float32: every original position, dropped ones restored."""
+    hidden_states: list[Tensor] = field(default_factory=list)
+    """layers + 1 tensors like ``last_hidden``: after the embeddings and each layer, dropped rows carried."""
+    scores: list[Tensor] = field(default_factory=list)
+    """Per layer (B, n(i-1)): attention column sums of the tokens that entered; empty without a length."""
+    kept: list[Tensor] = field(default_factory=list)
+    """Per layer (B, max kept) int64: original positions, ascending; shorter sequences end in -1."""
+
+
+class Embeddings(nn.Module):
+    """Word + position + token type, then LayerNorm."""
+
+    def __init__(self, spec: EncoderSpec):
+        super().__init__()
+        self.offset = spec.position_offset
+        self.word = nn.Embedding(spec.vocab_size, spec.hidden)
+        self.position = nn.Embedding(spec.max_positions + spec.position_offset, spec.hidden)
+        self.token_type = nn.Embedding(spec.type_vocab_size, spec.hidden)
+        self.norm = nn.LayerNorm(spec.hidden, eps=spec.norm_eps)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device) + self.offset
+        return self.norm(self.word(input_ids) + self.position(positions) + self.token_type(token_type_ids))
+
+
+class Layer(nn.Module):
+    """One encoder layer, in the two halves between which tokens are dropped."""
+
+    def __init__(self, spec: EncoderSpec):
+        super().__init__()
+        self.heads = spec.heads
+        self.qkv = nn.Linear(spec.hidden, 3 * spec.hidden)
+        self.output = nn.Linear(spec.hidden, spec.hidden)
+        self.attention_norm = nn.LayerNorm(spec.hidden, eps=spec.norm_eps)
+        self.ffn_in = nn.Linear(spec.hidden, spec.intermediate)
+        self.ffn_out = nn.Linear(spec.intermediate, spec.hidden)
+        self.ffn_norm = nn.LayerNorm(spec.hidden, eps=spec.norm_eps)
+
+    def attend(self, x: Tensor, real: Tensor | None, want_scores: bool) -> tuple[Tensor, Tensor | None]:
+        """Attention, residual, LayerNorm.
+
+        Args:
+            x: (B, n, H).
+            real: (B, n) bool, which rows are tokens; None when all are.
+            want_scores: also return the column sums.
+
+        Returns:
+            (B, n, H), and (B, n) float32: per key the sum over heads and real queries of its probability.
+        """
+        batch, n, hidden = x.shape
+        qkv = self.qkv(x).view(batch, n, 3, self.heads, hidden // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        logits = query @ key.transpose(-1, -2) / math.sqrt(hidden // self.heads)
+        if real is not None:
+            logits = logits.masked_fill(~real[:, None, None, :], -torch.inf)
+        probabilities = logits.softmax(-1)
+        context = (probabilities.to(value.dtype) @ value).transpose(1, 2).reshape(batch, n, hidden)
+        y = self.attention_norm(x + self.output(context))
+        if not want_scores:
+            return y, None
+        votes = probabilities.detach().float()
+        if real is not None:
+            votes = votes * real[:, None, :, None]
+        return y, votes.sum((1, 2))
+
+    def feed_forward(self, y: Tensor) -> Tensor:
+        return self.ffn_norm(y + self.ffn_out(F.gelu(self.ffn_in(y))))
+
+
+class Encoder(nn.Module):
+    """Embeddings and layers. Parameter names are the package's tensor names."""
+
+    def __init__(self, spec: EncoderSpec):
+        super().__init__()
+        self.spec = spec
+        self.embeddings = Embeddings(spec)
+        self.layers = nn.ModuleList(Layer(spec) for _ in range(spec.layers))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        length: LengthConfig | None = None,
+    ) -> EncoderOutput:
+        """Runs the encoder.
+
+        Args:
+            input_ids: (B, n) int64.
+            token_type_ids: (B, n) int64; None means all 0.
+            attention_mask: (B, n), non-zero on tokens, right-padded; None means no padding at all.
+            length: how many tokens each layer keeps; None keeps all. ``keep_cls=None`` counts as True.
+        """
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(input_ids)
+        x = restored = self.embeddings(input_ids, token_type_ids)
+        output = EncoderOutput(restored, [restored])
+        real = None if attention_mask is None else attention_mask.bool()
+        # Token counts: one integer (symbolic under export) for all sequences, or one per padded sequence.
+        original = input_ids.shape[1] if real is None else real.sum(1)
+        current = original
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+
+        for index, layer in enumerate(self.layers):
+            y, scores = layer.attend(x, real, want_scores=length is not None)
+            if length is None:
+                x = restored = layer.feed_forward(y)
+            else:
+                current = kept_count(length.rule, length.values[index], original, current)
+                keep, real = _select(scores, current, real, length.keep_cls is not False)
+                positions = positions.gather(1, keep)
+                x = layer.feed_forward(_rows(y, keep))
+                restored = _restore(restored, x, positions, real)
+                output.scores.append(scores)
+                output.kept.append(positions if real is None else positions.masked_fill(~real, -1))
+            output.hidden_states.append(restored)
+        output.last_hidden = restored
+        return output
+
+
+class Model(nn.Module):
+    """Encoder and head: the whole model in float32."""
+
+    def __init__(self, spec: EncoderSpec, task: TaskSpec):
+        super().__init__()
+        self.task = task
+        self.encoder = Encoder(spec)
+        self.pooler = nn.Linear(spec.hidden, spec.hidden) if task.has_pooler else None
+        self.head = nn.Linear(spec.hidden, task.outputs) if task.outputs else None
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        length: LengthConfig | None = None,
+    ) -> tuple[Tensor, EncoderOutput]:
+        """Head outputs and encoder outputs; arguments as in :meth:`Encoder.forward`.
+
+        Head outputs are (B, n, 2) for span QA, (B, n, labels) for token classification, (B, labels) for
+        sequence classification, (B, H) pooled (and normalized, if the task says so) for embeddings.
+        """
+        output = self.encoder(input_ids, token_type_ids, attention_mask, length)
+        return self.logits(output.last_hidden, attention_mask), output
+
+    def logits(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """The head alone, on (B, n, H) restored states."""
+        if self.task.kind == "embedding":
+            return self._embed(hidden, attention_mask)
+        if self.pooler is not None:
+            hidden = torch.tanh(self.pooler(hidden[:, 0]))
+        return self.head(hidden)
+
+    def _embed(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+        if self.task.pooling == "cls":
+            pooled = hidden[:, 0]
+        elif attention_mask is None:
+            pooled = hidden.mean(1)
+        else:
+            real = attention_mask.bool()[..., None]
+            pooled = hidden.masked_fill(~real, 0.0).sum(1) / real.sum(1)
+        return F.normalize(pooled, dim=-1, eps=1e-12) if self.task.normalize else pooled
+
+
+def kept_count(rule: str, value: float, original, current):
+    """Tokens a layer keeps: min(current, max(2, wanted)).
+
+    Args:
+        rule: ``ratio`` (wanted = ceil(value * original - 1e-6)) or ``tokens`` (wanted = value).
+        value: the config's entry for this layer.
+        original: the sequence's real length: int, torch.SymInt, or (B,) int64 tensor.
+        current: tokens that entered the layer, of the same kind.
+    """
+    if rule == "ratio":
+        wanted = (round(value * _ONE) * original + (_ONE - 1 - _FORGIVEN)) // _ONE
+    elif rule == "tokens":
+        wanted = original * 0 + int(value)
+    else:
+        raise ValueError(f"unknown length rule {rule!r}")
+    if isinstance(wanted, Tensor):
+        return torch.minimum(wanted.clamp(min=MIN_KEPT), current)
+    return torch.sym_min(current, torch.sym_max(MIN_KEPT, wanted))
+
+
+def _select(scores: Tensor, count, real: Tensor | None, keep_cls: bool) -> tuple[Tensor, Tensor | None]:
+    """Rows to keep: the ``count`` best scores, ties to the lower position, in ascending position.
+
+    Returns:
+        (B, k) int64 row numbers, and (B, k) bool saying which of them are real (None when all are).
+        A padded batch keeps k = max(count) rows; those beyond a sequence's own count come last.
+    """
+    if keep_cls:
+        # Not by slicing: a traced graph would then hold for longer sequences only.
+        scores = scores.masked_fill(torch.arange(scores.shape[1], device=scores.device) == 0, torch.inf)
+    if real is None:
+        best = scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
+        return best.sort(dim=1).values, None
+    rows = scores.shape[1]
+    # A score is never negative, so -1 ranks a PAD row behind every token.
+    order = scores.masked_fill(~real, -1.0).sort(dim=1, descending=True, stable=True).indices
+    order = order[:, : int(count.max())]
+    alive = torch.arange(order.shape[1], device=order.device) < count[:, None]
+    # Sorting with the surplus rows shifted by `rows` puts them last; they stay distinct from the others,
+    # which the scatter in `_restore` relies on.
+    order = torch.where(alive, order, order + rows).sort(dim=1).values
+    return order % rows, alive
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """x[b, index[b]] for every sequence b: (B, n, H) and (B, k) to (B, k, H)."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
+
+
+def _restore(restored: Tensor, x: Tensor, positions: Tensor, real: Tensor | None) -> Tensor:
+    """Writes the rows that survived a layer over the restore buffer; dropped positions keep what they had."""
+    if real is not None:
+        x = torch.where(real[..., None], x, _rows(restored, positions).to(x.dtype))
+    return restored.to(x.dtype).scatter(1, positions[..., None].expand(-1, -1, x.shape[2]), x)

@@ -1,0 +1,116 @@
+"""What ``forward`` gives back: the engine's flat arrays, read one sequence at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qla_runtime.length import LengthConfig
+
+
+class EncoderOutput:
+    """The results of one ``forward`` call. Sequence ``i`` has ``n_i`` tokens, the model ``L`` layers and
+    ``H`` channels.
+
+    Lists hold one entry per sequence; their arrays are views, so nothing is copied until :meth:`padded`.
+
+    Attributes:
+        length: per sequence the name of its length config, or the LengthConfig that was passed.
+        macs: int64 (sequences,): multiply-accumulates that each sequence cost.
+        lengths: int64 (sequences,): ``n_i``.
+    """
+
+    def __init__(
+        self,
+        arrays: Mapping[str, NDArray[Any]],
+        offsets: NDArray[np.int64],
+        task: str,
+        length: list[str | LengthConfig],
+    ) -> None:
+        self._arrays = arrays
+        self._offsets = offsets
+        self._task = task
+        self.length = length
+        self.lengths: NDArray[np.int64] = np.diff(offsets)
+        self.macs: NDArray[np.int64] = arrays["macs"]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __repr__(self) -> str:
+        tokens, macs = int(self._offsets[-1]), int(self.macs.sum())
+        return f"<EncoderOutput of {len(self)} sequences, {tokens} tokens, {macs:,} MACs>"
+
+    @cached_property
+    def last_hidden_state(self) -> list[NDArray[np.float32]]:
+        """float32 (n_i, H): every original token; a dropped one has the state it had when it was dropped."""
+        return self._by_token(self._arrays["last_hidden"])
+
+    @cached_property
+    def logits(self) -> list[NDArray[np.float32]] | None:
+        """float32 (n_i, outputs) for span QA and token classification, (outputs,) for sequence
+        classification.
+
+        None for an embedding model, which has no such head.
+        """
+        if self._task == "embedding":
+            return None
+        logits = self._arrays["logits"]
+        return list(logits) if self._task == "sequence-classification" else self._by_token(logits)
+
+    @cached_property
+    def start_logits(self) -> list[NDArray[np.float32]] | None:
+        """float32 (n_i,): logit of "the answer begins here"; None unless the model answers questions."""
+        return self._by_token(self._arrays["logits"][:, 0]) if self._task == "span-qa" else None
+
+    @cached_property
+    def end_logits(self) -> list[NDArray[np.float32]] | None:
+        """float32 (n_i,): logit of "the answer ends here"; None unless the model answers questions."""
+        return self._by_token(self._arrays["logits"][:, 1]) if self._task == "span-qa" else None
+
+    @cached_property
+    def pooled(self) -> list[NDArray[np.float32]] | None:
+        """float32 (H,): the sentence embedding; None unless it is an embedding model."""
+        return list(self._arrays["logits"]) if self._task == "embedding" else None
+
+    @cached_property
+    def kept(self) -> list[list[NDArray[np.int32]]]:
+        """``kept[i][layer]``: int32, ascending: positions that entered the layer's feed-forward."""
+        counts, positions = self._arrays["kept_counts"], self._arrays["kept"]
+        return [
+            [positions[layer, start : start + counts[layer, i]] for layer in range(len(counts))]
+            for i, start in enumerate(self._offsets[:-1])
+        ]
+
+    @cached_property
+    def hidden_states(self) -> list[NDArray[np.float32]] | None:
+        """float32 (L + 1, n_i, H): embeddings and every layer, dropped rows carried on; None if not asked."""
+        return self._by_layer("hidden_states")
+
+    @cached_property
+    def scores(self) -> list[NDArray[np.float32]] | None:
+        """float32 (L, n_i): attention each token received, NaN where dropped before; None if not asked."""
+        return self._by_layer("scores")
+
+    def padded(self, fill: float = 0.0) -> NDArray[np.float32]:
+        """``last_hidden_state`` as one float32 (sequences, longest n_i, H), ``fill`` behind shorter ones."""
+        flat = self._arrays["last_hidden"]
+        out = np.full((len(self), int(self.lengths.max()), flat.shape[1]), fill, np.float32)
+        for row, state in zip(out, self.last_hidden_state, strict=True):
+            row[: len(state)] = state
+        return out
+
+    def _by_token(self, flat: NDArray[Any]) -> list[NDArray[Any]]:
+        return [flat[a:b] for a, b in zip(self._offsets[:-1], self._offsets[1:], strict=True)]
+
+    def _by_layer(self, name: str) -> list[NDArray[np.float32]] | None:
+        flat = self._arrays.get(name)
+        return (
+            None
+            if flat is None
+            else [flat[:, a:b] for a, b in zip(self._offsets[:-1], self._offsets[1:], strict=True)]
+        )

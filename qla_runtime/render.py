@@ -1,0 +1,57 @@
+"""Results as plain text for a terminal: what ``qla answer`` shows of tokens, layers and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from qla_runtime.length import LengthConfig
+
+BAR = 40
+"""Characters of a bar that stands for all tokens."""
+
+
+def answer(result: dict[str, Any], *, open_ms: float, call_ms: float, show_kept: bool, block: str) -> str:
+    """One answer (with ``details``) and what it cost."""
+    counts = [len(positions) for positions in result["kept"]]
+    tokens = result["tokens"]
+    windows = f", best of {result['windows']} windows" if result["windows"] > 1 else ""
+    lines = [
+        result["answer"],
+        f"  score   {result['score']:.4f}",
+        f"  range   characters {result['start']} to {result['end']} of the context{windows}",
+        f"  length  {length(result['length'])}",
+        f"  kept    {' '.join(map(str, counts))} of {len(tokens)} tokens, layer by layer",
+        f"  cost    {result['macs']:,} MACs",
+        f"  time    {call_ms:.1f} ms for this first call, {open_ms:.1f} ms to open the model",
+    ]
+    if show_kept:
+        lines += ["", *kept_bars(counts, len(tokens), block)]
+        lines.append(f"  read by the last layer: {' '.join(tokens[i] for i in result['kept'][-1])}")
+    return "\n".join(lines)
+
+
+def kept_bars(counts: Sequence[int], total: int, block: str) -> list[str]:
+    """One line per layer: the tokens that it keeps of ``total``, as a number and as a bar of ``block``."""
+    width = len(str(total))
+    return [
+        f"  layer {layer:<2} {count:>{width}} {block * max(1, round(BAR * count / total))}"
+        for layer, count in enumerate(counts, 1)
+    ]
+
+
+def vector(row: Sequence[float], shown: int = 6) -> str:
+    """The beginning of an embedding."""
+    head = ", ".join(f"{value:.4f}" for value in row[:shown])
+    return f"[{head}{', ...' if len(row) > shown else ''}] ({len(row)} numbers)"
+
+
+def length(value: str | LengthConfig) -> str:
+    """A length config as results report it."""
+    return str(value)
+
+
+def one_line(text: str, width: int = 60) -> str:
+    """A text on one line, shortened."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= width else flat[: width - 3] + "..."

@@ -1,0 +1,253 @@
+"""From texts to token ids: one ragged batch per call, and the windows of long contexts.
+
+Everything here works on the lists that the tokenizer gives; no model, no logits.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qla_runtime.errors import InputError, PackageError
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+BATCH_TEXTS = 512
+"""Texts tokenized at once: enough to keep every core busy, few enough to bound memory."""
+
+BATCH_CHARACTERS = 2_000_000
+"""The same bound for long texts; a single longer text makes a batch of its own."""
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Sequences one after another, as the C door takes them; ``i`` owns ``[offsets[i], offsets[i + 1])``."""
+
+    ids: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    type_ids: NDArray[np.int32] | None = None
+
+    @property
+    def count(self) -> int:
+        """The number of sequences."""
+        return len(self.offsets) - 1
+
+    @classmethod
+    def join(cls, ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]]) -> Ragged:
+        """Lists of token ids and of token types, one per sequence."""
+        offsets = np.zeros(len(ids) + 1, np.int64)
+        np.cumsum([len(row) for row in ids], out=offsets[1:])
+        flat = np.fromiter(chain.from_iterable(ids), np.int32, count=offsets[-1])
+        types = np.fromiter(chain.from_iterable(type_ids), np.int32, count=offsets[-1])
+        return cls(flat, offsets, types)
+
+
+@dataclass
+class QuestionWindows:
+    """The windows of several questions, in order.
+
+    Attributes:
+        batch: one sequence per window.
+        is_context: uint8, one per token: 1 where the token belongs to the context.
+        questions: int64; question ``q`` owns windows ``[questions[q], questions[q + 1])``.
+    """
+
+    batch: Ragged
+    is_context: NDArray[np.uint8]
+    questions: NDArray[np.int64]
+    _encodings: list[Encoding] = field(repr=False)
+    _shifts: list[tuple[int, int]] = field(repr=False)
+    """Per window: where its context begins in it, and where that token stands in the full encoding."""
+
+    def characters(self, question: int, window: int, first: int, last: int) -> tuple[int, int]:
+        """Character range in the context of tokens ``first..last`` of a window (its global number)."""
+        begin, source = self._shifts[window]
+        encoding = self._encodings[question]
+        return encoding.token_to_chars(source + first - begin)[0], encoding.token_to_chars(
+            source + last - begin
+        )[1]
+
+    def tokens(self, question: int, window: int) -> list[str]:
+        """The tokens of a window (its global number) as the tokenizer spells them."""
+        begin, source = self._shifts[window]
+        tokens = self._encodings[question].tokens
+        tail = tokens[_context_range(self._encodings[question])[1] :]
+        size = int(self.batch.offsets[window + 1] - self.batch.offsets[window])
+        return tokens[:begin] + tokens[source : source + size - begin - len(tail)] + tail
+
+
+class TextEncoder:
+    """The package's tokenizer, loaded when the first text comes.
+
+    Args:
+        folder: the package.
+        max_length: tokens of a sequence, special tokens included.
+        cut: truncate single texts and pairs at ``max_length``; the windows of question answering do not.
+    """
+
+    def __init__(self, folder: Path, max_length: int, *, cut: bool) -> None:
+        self._path = folder / "tokenizer.json"
+        self._max_length = max_length
+        self._cut = cut
+        self._lock = threading.Lock()
+        self._tokenizer: Tokenizer | None = None
+
+    def encode(
+        self, texts: Sequence[str] | Sequence[tuple[str, str]], *, with_offsets: bool = False
+    ) -> tuple[Ragged, list[Encoding], NDArray[np.bool_]]:
+        """Texts or pairs of texts -> the batch, the tokenizer's encodings, and which texts were cut.
+
+        Without ``with_offsets`` the encodings carry no character offsets, which is faster.
+        """
+        tokenizer = self._load()
+        encode = tokenizer.encode_batch if with_offsets else tokenizer.encode_batch_fast
+        encodings = encode(list(texts))
+        batch = Ragged.join([e.ids for e in encodings], [e.type_ids for e in encodings])
+        return batch, encodings, np.array([bool(e.overflowing) for e in encodings], np.bool_)
+
+    def windows(
+        self, questions: Sequence[str], contexts: Sequence[str], stride: int, names: Sequence[str]
+    ) -> QuestionWindows:
+        """Question and context pairs -> windows of at most ``max_length`` tokens, as Hugging Face makes them.
+
+        Only the context is cut; neighbouring windows of a question share ``stride`` context tokens, or half
+        of the room where the question leaves no more than that.
+
+        Args:
+            questions: one per context.
+            contexts: the texts that hold the answers.
+            stride: context tokens that two neighbouring windows share.
+            names: how error messages call each question.
+
+        Raises:
+            InputError: a question so long that no context fits beside it, or a context without a token.
+        """
+        encodings = self._load().encode_batch(list(zip(questions, contexts, strict=True)))
+        ids: list[list[int]] = []
+        types: list[list[int]] = []
+        contexts_of: list[tuple[int, int]] = []
+        shifts: list[tuple[int, int]] = []
+        bounds = np.zeros(len(encodings) + 1, np.int64)
+        for q, encoding in enumerate(encodings):
+            begin, end = _context_range(encoding)
+            others = len(encoding) - (end - begin)
+            room = self._max_length - others
+            if room < 1:
+                raise InputError(
+                    f"{names[q]} takes {others} tokens with its special tokens, and windows have "
+                    f"{self._max_length}: no context fits beside it. Shorten the question"
+                )
+            if begin == end:
+                raise InputError(
+                    f"the context of {names[q]} has no token that the model knows; give it a text"
+                )
+            all_ids, all_types = encoding.ids, encoding.type_ids
+            for start, stop in window_ranges(end - begin, room, stride if stride < room else room // 2):
+                chosen = slice(begin + start, begin + stop)
+                ids.append(all_ids[:begin] + all_ids[chosen] + all_ids[end:])
+                types.append(all_types[:begin] + all_types[chosen] + all_types[end:])
+                contexts_of.append((begin, begin + stop - start))
+                shifts.append((begin, begin + start))
+            bounds[q + 1] = len(ids)
+
+        batch = Ragged.join(ids, types)
+        is_context = np.zeros(len(batch.ids), np.uint8)
+        for offset, (begin, end) in zip(batch.offsets[:-1], contexts_of, strict=True):
+            is_context[offset + begin : offset + end] = 1
+        return QuestionWindows(batch, is_context, bounds, encodings, shifts)
+
+    def _load(self) -> Tokenizer:
+        if self._tokenizer is None:
+            with self._lock:
+                if self._tokenizer is None:
+                    self._tokenizer = self._open()
+        return self._tokenizer
+
+    def _open(self) -> Tokenizer:
+        from tokenizers import Tokenizer
+
+        try:
+            tokenizer = Tokenizer.from_file(str(self._path))
+        except Exception as error:  # the library raises bare Exception
+            raise PackageError(
+                f"tokenizer.json: the tokenizers library cannot read it ({error}); convert again"
+            ) from error
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        if self._cut:
+            tokenizer.enable_truncation(self._max_length)
+        return tokenizer
+
+
+def window_ranges(length: int, room: int, stride: int) -> Iterator[tuple[int, int]]:
+    """Ranges of at most ``room`` covering ``length`` tokens; neighbours share ``stride``, less than room."""
+    start = 0
+    while start + room < length:
+        yield start, start + room
+        start += room - stride
+    yield start, length
+
+
+def batches(texts: Sequence[Any], others: Sequence[Any] | None = None) -> Iterator[slice]:
+    """Slices of ``texts`` (paired with ``others``) that are small enough to be tokenized at once."""
+    start, characters = 0, 0
+    for i, text in enumerate(texts):
+        size = len(text) + (len(others[i]) if others is not None else 0)
+        if i > start and (i - start == BATCH_TEXTS or characters + size > BATCH_CHARACTERS):
+            yield slice(start, i)
+            start, characters = i, 0
+        characters += size
+    if start < len(texts):
+        yield slice(start, len(texts))
+
+
+def check_texts(value: Any, what: str) -> tuple[list[str], bool]:
+    """A text or a list of texts -> the list, and whether a single text was given.
+
+    Raises:
+        InputError: None, an empty list, anything that is no text, or a text without a visible character.
+    """
+    single = isinstance(value, str)
+    texts = [value] if single else value
+    if not isinstance(texts, (list, tuple)):
+        raise InputError(f"{what} is {_shown(value)}; it must be a text or a list of texts")
+    if not texts:
+        raise InputError(f"{what} is an empty list; give at least one text")
+    for i, text in enumerate(texts):
+        where = what if single else f"{what}[{i}]"
+        if not isinstance(text, str):
+            raise InputError(f"{where} is {_shown(text)}; it must be a text (str)")
+        if not text or text.isspace():
+            raise InputError(
+                f"{where} is {text[:20]!r}, a text without a visible character; give it words or leave it out"
+            )
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise InputError(
+                    f"{where} holds a lone surrogate at character {error.start}, which no tokenizer reads; "
+                    "decode the text's bytes with errors='replace'"
+                ) from None
+    return list(texts), single
+
+
+def _context_range(encoding: Encoding) -> tuple[int, int]:
+    """Where the second sequence of a pair stands among the tokens."""
+    sequences = encoding.sequence_ids
+    if 1 not in sequences:
+        return len(sequences), len(sequences)
+    begin = sequences.index(1)
+    return begin, begin + sequences.count(1)
+
+
+def _shown(value: Any) -> str:
+    return "None" if value is None else f"of type {type(value).__name__}"

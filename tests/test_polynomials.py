@@ -1,0 +1,61 @@
+"""The two polynomials of the kernels, read out of their headers, against the functions they stand for.
+
+`pytest tests/test_polynomials.py -s` prints the figures that docs/numerics.md quotes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+KERNELS = Path(__file__).resolve().parents[1] / "kernels"
+
+
+def coefficients(header: str, function: str) -> np.ndarray:
+    """Of Horner's scheme, highest power first."""
+    path = KERNELS / header
+    if not path.is_file():
+        pytest.skip("needs the kernels' source")
+    body = path.read_text().split(f"f32x16 {function}(", 1)[1].split("\n}", 1)[0]
+    return np.array([float.fromhex(x) for x in re.findall(r"-?0x1[.\da-f]*p[+-]\d+", body)], np.float32)
+
+
+def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray | np.float32) -> np.ndarray:
+    """float32 in, float32 out; the product is exact in double."""
+    return (a.astype(np.float64) * b + c).astype(np.float32)
+
+
+def horner(series: np.ndarray, x: np.ndarray) -> np.ndarray:
+    result = np.full_like(x, series[0])
+    for c in series[1:]:
+        result = fma(result, x, c)
+    return result
+
+
+def test_exp2() -> None:
+    series = coefficients("attention.h", "exp2_nonpositive")
+    t = np.linspace(-125, 0, 4_000_001).astype(np.float32)
+    whole = np.rint(t)
+    got = np.ldexp(horner(series, t - whole).astype(np.float64), whole.astype(int))
+    error = np.abs(got / np.exp2(t.astype(np.float64)) - 1).max()
+    print(f"\nexp2: largest relative error {error:.2e} over [-125, 0]")
+    assert len(series) == 6
+    assert error <= 8e-8
+
+
+@pytest.mark.parametrize("limit", [7.0, 1000.0])
+def test_gelu(limit: float) -> None:
+    series = coefficients("gemm_epilogue.h", "gelu")
+    x = np.linspace(-limit, limit, 400_001).astype(np.float32)
+    t = np.clip(x, np.float32(-4.5), np.float32(4.5))
+    got = x * fma(horner(series, t * t), t, np.float32(0.5))
+    exact = np.array([0.5 * v * math.erfc(-v / math.sqrt(2)) for v in x.astype(np.float64)])
+    error = np.abs(got - exact)
+    print(f"\ngelu: largest error {error.max():.2e} at x = {x[error.argmax()]:.3f} over [-{limit}, {limit}]")
+    assert len(series) == 10
+    # Beyond the clamp Phi is 1 or 0 up to its last rounding, which x multiplies.
+    assert (error <= np.maximum(4.3e-5, 1e-6 * np.abs(x))).all()
