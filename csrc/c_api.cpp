@@ -18,7 +18,8 @@ struct qla_engine {
 
 namespace {
 
-thread_local char last_error[1024] = "";
+// Large enough for two long paths: package errors print the `qla convert` line to run.
+thread_local char last_error[16384] = "";
 
 qla_status report(qla_status status, const char* message) {
   strncpy(last_error, message, sizeof last_error - 1);

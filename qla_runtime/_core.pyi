@@ -1,11 +1,12 @@
 """The native module: csrc/python/bindings.cpp over the C door. T tokens, S sequences, L layers, H hidden."""
 
-from collections.abc import Buffer, Collection, Sequence
+from collections.abc import Collection, Sequence
 from os import PathLike
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Buffer
 
 STAGES: tuple[str, ...]
 

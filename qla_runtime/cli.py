@@ -114,7 +114,13 @@ def _classify(arguments: argparse.Namespace) -> None:
 def _rank(arguments: argparse.Namespace) -> None:
     documents = _texts(arguments.documents)
     engine = _open(arguments)
-    results = engine.rank(arguments.query, documents, _length(arguments.length), top_k=arguments.top_k)
+    length = _length(arguments.length)
+    results = [
+        result | {"index": part.start + result["index"]}
+        for part in _parts(len(documents), "rank")
+        for result in engine.rank(arguments.query, documents[part], length)
+    ]
+    results = sorted(results, key=lambda result: (-result["score"], result["index"]))[: arguments.top_k]
     if arguments.json:
         _print_json(results)
         return

@@ -72,7 +72,12 @@ class Engine:
         self._info = self._core.info
         self._config = json.loads(self._core.config_json)
         self._task = self._config["task"]
-        self._texts = TextEncoder(self._path, self._task["max_length"], cut=self._task["kind"] != "span-qa")
+        self._texts = TextEncoder(
+            self._path,
+            self._task["max_length"],
+            cut=self._task["kind"] != "span-qa",
+            with_types=self._info["type_vocab_size"] > 1,
+        )
 
     @classmethod
     def from_pretrained(

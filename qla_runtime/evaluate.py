@@ -95,8 +95,8 @@ def squad(
         chosen = questions[part]
         results = engine.answer([q.question for q in chosen], [q.context for q in chosen], length)
         for question, result in zip(chosen, results, strict=True):
-            exact += max(_exact(result["answer"], answer) for answer in question.answers)
-            f1 += max(_f1(result["answer"], answer) for answer in question.answers)
+            exact += max(exact_match(result["answer"], answer) for answer in question.answers)
+            f1 += max(word_f1(result["answer"], answer) for answer in question.answers)
             macs += result["macs"]
         if progress:
             progress(len(chosen))
@@ -221,11 +221,12 @@ def spearman(a: ArrayLike, b: ArrayLike) -> float:
 _PUNCTUATION = frozenset(string.punctuation)
 
 
-def _exact(answer: str, truth: str) -> float:
+def exact_match(answer: str, truth: str) -> float:
+    """1.0 where the normalized answers are equal, else 0.0."""
     return float(normalize_answer(answer) == normalize_answer(truth))
 
 
-def _f1(answer: str, truth: str) -> float:
+def word_f1(answer: str, truth: str) -> float:
     """Harmonic mean of precision and recall over words."""
     words, expected = normalize_answer(answer).split(), normalize_answer(truth).split()
     common = sum((Counter(words) & Counter(expected)).values())

@@ -17,6 +17,7 @@ Torch is imported here, in :mod:`qla_runtime.convert` and in training, and nowhe
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -45,9 +46,9 @@ class EncoderOutput:
     hidden_states: list[Tensor] = field(default_factory=list)
     """layers + 1 tensors like ``last_hidden``: after the embeddings and each layer, dropped rows carried."""
     scores: list[Tensor] = field(default_factory=list)
-    """Per layer (B, n(i-1)): attention column sums of the tokens that entered; empty without a length."""
+    """Per layer that ran, (B, n(i-1)): column sums of the tokens that entered; empty without a length."""
     kept: list[Tensor] = field(default_factory=list)
-    """Per layer (B, max kept) int64: original positions, ascending; shorter sequences end in -1."""
+    """Per layer that ran, (B, max kept) int64: original positions, ascending, then -1 where others kept more."""
 
 
 class Embeddings(nn.Module):
@@ -93,18 +94,21 @@ class Layer(nn.Module):
         batch, n, hidden = x.shape
         qkv = self.qkv(x).view(batch, n, 3, self.heads, hidden // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        logits = query @ key.transpose(-1, -2) / math.sqrt(hidden // self.heads)
+        # Training spends its time in passes over (B, heads, n, n): so the scale goes to the query, and PAD
+        # keys are masked by an addition in place, for which the backward pass has nothing to do.
+        logits = (query / math.sqrt(hidden // self.heads)) @ key.transpose(-1, -2)
         if real is not None:
-            logits = logits.masked_fill(~real[:, None, None, :], -torch.inf)
+            pads = torch.zeros_like(real, dtype=logits.dtype).masked_fill_(~real, -torch.inf)
+            logits += pads[:, None, None, :]
         probabilities = logits.softmax(-1)
         context = (probabilities.to(value.dtype) @ value).transpose(1, 2).reshape(batch, n, hidden)
         y = self.attention_norm(x + self.output(context))
         if not want_scores:
             return y, None
-        votes = probabilities.detach().float()
+        votes = probabilities.detach().sum(1, dtype=torch.float32)
         if real is not None:
-            votes = votes * real[:, None, :, None]
-        return y, votes.sum((1, 2))
+            votes = votes * real[:, :, None]
+        return y, votes.sum(1)
 
     def feed_forward(self, y: Tensor) -> Tensor:
         return self.ffn_norm(y + self.ffn_out(F.gelu(self.ffn_in(y))))
@@ -125,6 +129,7 @@ class Encoder(nn.Module):
         token_type_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         length: LengthConfig | None = None,
+        skip: Collection[int] = (),
     ) -> EncoderOutput:
         """Runs the encoder.
 
@@ -133,6 +138,7 @@ class Encoder(nn.Module):
             token_type_ids: (B, n) int64; None means all 0.
             attention_mask: (B, n), non-zero on tokens, right-padded; None means no padding at all.
             length: how many tokens each layer keeps; None keeps all. ``keep_cls=None`` counts as True.
+            skip: layers to leave out, for LayerDrop: each is the identity and drops no token.
         """
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
@@ -145,6 +151,9 @@ class Encoder(nn.Module):
         positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
 
         for index, layer in enumerate(self.layers):
+            if index in skip:
+                output.hidden_states.append(restored)
+                continue
             y, scores = layer.attend(x, real, want_scores=length is not None)
             if length is None:
                 x = restored = layer.feed_forward(y)
@@ -177,13 +186,14 @@ class Model(nn.Module):
         token_type_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         length: LengthConfig | None = None,
+        skip: Collection[int] = (),
     ) -> tuple[Tensor, EncoderOutput]:
         """Head outputs and encoder outputs; arguments as in :meth:`Encoder.forward`.
 
         Head outputs are (B, n, 2) for span QA, (B, n, labels) for token classification, (B, labels) for
         sequence classification, (B, H) pooled (and normalized, if the task says so) for embeddings.
         """
-        output = self.encoder(input_ids, token_type_ids, attention_mask, length)
+        output = self.encoder(input_ids, token_type_ids, attention_mask, length, skip)
         return self.logits(output.last_hidden, attention_mask), output
 
     def logits(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:

@@ -41,13 +41,14 @@ class Ragged:
         return len(self.offsets) - 1
 
     @classmethod
-    def join(cls, ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]]) -> Ragged:
-        """Lists of token ids and of token types, one per sequence."""
+    def join(cls, ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]] | None) -> Ragged:
+        """Lists of token ids and of token types (None: all 0), one per sequence."""
         offsets = np.zeros(len(ids) + 1, np.int64)
         np.cumsum([len(row) for row in ids], out=offsets[1:])
         flat = np.fromiter(chain.from_iterable(ids), np.int32, count=offsets[-1])
-        types = np.fromiter(chain.from_iterable(type_ids), np.int32, count=offsets[-1])
-        return cls(flat, offsets, types)
+        if type_ids is None:
+            return cls(flat, offsets)
+        return cls(flat, offsets, np.fromiter(chain.from_iterable(type_ids), np.int32, count=offsets[-1]))
 
 
 @dataclass
@@ -75,6 +76,20 @@ class QuestionWindows:
             source + last - begin
         )[1]
 
+    def locate(self, question: int, window: int, start: int, end: int) -> tuple[int, int] | None:
+        """First and last token of a window (its global number) that hold characters ``start..end - 1`` of the
+        context; None where the window does not hold them all. The inverse of :meth:`characters`."""
+        encoding = self._encodings[question]
+        found = [encoding.char_to_token(character, 1) for character in range(start, end)]
+        found = [token for token in found if token is not None]  # white space belongs to no token
+        if not found:
+            return None
+        begin, source = self._shifts[window]
+        first, last = begin + found[0] - source, begin + found[-1] - source
+        context = self.is_context[self.batch.offsets[window] : self.batch.offsets[window + 1]]
+        inside = 0 <= first <= last < len(context) and context[first] and context[last]
+        return (first, last) if inside else None
+
     def tokens(self, question: int, window: int) -> list[str]:
         """The tokens of a window (its global number) as the tokenizer spells them."""
         begin, source = self._shifts[window]
@@ -91,12 +106,15 @@ class TextEncoder:
         folder: the package.
         max_length: tokens of a sequence, special tokens included.
         cut: truncate single texts and pairs at ``max_length``; the windows of question answering do not.
+        with_types: whether the model tells token types apart. A RoBERTa-type model has one only, and whatever
+            types its tokenizer may give the second text of a pair are not meant for it.
     """
 
-    def __init__(self, folder: Path, max_length: int, *, cut: bool) -> None:
+    def __init__(self, folder: Path, max_length: int, *, cut: bool, with_types: bool = True) -> None:
         self._path = folder / "tokenizer.json"
         self._max_length = max_length
         self._cut = cut
+        self._with_types = with_types
         self._lock = threading.Lock()
         self._tokenizer: Tokenizer | None = None
 
@@ -110,7 +128,8 @@ class TextEncoder:
         tokenizer = self._load()
         encode = tokenizer.encode_batch if with_offsets else tokenizer.encode_batch_fast
         encodings = encode(list(texts))
-        batch = Ragged.join([e.ids for e in encodings], [e.type_ids for e in encodings])
+        types = [e.type_ids for e in encodings] if self._with_types else None
+        batch = Ragged.join([e.ids for e in encodings], types)
         return batch, encodings, np.array([bool(e.overflowing) for e in encodings], np.bool_)
 
     def windows(
@@ -158,7 +177,7 @@ class TextEncoder:
                 shifts.append((begin, begin + start))
             bounds[q + 1] = len(ids)
 
-        batch = Ragged.join(ids, types)
+        batch = Ragged.join(ids, types if self._with_types else None)
         is_context = np.zeros(len(batch.ids), np.uint8)
         for offset, (begin, end) in zip(batch.offsets[:-1], contexts_of, strict=True):
             is_context[offset + begin : offset + end] = 1

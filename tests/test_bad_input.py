@@ -1,5 +1,5 @@
-"""Wrong calls: every one gets a typed error that says the limit, the value met and the remedy, and after it the
-engine answers the next good call with the same bits as before.
+"""Wrong calls: every one gets a typed error that says the limit, the value met and the remedy, and after it
+the engine answers the next good call with the same bits as before.
 
 Damaged and hostile package files are test_hostile_packages.py's.
 """
@@ -102,15 +102,27 @@ ONES = np.ones((2, 4), np.int64)
         ({"input_ids": np.ones((2, 4), bool)}, ["bool", "integers"]),
         ({"input_ids": [["2", "3"]]}, ["input_ids[0]", "integers"]),
         ({"input_ids": [[2, [3]]]}, ["input_ids[0]", "no sequence of integers"]),
-        ({"input_ids": ONES, "attention_mask": [[0, 1, 1, 1], [1, 1, 1, 1]]}, ["[0]", "left", "right-padded"]),
+        (
+            {"input_ids": ONES, "attention_mask": [[0, 1, 1, 1], [1, 1, 1, 1]]},
+            ["[0]", "left", "right-padded"],
+        ),
         ({"input_ids": ONES, "attention_mask": [[1, 1, 1, 1], [1, 0, 1, 0]]}, ["[1]", "hole", "position 1"]),
-        ({"input_ids": ONES, "attention_mask": [[0, 0, 0, 0], [1, 1, 1, 1]]}, ["[0]", "no 1", "leave it out"]),
-        ({"input_ids": ONES, "attention_mask": [[2, 1, 1, 1], [1, 1, 1, 1]]}, ["[0] holds 2", "0 and 1 only"]),
+        (
+            {"input_ids": ONES, "attention_mask": [[0, 0, 0, 0], [1, 1, 1, 1]]},
+            ["[0]", "no 1", "leave it out"],
+        ),
+        (
+            {"input_ids": ONES, "attention_mask": [[2, 1, 1, 1], [1, 1, 1, 1]]},
+            ["[0] holds 2", "0 and 1 only"],
+        ),
         ({"input_ids": ONES, "attention_mask": ONES[:1]}, ["1 rows", "2 sequences", "one row per"]),
         ({"input_ids": ONES, "attention_mask": ONES[:, :3]}, ["[0] has 3", "4 input_ids", "one per id"]),
         ({"input_ids": ONES, "attention_mask": ONES * 1.0}, ["float64", "integers"]),
         ({"input_ids": ONES, "token_type_ids": ONES[:1]}, ["token_type_ids has 1 rows", "2 sequences"]),
-        ({"input_ids": ONES, "token_type_ids": ONES * 2}, ["type id 2 at position 0", "[0, 2)", "leave token types"]),
+        (
+            {"input_ids": ONES, "token_type_ids": ONES * 2},
+            ["type id 2 at position 0", "[0, 2)", "leave token types"],
+        ),
         ({"input_ids": ONES, "token_type_ids": -ONES}, ["type id -1", "[0, 2)", "leave token types"]),
     ],
 )
@@ -205,7 +217,9 @@ def test_length_and_latency_exclude_each_other(engines):
     refused(InputError, lambda: qa.forward(IDS, length="fast", latency_ms=5), *words)
     refused(InputError, lambda: qa.answer("a", "b", length="fast", latency_ms=5), *words)
     refused(InputError, lambda: qa.answer("a", "b", latency_ms=-5), "-5", "0 or more")
-    refused(UnsupportedError, lambda: qa.answer("a", "b", latency_ms=5), "LatencyBudget", "full", "LengthConfig")
+    refused(
+        UnsupportedError, lambda: qa.answer("a", "b", latency_ms=5), "LatencyBudget", "full", "LengthConfig"
+    )
 
 
 # ---- opening --------------------------------------------------------------------------------------
@@ -235,7 +249,13 @@ def test_an_isa_that_this_cpu_lacks(package):
     missing = [isa for isa in ("amx", "avx512vnni", "avxvnni", "avx2") if isa not in _core.available_isas()]
     if not missing:
         pytest.skip("this CPU has every instruction set there is a kernel for")
-    refused(UnsupportedError, lambda: Engine(package, isa=missing[0]), missing[0], "not available", "available: ref")
+    refused(
+        UnsupportedError,
+        lambda: Engine(package, isa=missing[0]),
+        missing[0],
+        "not available",
+        "available: ref",
+    )
 
 
 def write_checkpoint(folder: Path) -> Path:
@@ -265,14 +285,29 @@ def test_a_pickle_is_never_opened(tmp_path):
 
 def test_things_that_are_no_package(tmp_path, package):
     (tmp_path / "empty").mkdir()
-    refused(PackageError, lambda: Engine.from_pretrained(tmp_path / "empty"), "no manifest.json", "qla convert")
+    refused(
+        PackageError, lambda: Engine.from_pretrained(tmp_path / "empty"), "no manifest.json", "qla convert"
+    )
     (tmp_path / "notes.txt").write_text("hello")
-    refused(PackageError, lambda: Engine.from_pretrained(tmp_path / "notes.txt"), "is a file", "a package is a folder")
+    refused(
+        PackageError,
+        lambda: Engine.from_pretrained(tmp_path / "notes.txt"),
+        "is a file",
+        "a package is a folder",
+    )
     manifest = package / "manifest.json"
-    refused(PackageError, lambda: Engine.from_pretrained(manifest), "is a file", f"pass its folder, '{package}'")
+    refused(
+        PackageError, lambda: Engine.from_pretrained(manifest), "is a file", f"pass its folder, '{package}'"
+    )
     refused(PackageError, lambda: Engine.from_pretrained(tmp_path / "none"), "no such folder", "owner/name")
     for nothing in ("", "a\0b", 3, b"path"):
-        refused(InputError, lambda value=nothing: Engine.from_pretrained(value), "package folder", "hub id", "None")
+        refused(
+            InputError,
+            lambda value=nothing: Engine.from_pretrained(value),
+            "package folder",
+            "hub id",
+            "None",
+        )
 
 
 def test_a_hub_id_without_the_library_names_the_pip_line(monkeypatch):
@@ -388,7 +423,8 @@ def test_native_spans():
         (b'{"data": [{"title": "x"}]}', ["data[0]", "no list 'paragraphs'"]),
         (b'{"data": [{"paragraphs": [{"qas": []}]}]}', ["data[0].paragraphs[0]", "no text 'context'"]),
         (
-            b'{"data": [{"paragraphs": [{"context": "a", "qas": [{"id": "1", "question": "b", "answers": []}]}]}]}',
+            b'{"data": [{"paragraphs": [{"context": "a", "qas":'
+            b' [{"id": "1", "question": "b", "answers": []}]}]}]}',
             ["data[0].paragraphs[0].qas[0]", "no answers", "2.0"],
         ),
         (b'{"data": []}', ["no question is left"]),
@@ -415,5 +451,7 @@ def test_sts_files(engines, tmp_path, content, words):
 
 
 def test_files_that_are_not_there(engines, tmp_path):
-    refused(InputError, lambda: evaluate.squad(engines["span-qa"], tmp_path / "none"), "cannot be read", "path")
+    refused(
+        InputError, lambda: evaluate.squad(engines["span-qa"], tmp_path / "none"), "cannot be read", "path"
+    )
     refused(InputError, lambda: evaluate.read_squad(tmp_path / "none", "some"), "'some'", "all, odd, even")

@@ -778,7 +778,9 @@ def test_converts_every_family_and_head(engine, tmp_path, texts, family, kind):
     if kind == "embedding":
         add_sentence_layout(folder)
     out = tmp_path / "out" / "package"
-    done = convert(folder, out, texts, max_length=40, calibration_samples=8, progress=False)
+    half = {"half": LengthConfig.ratio([0.9, 0.7, 0.5])}
+    options = dict(max_length=40, length_configs=half, calibration_samples=8, progress=False)
+    done = convert(folder, out, texts, **options)
     assert done["held_out"] and set(done["modes"]) == {"per_token", "static"}
     for mode in done["modes"].values():
         assert mode["hidden_cosine_min"] > 0.95 and mode["hidden_cosine_mean"] > 0.98
@@ -791,7 +793,7 @@ def test_a_failed_conversion_leaves_the_old_package(engine, tmp_path, texts, qa_
     from qla_runtime.convert import convert, pipeline
 
     out = tmp_path / "package"
-    options = dict(calibration_samples=4, progress=False)
+    options = dict(calibration_samples=4, length_configs={}, progress=False)
     convert(qa_checkpoint, out, texts, **options)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
 

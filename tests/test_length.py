@@ -38,7 +38,9 @@ def test_values_are_plain_numbers_whatever_they_were_given_as():
 def test_is_a_frozen_value():
     config = LengthConfig.ratio((1.0, 0.5), keep_cls=False)
     assert config == LengthConfig("ratio", (1.0, 0.5), False)
-    assert pickle.loads(pickle.dumps(config)) == config and hash(config) == hash(pickle.loads(pickle.dumps(config)))
+    assert pickle.loads(pickle.dumps(config)) == config and hash(config) == hash(
+        pickle.loads(pickle.dumps(config))
+    )
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.values = (1.0,)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,8 +73,12 @@ class Checkpoint:
     card: str
     """README.md of the checkpoint, or an empty string."""
 
-    def load_model(self) -> Model:
+    def load_model(self, *, new_head: bool = False) -> Model:
         """The float32 model in evaluation mode.
+
+        Args:
+            new_head: leave the head as PyTorch initializes it, and the pooler too where the checkpoint has
+                none: what fine-tuning of a pretrained encoder starts from.
 
         Raises:
             InputError: a tensor is missing or has the wrong shape.
@@ -82,7 +87,15 @@ class Checkpoint:
         from qla_runtime.modeling import Model
 
         model = Model(self.encoder, self.task)
-        model.load_state_dict(_translate(_read_weights(self.folder), model, self.encoder, self.task))
+        state = _translate(
+            read_weights(self.folder),
+            model,
+            self.encoder,
+            self.task,
+            skip=("head",) if new_head else (),
+            optional=("pooler",) if new_head else (),
+        )
+        model.load_state_dict(state, strict=not new_head)
         return model.eval()
 
 
@@ -231,7 +244,8 @@ def _weight_files(folder: Path) -> list[Path]:
     raise InputError(f"{folder.name}: no model.safetensors in the folder; it holds no weights")
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint folder, as stored, on the CPU."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -244,10 +258,44 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def hugging_face_tensors(model: Model) -> dict[str, Tensor]:
+    """The model's float32 tensors under Hugging Face's names, as a checkpoint for its task has them."""
+    encoder, task = model.encoder.spec, model.task
+    names = _names(encoder, task, "" if task.kind == "embedding" else f"{encoder.family}.")
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        ours, kind = name.rsplit(".", 1)
+        parts = tensor.detach().chunk(len(names[ours]))
+        tensors |= {f"{theirs}.{kind}": part for theirs, part in zip(names[ours], parts, strict=True)}
+    return tensors
+
+
+def _names(encoder: EncoderSpec, task: TaskSpec, prefix: str) -> dict[str, list[str]]:
+    """Our module names -> theirs; several of theirs are stacked along the rows."""
+    names = {
+        f"encoder.{ours}": [prefix + name for name in theirs] for ours, theirs in _EMBEDDING_NAMES.items()
+    }
+    for i in range(encoder.layers):
+        for ours, theirs in _LAYER_NAMES.items():
+            names[f"encoder.layers.{i}.{ours}"] = [f"{prefix}encoder.layer.{i}.{name}" for name in theirs]
+    for ours, name in _HEAD_NAMES.get((encoder.family, task.kind), {}).items():
+        names[ours] = [name]
+    return names
+
+
 def _translate(
-    tensors: dict[str, Tensor], model: Model, encoder: EncoderSpec, task: TaskSpec
+    tensors: dict[str, Tensor],
+    model: Model,
+    encoder: EncoderSpec,
+    task: TaskSpec,
+    *,
+    skip: Collection[str] = (),
+    optional: Collection[str] = (),
 ) -> dict[str, Tensor]:
-    """Hugging Face tensors under our names, float32, checked against the model's shapes."""
+    """Hugging Face tensors under our names, float32, checked against the model's shapes.
+
+    Modules in ``skip`` are left out; those in ``optional`` where the checkpoint lacks them.
+    """
     import torch
 
     # Checkpoints that began in TensorFlow call a norm's parameters gamma and beta.
@@ -260,18 +308,13 @@ def _translate(
         for name, t in tensors.items()
     }
     prefix = f"{encoder.family}." if f"{encoder.family}.embeddings.word_embeddings.weight" in tensors else ""
-    names = {
-        f"encoder.{ours}": [prefix + name for name in theirs] for ours, theirs in _EMBEDDING_NAMES.items()
-    }
-    for i in range(encoder.layers):
-        for ours, theirs in _LAYER_NAMES.items():
-            names[f"encoder.layers.{i}.{ours}"] = [f"{prefix}encoder.layer.{i}.{name}" for name in theirs]
-    for ours, name in _HEAD_NAMES.get((encoder.family, task.kind), {}).items():
-        names[ours] = [name]
+    names = _names(encoder, task, prefix)
 
     state = {}
     for name, parameter in model.state_dict().items():
         ours, kind = name.rsplit(".", 1)
+        if ours in skip or (ours in optional and f"{names[ours][0]}.{kind}" not in tensors):
+            continue
         parts = [f"{theirs}.{kind}" for theirs in names[ours]]
         for part in parts:
             if part not in tensors:

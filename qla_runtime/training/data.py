@@ -1,0 +1,367 @@
+"""From files to batches: SQuAD articles, GLUE-like tables, plain lines; tokenized once, batched by length.
+
+A text is tokenized by the runtime's own :class:`~qla_runtime.windows.TextEncoder`, so training sees exactly the
+windows that ``answer`` runs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from qla_runtime.convert.spec import EncoderSpec, TaskSpec
+from qla_runtime.errors import InputError
+from qla_runtime.windows import Ragged, TextEncoder, batches
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+PAD_TO = 16
+"""Batches are as wide as a multiple of this many tokens: fewer shapes for the matrix library to prepare."""
+
+_LABEL_COLUMNS = ("label", "quality", "gold_label")
+_SCORE_COLUMNS = ("score", "similarity")
+_TEXT_COLUMNS = ("sentence1", "question1", "question", "premise", "sentence", "text", "#1 string")
+_PAIR_COLUMNS = ("sentence2", "question2", "hypothesis", "text_pair", "#2 string")
+
+
+@dataclass(frozen=True)
+class SpanQuestion:
+    """A question with one answer: ``context[start:end]``."""
+
+    question: str
+    context: str
+    start: int
+    end: int
+    place: str
+    """Where it stands in its file, for error messages."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Texts of a classification or regression file.
+
+    Attributes:
+        texts: a text, or a pair of texts, per row.
+        labels: as the file spells them, one per row.
+        scores: the labels are real numbers (a column called ``score``).
+    """
+
+    texts: list[str] | list[tuple[str, str]]
+    labels: list[str]
+    scores: bool
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded sequences. B sequences, padded to n.
+
+    Attributes:
+        input_ids: (B, n) int64.
+        token_type_ids: (B, n) int64.
+        mask: (B, n) bool, True on tokens.
+        labels: (B, 2) int64 start and end for span QA, (B,) int64 classes or float32 scores; None without.
+        rows: which features these are.
+    """
+
+    input_ids: Tensor
+    token_type_ids: Tensor
+    mask: Tensor
+    labels: Tensor | None
+    rows: NDArray[np.int64]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens without padding."""
+        return int(self.mask.sum())
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+        moved = (self.input_ids, self.token_type_ids, self.mask, self.labels)
+        return Batch(*(None if t is None else t.to(device, non_blocking=True) for t in moved), self.rows)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Tokenized sequences, and a label for each.
+
+    Attributes:
+        ragged: the sequences.
+        labels: (N, 2) int64, (N,) int64 or float32, or None, as in :class:`Batch`.
+        limit: positions that the model has; batches are not padded beyond.
+    """
+
+    ragged: Ragged
+    labels: NDArray | None
+    limit: int
+
+    def __len__(self) -> int:
+        return self.ragged.count
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(N,) tokens of each sequence."""
+        return np.diff(self.ragged.offsets)
+
+    def batch(self, rows: NDArray[np.int64]) -> Batch:
+        """The features ``rows`` as one padded batch."""
+        import torch
+
+        offsets = self.ragged.offsets
+        lengths = offsets[rows + 1] - offsets[rows]
+        width = min(_padded(int(lengths.max())), self.limit)
+        mask = np.arange(width) < lengths[:, None]
+        tokens = np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
+        ids = np.zeros(mask.shape, np.int64)
+        types = np.zeros(mask.shape, np.int64)
+        ids[mask] = self.ragged.ids[tokens]
+        types[mask] = self.ragged.type_ids[tokens]
+        labels = None if self.labels is None else torch.from_numpy(self.labels[rows])
+        return Batch(torch.from_numpy(ids), torch.from_numpy(types), torch.from_numpy(mask), labels, rows)
+
+    def plan(self, budget: int, draw: np.random.Generator) -> list[NDArray[np.int64]]:
+        """Every feature once, in batches of like lengths and at most ``budget`` padded tokens, in random order.
+
+        Features of one padded length are shuffled among themselves, so batches differ from epoch to epoch.
+
+        Args:
+            budget: tokens of a batch, padding included; a longer sequence makes a batch of its own.
+            draw: decides the order, and nothing else does.
+        """
+        order = draw.permutation(len(self))
+        padded = np.minimum(_padded(self.lengths), self.limit)
+        order = order[np.argsort(padded[order], kind="stable")]
+        plan, begin = [], 0
+        for end in range(1, len(order) + 1):
+            # Widths ascend, so the next row alone decides how wide the batch would be with it.
+            if end == len(order) or (end + 1 - begin) * padded[order[end]] > budget:
+                plan.append(order[begin:end])
+                begin = end
+        return [plan[i] for i in draw.permutation(len(plan))]
+
+
+# ------------------------------------------------------------------------------------------ features
+
+
+def span_features(
+    questions: Sequence[SpanQuestion], encoder: TextEncoder, spec: EncoderSpec, task: TaskSpec, progress: bool
+) -> Features:
+    """Questions -> windows of at most ``max_length`` tokens, with the tokens where the answer starts and ends.
+
+    A window that does not hold the whole answer points to its first token, [CLS].
+    """
+    parts: list[Ragged] = []
+    labels: list[tuple[int, int]] = []
+    with _bar(len(questions), "tokenizing", progress) as bar:
+        for part in batches([q.context for q in questions], [q.question for q in questions]):
+            chosen = questions[part]
+            windows = encoder.windows(
+                [q.question for q in chosen],
+                [q.context for q in chosen],
+                task.doc_stride,
+                [q.place for q in chosen],
+            )
+            parts.append(windows.batch)
+            for i, question in enumerate(chosen):
+                for window in range(windows.questions[i], windows.questions[i + 1]):
+                    labels.append(windows.locate(i, window, question.start, question.end) or (0, 0))
+            bar.update(len(chosen))
+    return Features(_join(parts, spec), np.array(labels, np.int64), spec.max_positions)
+
+
+def text_features(
+    texts: Sequence[str] | Sequence[tuple[str, str]],
+    labels: NDArray | None,
+    encoder: TextEncoder,
+    spec: EncoderSpec,
+    progress: bool,
+) -> Features:
+    """Texts or pairs, cut at ``max_length`` tokens."""
+    parts: list[Ragged] = []
+    with _bar(len(texts), "tokenizing", progress) as bar:
+        for part in batches(["".join(text) for text in texts]):
+            parts.append(encoder.encode(texts[part])[0])
+            bar.update(part.stop - part.start)
+    return Features(_join(parts, spec), labels, spec.max_positions)
+
+
+def encode_labels(data: Labelled, task: TaskSpec, path: Path) -> NDArray:
+    """The file's labels as the model's head numbers them: (N,) int64 classes, or float32 scores.
+
+    A label fits by its name or, where all of them are whole numbers, by its number.
+
+    Raises:
+        InputError: the head has no such output, or every row has the same label.
+    """
+    if len(set(data.labels)) < 2:
+        raise InputError(
+            f"{path.name}: every row has the label {data.labels[0]!r}; there is nothing to learn. Give a file "
+            "with at least two"
+        )
+    if task.problem == "regression":
+        return np.array([_score(label, path) for label in data.labels], np.float32)
+    numbers = {name: i for i, name in enumerate(task.labels)}
+    if not set(data.labels) <= set(numbers):
+        numbers = {str(i): i for i in range(len(task.labels))}
+    unknown = sorted(set(data.labels) - set(numbers))
+    if unknown:
+        raise InputError(
+            f"{path.name}: label {unknown[0]!r} is none that the checkpoint's head gives "
+            f"({', '.join(task.labels)}). Start from a checkpoint of this task, or pass --new-head"
+        )
+    return np.array([numbers[label] for label in data.labels], np.int64)
+
+
+# --------------------------------------------------------------------------------------------- files
+
+
+def read_questions(path: Path) -> list[SpanQuestion]:
+    """The questions of a SQuAD 1.1 file, each with its first answer.
+
+    Raises:
+        InputError: no such file, no JSON, another layout, a question without an answer, or an answer that
+            its context does not hold; the message names the place.
+    """
+    try:
+        articles = json.loads(_read(path))["data"]
+        entries = [
+            (f"{path.name}: data[{a}].paragraphs[{p}].qas[{q}]", paragraph["context"], entry)
+            for a, article in enumerate(articles)
+            for p, paragraph in enumerate(article["paragraphs"])
+            for q, entry in enumerate(paragraph["qas"])
+        ]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{path.name}: not laid out like SQuAD 1.1 (data > paragraphs > context, qas): "
+            f"{type(error).__name__}: {error}"
+        ) from None
+    questions = [_question(*entry) for entry in entries]
+    if not questions:
+        raise InputError(f"{path.name}: holds no questions; give a SQuAD 1.1 file with some")
+    return questions
+
+
+def _question(place: str, context: object, entry: object) -> SpanQuestion:
+    try:
+        question, answer = entry["question"], entry["answers"][0]
+        text, start = answer["text"], answer["answer_start"]
+        typed = all(isinstance(value, str) for value in (question, context, text)) and type(start) is int
+    except IndexError:
+        raise InputError(
+            f"{place}: has no answers; SQuAD 1.1 questions have at least one (2.0 is not read)"
+        ) from None
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{place}: not laid out like SQuAD 1.1: {type(error).__name__}: {error}") from None
+    if not typed:
+        raise InputError(f"{place}: question, context and answer text must be texts, answer_start a number")
+    found = [start] if 0 <= start and context.startswith(text, start) else _occurrences(context, text)
+    if not text.strip() or not found:
+        raise InputError(f"{place}: the context does not hold the answer {text[:40]!r}; correct the file")
+    start = min(found, key=lambda position: abs(position - start))
+    return SpanQuestion(question, context, start, start + len(text), place)
+
+
+def _occurrences(context: str, text: str) -> list[int]:
+    return [i for i in range(len(context)) if text and context.startswith(text, i)]
+
+
+def read_labelled(path: Path) -> Labelled:
+    """A GLUE-like table: tab-separated, a header that names its columns (or CoLA's four columns, without).
+
+    Raises:
+        InputError: no such file, no such columns, no rows, or a row without its columns.
+    """
+    # Quotation marks are text in GLUE, and only a line feed ends a line.
+    lines = [line.rstrip("\r").split("\t") for line in _read(path).split("\n") if line.strip()]
+    if not lines:
+        raise InputError(f"{path.name}: is empty; give a table with a header and rows")
+    header = [name.strip().lower() for name in lines[0]]
+    label = _column(header, _LABEL_COLUMNS + _SCORE_COLUMNS)
+    text, pair = _column(header, _TEXT_COLUMNS), _column(header, _PAIR_COLUMNS)
+    if text is not None and pair is None and header[text] in ("question", "premise"):
+        pair = _column(header, ("sentence",))  # QNLI: question, sentence
+    if label is not None and text is not None:
+        rows, first, scores = lines[1:], 2, header[label] in _SCORE_COLUMNS
+    elif len(header) == 4 and header[1] in ("0", "1"):
+        rows, first, label, text, pair, scores = lines, 1, 1, 3, None, False
+    else:
+        raise InputError(
+            f"{path.name}: the header {' | '.join(lines[0])[:80]!r} names no label column "
+            f"({', '.join(_LABEL_COLUMNS + _SCORE_COLUMNS)}) or no text column ({', '.join(_TEXT_COLUMNS)}); "
+            "give a tab-separated GLUE-like file"
+        )
+    if not rows:
+        raise InputError(f"{path.name}: has a header and no rows; give some")
+    for number, row in enumerate(rows, first):
+        if len(row) <= max(label, text, pair or 0):
+            raise InputError(
+                f"{path.name}: row {number} has {len(row)} columns and the header {len(header)}; "
+                "columns are separated by tabs"
+            )
+    texts = [row[text] if pair is None else (row[text], row[pair]) for row in rows]
+    return Labelled(texts, [row[label].strip() for row in rows], scores)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that hold something.
+
+    Raises:
+        InputError: no such file, or no such line.
+    """
+    lines = [line.strip() for line in _read(path).split("\n")]
+    lines = [line for line in lines if line]
+    if not lines:
+        raise InputError(f"{path.name}: holds no text; give one sentence per line")
+    return lines
+
+
+def _read(path: Path) -> str:
+    try:
+        # Bytes, not text mode: universal newlines would break a line at a lone carriage return.
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of the data") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path.name}: byte {error.start} is no UTF-8; convert the file first") from None
+
+
+def _column(header: list[str], names: Sequence[str]) -> int | None:
+    return next((header.index(name) for name in names if name in header), None)
+
+
+def _score(label: str, path: Path) -> float:
+    try:
+        score = float(label)
+    except ValueError:
+        score = math.nan
+    if not math.isfinite(score):
+        raise InputError(f"{path.name}: label {label!r} is no number, and the model predicts numbers")
+    return score
+
+
+def _padded(length):
+    """A length, or an array of them, rounded up to a multiple of :data:`PAD_TO`."""
+    return -(-length // PAD_TO) * PAD_TO
+
+
+def _join(parts: Sequence[Ragged], spec: EncoderSpec) -> Ragged:
+    types = np.concatenate([part.type_ids for part in parts])
+    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+    return Ragged(
+        ids=np.concatenate([part.ids for part in parts]),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        type_ids=types if spec.type_vocab_size > 1 else np.zeros_like(types),
+    )
+
+
+def _bar(total: int, what: str, progress: bool) -> tqdm:
+    return tqdm(total=total, desc=what, delay=2, disable=not progress, mininterval=1)

@@ -1,0 +1,93 @@
+"""The trained model as a plain Hugging Face folder, which transformers and ``qla convert`` load."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qla_runtime.convert.checkpoint import Checkpoint, hugging_face_tensors, read_weights
+from qla_runtime.convert.package_writer import publish, staging, write_file
+from qla_runtime.errors import QlaError
+from qla_runtime.modeling import Model
+
+_CLASSES = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert"}
+_SUFFIXES = {
+    "span-qa": "ForQuestionAnswering",
+    "sequence-classification": "ForSequenceClassification",
+    "embedding": "Model",
+}
+_PROBLEMS = {"single_label": "single_label_classification", "regression": "regression"}
+_HALF_MAX = torch.finfo(torch.float16).max
+
+
+def export(model: Model, source: Checkpoint, out: Path) -> None:
+    """Writes config.json, float16 model.safetensors, and the tokenizer's and pooling's files; replaces ``out``.
+
+    Args:
+        model: the trained model.
+        source: where it started from; every other file comes from there.
+        out: the folder; it appears, and is replaced, in one step.
+
+    Raises:
+        QlaError: a weight has outgrown float16.
+        InputError: the folder cannot be written.
+    """
+    from safetensors.torch import save
+
+    tensors = {name: _half(name, tensor) for name, tensor in hugging_face_tensors(model).items()}
+    if model.task.kind == "embedding":
+        # transformers' bare encoder has a pooler that no embedding uses, and warns where it is missing.
+        extra = {k: t for k, t in read_weights(source.folder).items() if k.startswith("pooler.")}
+        tensors |= {name: _half(name, tensor) for name, tensor in extra.items()}
+    with staging(out) as stage:
+        new = stage / "new"
+        new.mkdir()
+        inner = _copy_companions(source, new)
+        write_file(inner / "config.json", _config(model, source))
+        write_file(inner / "model.safetensors", save(tensors, metadata={"format": "pt"}))
+        publish(new, out)
+
+
+def _copy_companions(source: Checkpoint, new: Path) -> Path:
+    """Copies what stands beside the weights; returns the folder where config and weights belong."""
+    root = source.folder
+    if not (root / "modules.json").is_file() and (root.parent / "modules.json").is_file():
+        root = root.parent  # sentence-transformers, with the transformer in a folder of its own
+    for path in [*root.glob("*"), *root.glob("*/*")]:
+        # Weights of any kind, their index and the card do not describe the new model.
+        listed = path.suffix in (".json", ".txt", ".model") and not path.name.endswith(".index.json")
+        if path.is_file() and listed:
+            target = new / path.relative_to(root)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
+    inner = new / source.folder.relative_to(root)
+    inner.mkdir(exist_ok=True)
+    if not (inner / "tokenizer.json").is_file():
+        write_file(inner / "tokenizer.json", source.tokenizer_json.encode())
+    return inner
+
+
+def _config(model: Model, source: Checkpoint) -> bytes:
+    config: dict[str, Any] = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
+    task = model.task
+    config["architectures"] = [_CLASSES[config["model_type"]] + _SUFFIXES[task.kind]]
+    # Stored in half precision, to be computed in float32: transformers takes this key as what to load into.
+    config.pop("torch_dtype", None)
+    config["dtype"] = "float32"
+    if task.kind == "sequence-classification":
+        config["id2label"] = {str(i): label for i, label in enumerate(task.labels)}
+        config["label2id"] = {label: i for i, label in enumerate(task.labels)}
+        config["problem_type"] = _PROBLEMS[task.problem]
+    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _half(name: str, tensor: Tensor) -> Tensor:
+    largest = tensor.abs().max().item()
+    if not largest <= _HALF_MAX:
+        raise QlaError(f"{name} has grown to {largest:g}, beyond float16; train with a lower learning rate")
+    return tensor.to("cpu", torch.float16).contiguous()

@@ -1,0 +1,67 @@
+"""What a task is trained for, and how far a student's outputs are from a teacher's. For every recipe.
+
+Outputs are those of :meth:`qla_runtime.modeling.Model.forward`: (B, n, 2) for span QA, (B, labels) for
+classification and regression, (B, H) for embeddings. Everything is computed in float32.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from qla_runtime.convert.spec import TaskSpec
+from qla_runtime.errors import InputError
+from qla_runtime.training.data import Batch
+
+_NEVER = -1e4
+"""A logit whose probability is exactly 0 in float32, and whose product with it is 0 and not NaN."""
+
+
+def check_task(task: TaskSpec) -> None:
+    """Raises InputError for a task that has no losses here."""
+    if task.kind == "token-classification" or task.problem == "multi_label":
+        kind = "multi-label classification" if task.problem == "multi_label" else task.kind
+        raise InputError(
+            f"the checkpoint does {kind}; training covers span QA, single-label classification, regression and "
+            "sentence embedding"
+        )
+
+
+def task_loss(task: TaskSpec, outputs: Tensor, batch: Batch) -> Tensor:
+    """Mean loss against the labels: cross-entropy (for spans the mean of start's and end's), squared error.
+
+    A span's softmax runs over the real tokens: the runtime has no padding that could take a share.
+    """
+    if task.kind == "span-qa":
+        logits = _spans(outputs, batch.mask)
+        return F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
+    if task.problem == "regression":
+        return F.mse_loss(outputs.float()[:, 0], batch.labels)
+    return F.cross_entropy(outputs.float(), batch.labels)
+
+
+def divergence(task: TaskSpec, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+    """How far the student is from the teacher, meaned over the batch; 0 where they agree.
+
+    KL(teacher || student) at temperature 1 over start and over end logits (their mean), or over class logits;
+    squared error for regression; 1 - cosine for embeddings.
+
+    The direction is the usual one of distillation: the student must put probability wherever the teacher
+    does. The published code of the Length-Adaptive Transformer computes KL(student || teacher), by passing the
+    teacher where ``kl_div`` expects the student, and QuaLA's distils start logits twice and end logits never
+    (research notes 1.10, rows 1 and 2).
+    """
+    teacher = teacher.detach()
+    if task.kind == "embedding":
+        return (1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1)).mean()
+    if task.kind == "span-qa":
+        student, teacher = (_spans(x, batch.mask).flatten(0, 1) for x in (student, teacher))
+    elif task.problem == "regression":
+        return F.mse_loss(student.float(), teacher.float())
+    student, teacher = student.float().log_softmax(-1), teacher.float().log_softmax(-1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def _spans(outputs: Tensor, mask: Tensor) -> Tensor:
+    """(B, n, 2) -> (B, 2, n) float32: start and end logits, padding out of the running."""
+    return outputs.float().transpose(1, 2).masked_fill(~mask[:, None, :], _NEVER)

@@ -1,0 +1,78 @@
+// Teams, barriers and leases; of most use under QLA_SANITIZE=thread.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <thread>
+#include <vector>
+
+#include "teams.h"
+
+namespace qla {
+namespace {
+
+TEST(Team, EveryMemberRunsOncePerRun) {
+  for (int size : {1, 2, 3, 8}) {
+    Team team(size);
+    ASSERT_EQ(team.size(), size);
+    std::vector<int> runs(size, 0);  // plain: each member touches its own, run() publishes them
+    for (int i = 0; i < 200; ++i) team.run([&](int member) { ++runs[member]; });
+    EXPECT_EQ(runs, std::vector<int>(size, 200));
+  }
+}
+
+TEST(Team, WhatStandsBeforeABarrierIsSeenBehindIt) {
+  constexpr int kSize = 3, kRounds = 500;
+  Team team(kSize);
+  std::vector<int> written(kSize, 0);
+  std::atomic<int> wrong{0};
+  team.run([&](int member) {
+    for (int round = 1; round <= kRounds; ++round) {
+      written[member] = round;
+      team.barrier();
+      for (int value : written) wrong += value != round;
+      team.barrier();
+    }
+  });
+  EXPECT_EQ(wrong, 0);
+}
+
+TEST(Team, SleepersWakeUp) {
+  Team team(2);
+  int sum = 0;
+  for (int i = 0; i < 20; ++i) {
+    std::this_thread::sleep_for(std::chrono::microseconds(10 * kSpinMicroseconds));
+    team.run([&](int member) {
+      if (member == 1) ++sum;
+    });
+  }
+  EXPECT_EQ(sum, 20);
+}
+
+TEST(TeamPool, NoMoreCallersAtOnceThanStreams) {
+  constexpr int kStreams = 2;
+  TeamPool pool(kStreams, 2);
+  std::vector<int> inside(kStreams, 0);  // plain: a lease is exclusive
+  std::atomic<int> callers{0}, most{0}, clashes{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 6; ++t) {
+    threads.emplace_back([&] {
+      for (int i = 0; i < 50; ++i) {
+        const TeamPool::Lease lease(pool);
+        const int now = ++callers;
+        for (int seen = most; seen < now && !most.compare_exchange_weak(seen, now);) {
+        }
+        clashes += inside[lease.index()]++ != 0;
+        lease.team().run([](int) {});
+        --inside[lease.index()];
+        --callers;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_LE(most, kStreams);
+  EXPECT_EQ(clashes, 0);
+}
+
+}  // namespace
+}  // namespace qla

@@ -1,0 +1,120 @@
+"""Checkpoint in, answers out: BERT- and RoBERTa-type models with random weights through convert and the engine,
+against the same model in transformers (float32)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'qla_runtime[convert]')")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+pytest.importorskip("neural_compressor", reason="neural-compressor-pt is not installed")
+
+from test_convert import save_checkpoint  # noqa: E402
+
+from qla_runtime import Engine, LengthConfig  # noqa: E402
+from qla_runtime.convert import convert  # noqa: E402
+
+HIDDEN, LAYERS = 128, 3
+WORDS = [f"w{i}" for i in range(4, 100)]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("texts") / "texts.txt"
+    lines = [" ".join(WORDS[(i * j) % len(WORDS)] for j in range(2 + i % 40)) for i in range(1, 60)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def open_converted(tmp_path: Path, texts: Path, family: str, kind: str, **changes) -> tuple[Engine, Path]:
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", family, kind, hidden_size=HIDDEN, **changes)
+    package = tmp_path / "package"
+    options = dict(max_length=48, length_configs={}, calibration_samples=8, progress=False)
+    convert(checkpoint, package, texts, task=kind, **options)
+    return Engine.from_pretrained(package), checkpoint
+
+
+@pytest.mark.parametrize("head_dim", [32, 64])
+@pytest.mark.parametrize("family", ["Bert", "Roberta"])
+def test_states_are_near_float_per_token(tmp_path, texts, family: str, head_dim: int) -> None:
+    """Cosine of every single token's last hidden state to transformers' at least 0.99."""
+    engine, checkpoint = open_converted(
+        tmp_path, texts, family, "embedding", num_attention_heads=HIDDEN // head_dim
+    )
+    model = transformers.AutoModel.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    random = np.random.default_rng(3)
+    sequences = [random.integers(4, 100, n) for n in (1, 2, 15, 16, 33, 48, 60)]
+    output = engine.forward([s.tolist() for s in sequences])
+    cosines = []
+    for ids, ours in zip(sequences, output.last_hidden_state, strict=True):
+        with torch.inference_mode():
+            theirs = model(input_ids=torch.from_numpy(ids)[None]).last_hidden_state[0].numpy()
+        cosines.append((ours * theirs).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1))
+    worst = np.concatenate(cosines).min()
+    assert worst >= 0.99, worst
+
+
+def transformers_logits(checkpoint: Path, auto: str, text: str, pair: str | None = None) -> np.ndarray:
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(checkpoint / "tokenizer.json"))
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    encoding = tokenizer.backend_tokenizer.encode(text, pair) if pair else tokenizer.backend_tokenizer.encode(text)
+    inputs = {"input_ids": torch.tensor([encoding.ids]), "token_type_ids": torch.tensor([encoding.type_ids])}
+    model = getattr(transformers, auto).from_pretrained(checkpoint, dtype=torch.float32).eval()
+    if model.config.model_type == "roberta":
+        inputs.pop("token_type_ids")
+    with torch.inference_mode():
+        return model(**inputs).logits[0].numpy()
+
+
+@pytest.mark.parametrize("family", ["Bert", "Roberta"])
+def test_a_cross_encoder_ranks_like_transformers(tmp_path, texts, family: str) -> None:
+    """Scores of random weights lie close together: INT8 must stay well inside their spread and follow them."""
+    engine, checkpoint = open_converted(
+        tmp_path, texts, family, "sequence-classification", num_labels=1, num_attention_heads=2
+    )
+    query = "w5 w6 w7"
+    documents = [" ".join(WORDS[(i * j + 3) % len(WORDS)] for j in range(3 + 2 * i)) for i in range(1, 14)]
+    want = np.array(
+        [
+            transformers_logits(checkpoint, "AutoModelForSequenceClassification", query, d).item()
+            for d in documents
+        ]
+    )
+    ranked = engine.rank(query, documents)
+    assert sorted(r["index"] for r in ranked) == list(range(len(documents)))
+    assert [r["score"] for r in ranked] == sorted((r["score"] for r in ranked), reverse=True)
+    ours = np.empty(len(documents))
+    ours[[r["index"] for r in ranked]] = [r["score"] for r in ranked]
+    error = np.abs(ours - want).max()
+    assert error < 0.5 * want.std(), (error, want.std())
+    assert np.corrcoef(ours, want)[0, 1] > 0.97
+    dropped = engine.rank(query, documents, length=LengthConfig.ratio([0.9, 0.7, 0.5]))
+    assert sorted(r["index"] for r in dropped) == list(range(len(documents)))
+
+
+@pytest.mark.parametrize("family", ["Bert", "Roberta"])
+def test_a_token_classifier_tags_like_transformers(tmp_path, texts, family: str) -> None:
+    engine, checkpoint = open_converted(
+        tmp_path, texts, family, "token-classification", num_labels=3, num_attention_heads=4
+    )
+    text = " ".join(WORDS[(7 * j) % len(WORDS)] for j in range(20))
+    spans = engine.tag(text)
+    logits = transformers_logits(checkpoint, "AutoModelForTokenClassification", text)[1:-1]
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    best = logits.argmax(1)
+    margin = np.sort(probabilities, axis=1)[:, -1] - np.sort(probabilities, axis=1)[:, -2]
+    position, checked = 0, 0
+    for word, label, clear in zip(text.split(), best, margin > 0.05, strict=True):
+        begin = text.index(word, position)
+        position = begin + len(word)
+        covering = [s["label"] for s in spans if s["start"] <= begin and position <= s["end"]]
+        if clear:
+            assert covering == [engine.labels[label]]
+            checked += 1
+    assert checked >= 10
+    for span in spans:
+        assert text[span["start"] : span["end"]] == span["text"] and 0 < span["score"] <= 1
