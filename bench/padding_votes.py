@@ -30,9 +30,7 @@ def run(
     padding = [0] * (length - n0)
     x = w["embeddings.word_embeddings.weight"][ids + padding]
     x = x + w["embeddings.position_embeddings.weight"][:length]
-    x = encoder.norm(
-        x + w["embeddings.token_type_embeddings.weight"][types + padding], "embeddings.LayerNorm"
-    )
+    x = encoder.norm(x + w["embeddings.token_type_embeddings.weight"][types + padding], "embeddings.LayerNorm")
     restored, positions, kept = x.clone(), torch.arange(length), []
     for i, count in enumerate(counts):
         layer = f"encoder.layer.{i}"

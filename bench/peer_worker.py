@@ -85,7 +85,6 @@ def torch_bf16(args: argparse.Namespace) -> Forward:
 def openvino(args: argparse.Namespace, precision: str) -> Forward:
     """Static shapes (one compiled model a shape); int8 by NNCF post-training quantization."""
     import openvino as ov
-    import torch
 
     core = ov.Core()
     compiled: dict[tuple[int, ...], object] = {}

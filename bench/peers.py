@@ -29,7 +29,14 @@ class Worker:
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         self.name = name
         command = [args.peer_python if name != "qla" else sys.executable, str(HERE / "peer_worker.py"), name]
-        command += ["--threads", str(args.threads), "--package", args.package, "--checkpoint", args.checkpoint]
+        command += [
+            "--threads",
+            str(args.threads),
+            "--package",
+            args.package,
+            "--checkpoint",
+            args.checkpoint,
+        ]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )

@@ -60,7 +60,8 @@ T read_struct(const T* from, const char* name) {
 }
 
 qla_options read_options(const qla_options* options) {
-  return options ? read_struct(options, "qla_options") : qla_options{sizeof(qla_options), 0, 1, nullptr};
+  return options ? read_struct(options, "qla_options")
+                 : qla_options{sizeof(qla_options), 0, 1, nullptr};
 }
 
 }  // namespace

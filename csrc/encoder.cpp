@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "length_plan.h"
+#include "portable_exp.h"
 
 namespace qla {
 namespace {
@@ -48,13 +49,13 @@ class StageClock {
 
 // What one thread needs for one block of rows.
 struct RowScratch {
-  uint8_t* a;        // u8 activations: (block rows padded, max(hidden, intermediate))
-  float* c;          // GEMM result: (block, max(hidden, intermediate))
-  float* y;          // normalized attention output: (block, hidden)
-  float* scale;      // (block)
-  int32_t* zero;     // (block)
-  float* lane_min;   // (block, 16)
-  float* lane_max;   // (block, 16)
+  uint8_t* a;          // u8 activations: (block rows padded, max(hidden, intermediate))
+  float* c;            // GEMM result: (block, max(hidden, intermediate))
+  float* y;            // normalized attention output: (block, hidden)
+  float* scale;        // (block)
+  int32_t* zero;       // (block)
+  float* lane_min;     // (block, 16)
+  float* lane_max;     // (block, 16)
   uint16_t** qkv_row;  // (block)
   int64_t* qkv_stride;
   void* attention;
@@ -423,7 +424,7 @@ class ForwardPass {
     for (int j = 0; j < hidden_; ++j) {
       const float x =
           kernels_.dot(cls, package_.pooler_weight + row(j), hidden_) + package_.pooler_bias[j];
-      pooled[j] = static_cast<float>(std::tanh(static_cast<double>(x)));
+      pooled[j] = static_cast<float>(portable_tanh(static_cast<double>(x)));
     }
     head_row(pooled, out);
   }
@@ -448,8 +449,8 @@ class ForwardPass {
 
   void report_macs() {
     for (int s = 0; s < chunk_.num_sequences; ++s) {
-      chunk_.out.macs[s] = count_macs(spec_, package_.task,
-                                      chunk_.tokens + static_cast<size_t>(s) * (layers_ + 1));
+      chunk_.out.macs[s] =
+          count_macs(spec_, package_.task, chunk_.tokens + static_cast<size_t>(s) * (layers_ + 1));
     }
   }
 
@@ -548,17 +549,17 @@ class ForwardPass {
   const Chunk& chunk_;
   const int layers_, hidden_;
 
-  std::vector<int> starts_;   // (layers + 1, sequences + 1)
-  std::vector<int> order_;    // sequences, longest first
-  std::vector<char> selects_; // per layer: does any sequence drop (or somebody want scores)
+  std::vector<int> starts_;    // (layers + 1, sequences + 1)
+  std::vector<int> order_;     // sequences, longest first
+  std::vector<char> selects_;  // per layer: does any sequence drop (or somebody want scores)
   int longest_ = 0;
   int block_rows_ = 0;
   size_t padded_rows_ = 0;
 
   std::atomic<int>* counters_ = nullptr;
-  float* x_[2] = {};            // hidden states entering even and odd layers, compact rows
-  float* context_ = nullptr;    // attention output
-  uint16_t* qkv_ = nullptr;     // bf16
+  float* x_[2] = {};              // hidden states entering even and odd layers, compact rows
+  float* context_ = nullptr;      // attention output
+  uint16_t* qkv_ = nullptr;       // bf16
   float* column_sums_ = nullptr;  // (heads, padded rows)
   float* scores_ = nullptr;
   uint64_t* rank_ = nullptr;

@@ -28,12 +28,12 @@ namespace qla {
 // already those of the first sequence; strides are the whole batch's.
 struct Chunk {
   const int32_t* ids;
-  const int32_t* types;      // or null
-  const int32_t* tokens;     // (num_sequences, layers + 1) from plan_lengths
-  const uint8_t* keep_cls;   // (num_sequences)
+  const int32_t* types;     // or null
+  const int32_t* tokens;    // (num_sequences, layers + 1) from plan_lengths
+  const uint8_t* keep_cls;  // (num_sequences)
   int num_sequences;
   qla_outputs out;
-  int64_t total_tokens;      // T and S of the whole batch
+  int64_t total_tokens;  // T and S of the whole batch
   int64_t total_sequences;
 };
 

@@ -24,10 +24,11 @@ Isa choose_isa(const char* wanted, std::string* source) {
   }
   Isa isa;
   if (!parse_isa(wanted, &isa)) {
-    fail(QLA_INVALID_INPUT,
-         "isa '%s' is unknown; use one of ref, avx2, avxvnni, avx512vnni, amx, or none for the best "
-         "available",
-         wanted);
+    fail(
+        QLA_INVALID_INPUT,
+        "isa '%s' is unknown; use one of ref, avx2, avxvnni, avx512vnni, amx, or none for the best "
+        "available",
+        wanted);
   }
   const IsaStatus status = isa_status(isa);
   if (!status.usable) {
@@ -68,14 +69,16 @@ void check_sequence(const qla_batch& batch, int64_t s, const EncoderSpec& spec) 
   }
   if (end - first > spec.max_positions) {
     fail(QLA_INVALID_INPUT,
-         "sequence %lld has %lld tokens, but this model has max_positions = %d; truncate it or split "
+         "sequence %lld has %lld tokens, but this model has max_positions = %d; truncate it or "
+         "split "
          "it into windows",
          static_cast<long long>(s), static_cast<long long>(end - first), spec.max_positions);
   }
   for (int64_t i = first; i < end; ++i) {
     if (batch.input_ids[i] < 0 || batch.input_ids[i] >= spec.vocab_size) {
       fail(QLA_INVALID_INPUT,
-           "input id %d at position %lld of sequence %lld is outside the vocabulary [0, %d); was the "
+           "input id %d at position %lld of sequence %lld is outside the vocabulary [0, %d); was "
+           "the "
            "text tokenized for another model?",
            batch.input_ids[i], static_cast<long long>(i - first), static_cast<long long>(s),
            spec.vocab_size);
@@ -83,7 +86,8 @@ void check_sequence(const qla_batch& batch, int64_t s, const EncoderSpec& spec) 
     if (batch.token_type_ids &&
         (batch.token_type_ids[i] < 0 || batch.token_type_ids[i] >= spec.type_vocab_size)) {
       fail(QLA_INVALID_INPUT,
-           "token type id %d at position %lld of sequence %lld is outside [0, %d); leave token types "
+           "token type id %d at position %lld of sequence %lld is outside [0, %d); leave token "
+           "types "
            "out if the model has only one",
            batch.token_type_ids[i], static_cast<long long>(i - first), static_cast<long long>(s),
            spec.type_vocab_size);
@@ -102,11 +106,13 @@ void check_batch(const qla_batch& batch, const EncoderSpec& spec) {
   }
   if (batch.offsets[0] != 0) fail(QLA_INVALID_INPUT, "offsets must begin with 0");
   for (int64_t s = 0; s < batch.num_sequences; ++s) check_sequence(batch, s, spec);
-  for (int32_t i = 0; i < batch.num_lengths; ++i) check_length_config(batch.lengths[i], spec.layers);
+  for (int32_t i = 0; i < batch.num_lengths; ++i)
+    check_length_config(batch.lengths[i], spec.layers);
   if (batch.length_index && batch.num_lengths > 0) {
     for (int64_t s = 0; s < batch.num_sequences; ++s) {
       if (batch.length_index[s] < 0 || batch.length_index[s] >= batch.num_lengths) {
-        fail(QLA_INVALID_INPUT, "length_index of sequence %lld is %d; this call has %d length configs",
+        fail(QLA_INVALID_INPUT,
+             "length_index of sequence %lld is %d; this call has %d length configs",
              static_cast<long long>(s), batch.length_index[s], batch.num_lengths);
       }
     }
@@ -121,8 +127,8 @@ const qla_length_config* config_of(const qla_batch& batch, int64_t s) {
 // Result pointers moved on to the chunk that begins with sequence s at token t.
 qla_outputs shifted(const qla_outputs& out, const Package& package, int64_t s, int64_t t) {
   const int64_t hidden = package.encoder.hidden, outputs = package.task.outputs;
-  const bool per_token = package.task.kind == QLA_TASK_SPAN_QA ||
-                         package.task.kind == QLA_TASK_TOKEN_CLASSIFICATION;
+  const bool per_token =
+      package.task.kind == QLA_TASK_SPAN_QA || package.task.kind == QLA_TASK_TOKEN_CLASSIFICATION;
   qla_outputs moved = out;
   if (moved.last_hidden) moved.last_hidden += t * hidden;
   if (moved.logits) moved.logits += (per_token ? t : s) * outputs;

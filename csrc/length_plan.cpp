@@ -26,10 +26,11 @@ void check_length_config(const qla_length_config& config, int layers) {
            "length config entry %d is %g; every entry must be a positive, finite number", i, value);
     }
     if (ratio && value > 1.0) {
-      fail(QLA_INVALID_INPUT,
-           "length config entry %d is %g; a ratio may not exceed 1.0 (use token counts for absolute "
-           "lengths)",
-           i, value);
+      fail(
+          QLA_INVALID_INPUT,
+          "length config entry %d is %g; a ratio may not exceed 1.0 (use token counts for absolute "
+          "lengths)",
+          i, value);
     }
     if (i > 0 && value > config.values[i - 1]) {
       fail(QLA_INVALID_INPUT,
@@ -51,8 +52,7 @@ void plan_lengths(const qla_length_config* config, int layers, int n0, int32_t* 
     const double value = config->values[i];
     const double wanted =
         config->rule == QLA_LENGTH_RATIO ? std::ceil(value * n0 - 1e-6) : std::floor(value);
-    tokens[i + 1] = static_cast<int32_t>(
-        std::min<double>(current, std::max(2.0, wanted)));
+    tokens[i + 1] = static_cast<int32_t>(std::min<double>(current, std::max(2.0, wanted)));
   }
 }
 

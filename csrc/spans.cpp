@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "error.h"
+#include "portable_exp.h"
 
 namespace qla {
 namespace {
@@ -24,17 +25,6 @@ struct Span {
   int64_t window = 0, first = 0, last = 0;  // tokens as global indices
   double sum = kLowest;                     // start logit + end logit
 };
-
-// e^x for x <= 0. Not libm's: that one picks an FMA variant by CPU, and the last bit of a score
-// must not depend on the machine.
-double exp_of_negative(double x) {
-  if (x < -700.0) return 0.0;
-  const double n = std::floor(x * 1.4426950408889634 + 0.5);
-  const double r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
-  double sum = 1.0;
-  for (int term = 13; term > 0; --term) sum = 1.0 + sum * r / term;  // Taylor: |r| <= ln(2) / 2
-  return std::ldexp(sum, static_cast<int>(n));
-}
 
 // The probability of `logit` in a softmax over the context tokens [begin, end).
 double softmax(const float* logits, const uint8_t* is_context, int64_t begin, int64_t end,

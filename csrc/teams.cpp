@@ -136,8 +136,6 @@ TeamPool::Lease::~Lease() {
   s.turn.notify_all();
 }
 
-Team& TeamPool::Lease::team() const {
-  return *pool_.state_->teams[static_cast<size_t>(index_)];
-}
+Team& TeamPool::Lease::team() const { return *pool_.state_->teams[static_cast<size_t>(index_)]; }
 
 }  // namespace qla

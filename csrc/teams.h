@@ -45,7 +45,7 @@ class Team {
   alignas(64) std::atomic<unsigned> epoch_{0};  // rises by one per run
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<unsigned> phase_{0};  // rises by one per barrier
-  bool stop_ = false;                      // published by epoch_
+  bool stop_ = false;                           // published by epoch_
 };
 
 // Owns the teams and hands them out first come, first served. After fork() the child has none of

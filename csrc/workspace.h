@@ -23,7 +23,8 @@ class Workspace {
     release();
     constexpr size_t kHugePage = size_t{2} << 20;
     const size_t wanted = (size + kHugePage - 1) / kHugePage * kHugePage;
-    void* memory = mmap(nullptr, wanted, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* memory =
+        mmap(nullptr, wanted, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) throw std::bad_alloc();
     madvise(memory, wanted, MADV_HUGEPAGE);  // a hint: no harm where it is refused
     data_ = static_cast<std::byte*>(memory);

@@ -12,8 +12,7 @@ namespace {
 
 class FmaProducts {
  public:
-  FmaProducts(const AttentionArgs& args, const AttentionScratch& scratch)
-      : a_(args), w_(scratch) {
+  FmaProducts(const AttentionArgs& args, const AttentionScratch& scratch) : a_(args), w_(scratch) {
     const size_t plane = static_cast<size_t>(w_.ld) * a_.head_dim;
     keys_ = static_cast<float*>(w_.products);
     values_ = keys_ + plane;

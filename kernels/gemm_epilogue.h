@@ -57,14 +57,14 @@ QLA_INLINE void finish(const GemmArgs& g, i32x16 acc, int row, int col) {
 }
 
 // Calls `kernel<epilogue>(g)`; keeps the switch out of every GEMM.
-#define QLA_DISPATCH_EPILOGUE(kernel, g)                  \
-  switch ((g).epilogue) {                                 \
-    case Epilogue::kBias:                                 \
-      return kernel<Epilogue::kBias>(g);                  \
-    case Epilogue::kBiasGelu:                             \
-      return kernel<Epilogue::kBiasGelu>(g);              \
-    case Epilogue::kBiasQkv:                              \
-      return kernel<Epilogue::kBiasQkv>(g);               \
+#define QLA_DISPATCH_EPILOGUE(kernel, g)     \
+  switch ((g).epilogue) {                    \
+    case Epilogue::kBias:                    \
+      return kernel<Epilogue::kBias>(g);     \
+    case Epilogue::kBiasGelu:                \
+      return kernel<Epilogue::kBiasGelu>(g); \
+    case Epilogue::kBiasQkv:                 \
+      return kernel<Epilogue::kBiasQkv>(g);  \
   }
 
 }  // namespace

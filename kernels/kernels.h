@@ -101,7 +101,8 @@ struct KernelInfo {
   const char* instructions;
 };
 
-// The kernels an engine at `isa` runs: for each operation the best line of kernels.inc not above it.
+// The kernels an engine at `isa` runs: for each operation the best line of kernels.inc not above
+// it.
 KernelSet select_kernels(Isa isa);
 // The same choice for explaining: fills up to `capacity` lines, returns their number.
 int selected_kernels(Isa isa, KernelInfo* lines, int capacity);

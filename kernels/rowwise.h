@@ -41,8 +41,8 @@ QLA_INLINE void embed_norm(const int8_t* word, float word_scale, const float* po
       norm, n, out);
 }
 
-QLA_INLINE void residual_norm(const float* x, const float* residual, const NormArgs& norm,
-                              int n, float* out) {
+QLA_INLINE void residual_norm(const float* x, const float* residual, const NormArgs& norm, int n,
+                              float* out) {
   layer_norm([&](int i) { return load(x + i) + load(residual + i); }, norm, n, out);
 }
 
@@ -59,8 +59,7 @@ QLA_INLINE void row_scale(float lo, float hi, float* scale, float* inverse, int3
 }
 
 QLA_INLINE void quantize(const float* x, int n, const float* lane_min, const float* lane_max,
-                         const QuantizeArgs& how, uint8_t* q, float* scale,
-                         int32_t* zero_point) {
+                         const QuantizeArgs& how, uint8_t* q, float* scale, int32_t* zero_point) {
   float inverse;
   if (how.is_static) {
     *scale = how.static_scale;

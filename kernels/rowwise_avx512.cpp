@@ -6,17 +6,17 @@
 namespace qla {
 
 void embed_norm_avx512(const int8_t* word, float word_scale, const float* position,
-                   const float* token_type, const NormArgs& norm, int n, float* out) {
+                       const float* token_type, const NormArgs& norm, int n, float* out) {
   embed_norm(word, word_scale, position, token_type, norm, n, out);
 }
 
 void residual_norm_avx512(const float* x, const float* residual, const NormArgs& norm, int n,
-                      float* out) {
+                          float* out) {
   residual_norm(x, residual, norm, n, out);
 }
 
 void quantize_avx512(const float* x, int n, const float* lane_min, const float* lane_max,
-                 const QuantizeArgs& how, uint8_t* q, float* scale, int32_t* zero_point) {
+                     const QuantizeArgs& how, uint8_t* q, float* scale, int32_t* zero_point) {
   quantize(x, n, lane_min, lane_max, how, q, scale, zero_point);
 }
 

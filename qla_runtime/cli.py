@@ -22,9 +22,7 @@ from qla_runtime import Engine, InputError, LengthConfig, QlaError, __version__,
 STEP = 256
 """Texts per engine call, between two moves of the progress bar."""
 
-_TEXTS_HELP = (
-    "a text, @FILE for one text per line, or - for the lines of standard input (@@ begins a literal @)"
-)
+_TEXTS_HELP = "a text, @FILE for one text per line, or - for the lines of standard input (@@ begins a literal @)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -206,8 +204,7 @@ def _eval_squad(arguments: argparse.Namespace) -> None:
         return
     print(f"exact match {score.exact_match:.2f}   F1 {score.f1:.2f}")
     print(
-        f"{score.questions} questions ({score.articles} articles), {score.macs / 1e9:.3f} G MACs each on "
-        "average"
+        f"{score.questions} questions ({score.articles} articles), {score.macs / 1e9:.3f} G MACs each on average"
     )
     print(f"{score.seconds:.1f} s, {score.questions / score.seconds:.1f} questions/s")
 
@@ -246,9 +243,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     engine.add_argument("--isa", help="force an instruction set: ref, avx2, avxvnni, avx512vnni or amx")
     output = argparse.ArgumentParser(add_help=False)
-    output.add_argument(
-        "--json", action="store_true", help="print JSON, and nothing else, on standard output"
-    )
+    output.add_argument("--json", action="store_true", help="print JSON, and nothing else, on standard output")
     lengths = argparse.ArgumentParser(add_help=False)
     lengths.add_argument(
         "--length",
@@ -271,9 +266,7 @@ def _parser() -> argparse.ArgumentParser:
 
     answer = add("answer", _answer, run, "find the answer to a question in a text")
     answer.add_argument("question", metavar="QUESTION")
-    answer.add_argument(
-        "--context", required=True, metavar="TEXT|@FILE", help="the text that holds the answer"
-    )
+    answer.add_argument("--context", required=True, metavar="TEXT|@FILE", help="the text that holds the answer")
     answer.add_argument("--show-kept", action="store_true", help="draw the tokens that each layer keeps")
 
     encode = add("encode", _encode, run, "turn sentences into embeddings")
@@ -288,9 +281,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TEXT|@FILE",
         help="the second text of each pair; repeat it, once per text",
     )
-    classify.add_argument(
-        "--top-k", type=_top_k, default=1, metavar="N|all", help="labels to show (default: 1)"
-    )
+    classify.add_argument("--top-k", type=_top_k, default=1, metavar="N|all", help="labels to show (default: 1)")
 
     rank = add("rank", _rank, run, "order documents by how well they answer a query")
     rank.add_argument("query", metavar="QUERY")
@@ -326,9 +317,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_convert(add: Callable[..., argparse.ArgumentParser], output: argparse.ArgumentParser) -> None:
     convert = add("convert", _convert, [output], "turn a Hugging Face checkpoint into an INT8 package")
     convert.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder or hub id")
-    convert.add_argument(
-        "out", metavar="OUT", help="folder of the package; an older package there is replaced"
-    )
+    convert.add_argument("out", metavar="OUT", help="folder of the package; an older package there is replaced")
     convert.add_argument(
         "--calibrate",
         required=True,

@@ -62,8 +62,7 @@ class Engine:
         _check_count("streams", streams, "1 runs one call at a time")
         if isa is not None and not isinstance(isa, str):
             raise InputError(
-                f"isa is {isa!r}; use one of {', '.join(_core.available_isas())}, or None for the best "
-                "available"
+                f"isa is {isa!r}; use one of {', '.join(_core.available_isas())}, or None for the best available"
             )
         # Absolute, so that a pickle opens the same package from another working directory.
         self._path = find_package(path).absolute()
@@ -481,9 +480,7 @@ class Engine:
             if details:
                 offset = int(windows.batch.offsets[window])
                 counts = arrays["kept_counts"][:, window]
-                kept = [
-                    row[offset : offset + count] for row, count in zip(arrays["kept"], counts, strict=True)
-                ]
+                kept = [row[offset : offset + count] for row, count in zip(arrays["kept"], counts, strict=True)]
                 result |= {"windows": int(per_question[q]), "tokens": windows.tokens(q, window), "kept": kept}
             results.append(result)
         return results
@@ -513,9 +510,7 @@ class Engine:
                 "truncated": bool(cut[i]),
             }
             if top_k != 1:
-                result["scores"] = [
-                    {"label": self.labels[j], "score": float(scores[j])} for j in order[:top_k]
-                ]
+                result["scores"] = [{"label": self.labels[j], "score": float(scores[j])} for j in order[:top_k]]
             results.append(result)
         return results
 
@@ -558,9 +553,7 @@ class Engine:
                 f"{_FITTING_CALL[self.task]}, or open another model"
             )
 
-    def _refuse_cut(
-        self, cut: NDArray[np.bool_], truncate: bool, what: str, part: slice, single: bool
-    ) -> None:
+    def _refuse_cut(self, cut: NDArray[np.bool_], truncate: bool, what: str, part: slice, single: bool) -> None:
         if truncate or not cut.any():
             return
         where = what if single else f"{what}[{part.start + int(np.argmax(cut))}]"

@@ -86,9 +86,7 @@ def squad(
     """
     questions = read_squad(path, articles)[:limit]
     if not questions:
-        raise InputError(
-            f"{path}: no question is left with articles={articles!r} and limit={limit}; choose more"
-        )
+        raise InputError(f"{path}: no question is left with articles={articles!r} and limit={limit}; choose more")
     exact, f1, macs = 0.0, 0.0, 0
     began = time.perf_counter()
     for part in _steps(len(questions)):
@@ -248,9 +246,7 @@ def _read(path: str | os.PathLike[str]) -> str:
         # Bytes, not text mode: universal newlines would break a line at a lone carriage return.
         return Path(path).read_bytes().decode()
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); give the path of the test set"
-        ) from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of the test set") from None
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path}: byte {error.start} is no UTF-8; give the test set as its authors publish it"

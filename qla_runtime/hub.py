@@ -43,9 +43,7 @@ def find_package(source: str | os.PathLike[str] | None, *, revision: str | None 
         )
     text = os.fspath(source)
     if not isinstance(text, str) or not text or "\0" in text:
-        raise InputError(
-            f"the model is {text!r}; pass a package folder, a hub id, or None for the default model"
-        )
+        raise InputError(f"the model is {text!r}; pass a package folder, a hub id, or None for the default model")
     path = Path(text).expanduser()
     if path.is_dir():
         return _checked_folder(path, text)
@@ -99,9 +97,7 @@ def _not_a_folder(path: Path) -> PackageError:
             "Save the checkpoint as safetensors, then convert its folder:\n    "
             f"{convert_line(str(path.parent))}"
         )
-    remedy = (
-        f"pass its folder, '{path.parent}'" if path.name in PACKAGE_FILES else "pass the folder of a package"
-    )
+    remedy = f"pass its folder, '{path.parent}'" if path.name in PACKAGE_FILES else "pass the folder of a package"
     return PackageError(f"'{path}' is a file, but a package is a folder with a manifest.json; {remedy}")
 
 

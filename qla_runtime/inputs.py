@@ -32,24 +32,18 @@ def ragged(input_ids: Ids, attention_mask: Ids | None, token_type_ids: Ids | Non
     rows = _rows(input_ids, "input_ids")
     types = None if token_type_ids is None else _like(token_type_ids, rows, "token_type_ids")
     if attention_mask is not None:
-        lengths = [
-            _real_length(i, mask) for i, mask in enumerate(_like(attention_mask, rows, "attention_mask"))
-        ]
+        lengths = [_real_length(i, mask) for i, mask in enumerate(_like(attention_mask, rows, "attention_mask"))]
         rows = [row[:n] for row, n in zip(rows, lengths, strict=True)]
         types = types and [row[:n] for row, n in zip(types, lengths, strict=True)]
     offsets = np.zeros(len(rows) + 1, np.int64)
     np.cumsum([len(row) for row in rows], out=offsets[1:])
-    return Ragged(
-        _int32(rows, offsets, "input_ids"), offsets, types and _int32(types, offsets, "token_type_ids")
-    )
+    return Ragged(_int32(rows, offsets, "input_ids"), offsets, types and _int32(types, offsets, "token_type_ids"))
 
 
 def _rows(value: Any, name: str) -> list[NDArray[np.integer]]:
     """A rectangle or a list of sequences -> one integer vector per sequence, none of them empty."""
     if value is None or isinstance(value, (str, bytes)) or not hasattr(value, "__len__"):
-        raise InputError(
-            f"{name} is {value!r:.60}; it must be a list of integer sequences or a 2-D integer array"
-        )
+        raise InputError(f"{name} is {value!r:.60}; it must be a list of integer sequences or a 2-D integer array")
     if not isinstance(value, (list, tuple)):
         value = np.asarray(value)
         if value.ndim != 2:
@@ -66,18 +60,13 @@ def _row(value: Any, where: str) -> NDArray[np.integer]:
     try:
         row = np.asarray(value)
     except (TypeError, ValueError, OverflowError):
-        raise InputError(
-            f"{where} is no sequence of integers; give a list or an array of token ids"
-        ) from None
+        raise InputError(f"{where} is no sequence of integers; give a list or an array of token ids") from None
     if row.ndim == 0:
         raise InputError(
-            f"{where} is {value!r:.60}, a single value; it must be a sequence. Wrap a single sequence in a "
-            "list"
+            f"{where} is {value!r:.60}, a single value; it must be a sequence. Wrap a single sequence in a list"
         )
     if row.ndim != 1:
-        raise InputError(
-            f"{where} has {row.ndim} dimensions; it must have 1 (tokens). Squeeze the others away"
-        )
+        raise InputError(f"{where} has {row.ndim} dimensions; it must have 1 (tokens). Squeeze the others away")
     if row.size == 0:
         raise InputError(f"{where} is an empty sequence; leave it out or give it at least one token")
     if row.dtype.kind not in "iu":
@@ -93,14 +82,10 @@ def _like(value: Any, rows: list[NDArray[np.integer]], name: str) -> list[NDArra
         value = value.astype(np.int8)
     others = _rows(value, name)
     if len(others) != len(rows):
-        raise InputError(
-            f"{name} has {len(others)} rows for {len(rows)} sequences; give one row per sequence"
-        )
+        raise InputError(f"{name} has {len(others)} rows for {len(rows)} sequences; give one row per sequence")
     for i, (other, row) in enumerate(zip(others, rows, strict=True)):
         if len(other) != len(row):
-            raise InputError(
-                f"{name}[{i}] has {len(other)} entries for {len(row)} input_ids; give one per id"
-            )
+            raise InputError(f"{name}[{i}] has {len(other)} entries for {len(row)} input_ids; give one per id")
     return others
 
 

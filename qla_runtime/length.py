@@ -168,9 +168,7 @@ class Escalate:
     def __post_init__(self) -> None:
         for field, value in (("cheap", self.cheap), ("dear", self.dear)):
             if not isinstance(value, (str, LengthConfig, NamedLength)):
-                raise InputError(
-                    f"Escalate's {field} is {value!r}; it must be a config's name or a LengthConfig"
-                )
+                raise InputError(f"Escalate's {field} is {value!r}; it must be a config's name or a LengthConfig")
 
 
 Policy = LatencyBudget | MaxLoss | Escalate
@@ -254,9 +252,7 @@ def count_macs(info: Mapping[str, Any], task: Mapping[str, Any], length: int, co
     macs = hidden * length  # LayerNorms count one per element, this one and two per layer
     before = length
     for after in config.kept(length):
-        macs += (
-            4 * before * hidden * hidden + 2 * before * before * hidden + 2 * after * hidden * intermediate
-        )
+        macs += 4 * before * hidden * hidden + 2 * before * before * hidden + 2 * after * hidden * intermediate
         macs += hidden * (before + after)
         before = after
     kind = task["kind"]
@@ -319,9 +315,7 @@ def _one(
 
 def _entries(values: Any) -> tuple[Any, ...]:
     if isinstance(values, (str, bytes)):
-        raise InputError(
-            f"a length config's entries are {values!r}; give a sequence of numbers, one per layer"
-        )
+        raise InputError(f"a length config's entries are {values!r}; give a sequence of numbers, one per layer")
     try:
         return tuple(values)
     except TypeError:

@@ -48,7 +48,7 @@ class EncoderOutput:
     scores: list[Tensor] = field(default_factory=list)
     """Per layer that ran, (B, n(i-1)): column sums of the tokens that entered; empty without a length."""
     kept: list[Tensor] = field(default_factory=list)
-    """Per layer that ran, (B, max kept) int64: original positions, ascending, then -1 where others kept more."""
+    """Per layer that ran, (B, max kept) int64: original positions, ascending; shorter sequences end in -1."""
 
 
 class Embeddings(nn.Module):

@@ -72,9 +72,9 @@ class QuestionWindows:
         """Character range in the context of tokens ``first..last`` of a window (its global number)."""
         begin, source = self._shifts[window]
         encoding = self._encodings[question]
-        return encoding.token_to_chars(source + first - begin)[0], encoding.token_to_chars(
-            source + last - begin
-        )[1]
+        return encoding.token_to_chars(source + first - begin)[0], encoding.token_to_chars(source + last - begin)[
+            1
+        ]
 
     def locate(self, question: int, window: int, start: int, end: int) -> tuple[int, int] | None:
         """First and last token of a window (its global number) that hold characters ``start..end - 1`` of the
@@ -165,9 +165,7 @@ class TextEncoder:
                     f"{self._max_length}: no context fits beside it. Shorten the question"
                 )
             if begin == end:
-                raise InputError(
-                    f"the context of {names[q]} has no token that the model knows; give it a text"
-                )
+                raise InputError(f"the context of {names[q]} has no token that the model knows; give it a text")
             all_ids, all_types = encoding.ids, encoding.type_ids
             for start, stop in window_ranges(end - begin, room, stride if stride < room else room // 2):
                 chosen = slice(begin + start, begin + stop)

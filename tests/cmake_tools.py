@@ -37,9 +37,7 @@ def run(*command: str | Path, env: dict[str, str] | None = None) -> str:
     result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(env or {})})
     if result.returncode:
         line = " ".join(map(str, command))
-        pytest.fail(
-            f"{line}: exit status {result.returncode}\n{result.stdout}\n{result.stderr}", pytrace=False
-        )
+        pytest.fail(f"{line}: exit status {result.returncode}\n{result.stdout}\n{result.stderr}", pytrace=False)
     return result.stdout
 
 

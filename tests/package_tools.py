@@ -251,9 +251,7 @@ def tiny_package(
         "linears": [{name: dict(linear) for name in _LINEARS} for _ in range(layers)],
         "task": task_spec,
     }
-    return TinyPackage(
-        config, tensors, _length_configs(layers), tiny_tokenizer(family, vocab_size), dense=dense
-    )
+    return TinyPackage(config, tensors, _length_configs(layers), tiny_tokenizer(family, vocab_size), dense=dense)
 
 
 def _length_configs(layers: int) -> dict:

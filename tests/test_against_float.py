@@ -90,7 +90,8 @@ class FloatEncoder:
             p = torch.softmax(q @ k.transpose(1, 2) / math.sqrt(q.shape[-1]), dim=-1)
             context = (p @ v).transpose(0, 1).flatten(1)
             y = self.norm(
-                x + self.linear(context, f"{layer}.attention.output.dense"), f"{layer}.attention.output.LayerNorm"
+                x + self.linear(context, f"{layer}.attention.output.dense"),
+                f"{layer}.attention.output.LayerNorm",
             )
             score = p.sum(dim=(0, 1))
             if keep_cls:
@@ -142,7 +143,7 @@ def test_kept_sets_and_states_agree_with_float(features, name: str) -> None:
         cosines.append((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1))
     summary = {key: float(np.mean(value)) for key, value in overlaps.items()}
     cosine = np.concatenate(cosines)
-    print(f"{name}: overlap {summary}, cosine mean {cosine.mean():.5f}, 0.1 percentile {np.percentile(cosine, 0.1):.4f}")
+    print(f"{name}: overlap {summary}, cosine {cosine.mean():.5f}")
     assert summary["k >= 64"] >= 0.97
     assert summary["k < 64"] >= 0.90
     assert cosine.mean() >= 0.99

@@ -217,9 +217,7 @@ def test_length_and_latency_exclude_each_other(engines):
     refused(InputError, lambda: qa.forward(IDS, length="fast", latency_ms=5), *words)
     refused(InputError, lambda: qa.answer("a", "b", length="fast", latency_ms=5), *words)
     refused(InputError, lambda: qa.answer("a", "b", latency_ms=-5), "-5", "0 or more")
-    refused(
-        UnsupportedError, lambda: qa.answer("a", "b", latency_ms=5), "LatencyBudget", "full", "LengthConfig"
-    )
+    refused(UnsupportedError, lambda: qa.answer("a", "b", latency_ms=5), "LatencyBudget", "full", "LengthConfig")
 
 
 # ---- opening --------------------------------------------------------------------------------------
@@ -285,9 +283,7 @@ def test_a_pickle_is_never_opened(tmp_path):
 
 def test_things_that_are_no_package(tmp_path, package):
     (tmp_path / "empty").mkdir()
-    refused(
-        PackageError, lambda: Engine.from_pretrained(tmp_path / "empty"), "no manifest.json", "qla convert"
-    )
+    refused(PackageError, lambda: Engine.from_pretrained(tmp_path / "empty"), "no manifest.json", "qla convert")
     (tmp_path / "notes.txt").write_text("hello")
     refused(
         PackageError,
@@ -296,9 +292,7 @@ def test_things_that_are_no_package(tmp_path, package):
         "a package is a folder",
     )
     manifest = package / "manifest.json"
-    refused(
-        PackageError, lambda: Engine.from_pretrained(manifest), "is a file", f"pass its folder, '{package}'"
-    )
+    refused(PackageError, lambda: Engine.from_pretrained(manifest), "is a file", f"pass its folder, '{package}'")
     refused(PackageError, lambda: Engine.from_pretrained(tmp_path / "none"), "no such folder", "owner/name")
     for nothing in ("", "a\0b", 3, b"path"):
         refused(
@@ -451,7 +445,5 @@ def test_sts_files(engines, tmp_path, content, words):
 
 
 def test_files_that_are_not_there(engines, tmp_path):
-    refused(
-        InputError, lambda: evaluate.squad(engines["span-qa"], tmp_path / "none"), "cannot be read", "path"
-    )
+    refused(InputError, lambda: evaluate.squad(engines["span-qa"], tmp_path / "none"), "cannot be read", "path")
     refused(InputError, lambda: evaluate.read_squad(tmp_path / "none", "some"), "'some'", "all, odd, even")

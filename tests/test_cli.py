@@ -165,14 +165,8 @@ def test_eval_squad(packages, tmp_path):
     contexts = ["ada lives in london.", "bob bakes bread.", "the sea is deep."]
     truth = [engine.answer("who?", context)["answer"] for context in contexts]
     data = [
-        {
-            "paragraphs": [
-                {"context": c, "qas": [{"id": str(i), "question": "who?", "answers": [{"text": a}]}]}
-            ]
-        }
-        for i, (c, a) in enumerate(
-            zip(contexts, [f"The {truth[0]}!", "nothing alike", truth[2]], strict=True)
-        )
+        {"paragraphs": [{"context": c, "qas": [{"id": str(i), "question": "who?", "answers": [{"text": a}]}]}]}
+        for i, (c, a) in enumerate(zip(contexts, [f"The {truth[0]}!", "nothing alike", truth[2]], strict=True))
     ]
     path = tmp_path / "squad.json"
     path.write_text(json.dumps({"data": data}))
@@ -188,9 +182,7 @@ def test_eval_sts(packages, tmp_path):
     engine = Engine(packages["embedding"])
     pairs = [("a cat", "a cat"), ("a cat", 'a dog, "old"'), ("the sea", "x"), ("it rains", "it rained")]
     cosines = [float(engine.encode(a) @ engine.encode(b)) for a, b in pairs]
-    rows = [
-        f"g\tf\ty\t{i}\t{c:.6f}\t{a}\t{b}" for i, (c, (a, b)) in enumerate(zip(cosines, pairs, strict=True))
-    ]
+    rows = [f"g\tf\ty\t{i}\t{c:.6f}\t{a}\t{b}" for i, (c, (a, b)) in enumerate(zip(cosines, pairs, strict=True))]
     path = tmp_path / "sts.csv"
     path.write_text("\n".join(rows) + "\n")
     score = json.loads(ok("eval", "sts", str(path), "--model", packages["embedding"], "--json"))
@@ -250,9 +242,7 @@ def test_help_and_version_need_no_model():
 
 def test_interrupted():
     """Ctrl-C while it waits for a text: status 130, nothing printed."""
-    code = (
-        "from qla_runtime import cli; print('ready', flush=True); exit(cli.main(['encode', '-', '--json']))"
-    )
+    code = "from qla_runtime import cli; print('ready', flush=True); exit(cli.main(['encode', '-', '--json']))"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     command = subprocess.Popen([sys.executable, "-c", code], env=ENVIRONMENT, **pipes)
     assert command.stdout.readline() == b"ready\n"
@@ -263,9 +253,7 @@ def test_interrupted():
 
 
 def test_a_reader_that_leaves_is_no_error(packages):
-    command = " ".join(
-        [*COMMAND, "explain", "--model", packages["embedding"], "| true; echo ${PIPESTATUS[0]}"]
-    )
+    command = " ".join([*COMMAND, "explain", "--model", packages["embedding"], "| true; echo ${PIPESTATUS[0]}"])
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=ENVIRONMENT)
     assert (done.stdout, done.stderr) == ("0\n", "")
 

@@ -111,9 +111,7 @@ def qa_model(qa_checkpoint) -> Model:
 def texts(tmp_path) -> Path:
     """A pairs file with sequences of 5 to 43 tokens."""
     path = tmp_path / "texts.tsv"
-    lines = [
-        f"w{5 + i % 9} w6\t" + " ".join(f"w{4 + (i * j) % 90}" for j in range(1 + i % 40)) for i in range(60)
-    ]
+    lines = [f"w{5 + i % 9} w6\t" + " ".join(f"w{4 + (i * j) % 90}" for j in range(1 + i % 40)) for i in range(60)]
     path.write_text("\n".join(lines) + "\n")
     return path
 
@@ -126,9 +124,7 @@ def texts(tmp_path) -> Path:
 def test_module_equals_transformers(tmp_path, family, kind):
     folder = save_checkpoint(tmp_path / "m", family, kind)
     theirs = (
-        getattr(transformers, family + HEADS[kind][0])
-        .from_pretrained(folder, attn_implementation="eager")
-        .eval()
+        getattr(transformers, family + HEADS[kind][0]).from_pretrained(folder, attn_implementation="eager").eval()
     )
     ours = open_checkpoint(folder, task=kind).load_model()
     ids = random_ids(3, 20)
@@ -138,9 +134,7 @@ def test_module_equals_transformers(tmp_path, family, kind):
     mask[2, 5:] = 0
     ids = ids.masked_fill(mask == 0, 1)  # RoBERTa numbers positions by pad id
     with torch.no_grad():
-        expected = theirs(
-            input_ids=ids, attention_mask=mask, token_type_ids=type_ids, output_hidden_states=True
-        )
+        expected = theirs(input_ids=ids, attention_mask=mask, token_type_ids=type_ids, output_hidden_states=True)
         logits, output = ours(ids, type_ids, mask)
         alone, _ = ours(ids[1:2, :13], type_ids[1:2, :13])
     real = mask.bool()
@@ -154,9 +148,7 @@ def test_module_equals_transformers(tmp_path, family, kind):
     else:
         want = expected.logits
     per_token = kind in ("span-qa", "token-classification")
-    torch.testing.assert_close(
-        logits[real] if per_token else logits, want[real] if per_token else want, **FLOAT32
-    )
+    torch.testing.assert_close(logits[real] if per_token else logits, want[real] if per_token else want, **FLOAT32)
     torch.testing.assert_close(alone[0], want[1, :13] if per_token else want[1], **FLOAT32)
 
 
@@ -200,9 +192,7 @@ def test_dropping_equals_plain_loops(qa_model, config):
             assert row[row >= 0].tolist() == expected.kept[i]
             assert (row[len(expected.kept[i]) :] == -1).all()
             np.testing.assert_allclose(alone.scores[i][0], expected.scores[i], rtol=1e-5, atol=1e-6)
-            assert alone.scores[i].sum().item() == pytest.approx(
-                spec.heads * len(expected.scores[i]), rel=1e-5
-            )
+            assert alone.scores[i].sum().item() == pytest.approx(spec.heads * len(expected.scores[i]), rel=1e-5)
         for i in range(spec.layers + 1):
             np.testing.assert_allclose(alone.hidden_states[i][0], expected.hidden_states[i], **FLOAT32)
             np.testing.assert_allclose(padded.hidden_states[i][b, :n], expected.hidden_states[i], **FLOAT32)
@@ -224,18 +214,14 @@ def test_ties_go_to_the_lower_position():
     scores = torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.0]])
     assert _select(scores, 2, None, False)[0].tolist() == [[1, 2]]
     assert _select(scores, 2, None, True)[0].tolist() == [[0, 1]]
-    rows, alive = _select(
-        scores.expand(2, 5), torch.tensor([3, 1]), torch.ones(2, 5, dtype=torch.bool), False
-    )
+    rows, alive = _select(scores.expand(2, 5), torch.tensor([3, 1]), torch.ones(2, 5, dtype=torch.bool), False)
     assert rows[0].tolist() == [1, 2, 3]
     assert rows[1, 0] == 1 and alive.tolist() == [[True] * 3, [True, False, False]]
 
 
 def test_kept_count_is_the_config_rule():
     """Integer arithmetic against the rule in double, where it matters most: ratios that hit whole tokens."""
-    ratios = (
-        [k / 384 for k in range(2, 385, 7)] + [k / 100 for k in range(1, 101)] + [1 / 3, 2 / 3, 0.7, 1e-9]
-    )
+    ratios = [k / 384 for k in range(2, 385, 7)] + [k / 100 for k in range(1, 101)] + [1 / 3, 2 / 3, 0.7, 1e-9]
     for ratio in ratios:
         config = LengthConfig.ratio([ratio])
         for n in (*range(1, 40), 100, 300, 384, 512, 4096):
@@ -343,9 +329,7 @@ def test_unsupported_architectures_are_named(qa_checkpoint, change, words):
         encoder_spec(config)
 
 
-@pytest.mark.parametrize(
-    "change", [{"hidden_size": "64"}, {"num_hidden_layers": True}, {"layer_norm_eps": 0}]
-)
+@pytest.mark.parametrize("change", [{"hidden_size": "64"}, {"num_hidden_layers": True}, {"layer_norm_eps": 0}])
 def test_damaged_configs_are_named(qa_checkpoint, change):
     config = json.loads((qa_checkpoint / "config.json").read_text()) | change
     with pytest.raises(InputError, match=next(iter(change))):
@@ -459,9 +443,7 @@ def test_picks_samples(texts, qa_checkpoint):
     def pick():
         pairs = calibration.read_texts(texts)
         tokenizer = open_checkpoint(qa_checkpoint).tokenizer_json
-        return calibration.pick_samples(
-            pairs, tokenizer, max_length=30, type_vocab_size=2, calibrate=10, check=5
-        )
+        return calibration.pick_samples(pairs, tokenizer, max_length=30, type_vocab_size=2, calibrate=10, check=5)
 
     samples, again = pick(), pick()
     assert samples.held_out and (len(samples.calibrate), len(samples.check)) == (10, 5)
@@ -496,9 +478,7 @@ def test_rows_quantize_symmetrically():
     np.testing.assert_allclose(scale, [1, 0.02], rtol=1e-6)
     assert pack.quantize_rows(table, scale).tolist() == [[0, 0, 0], [-127, 50, 0]]
     # neural-compressor's scale puts the largest weight at 127.5 steps
-    assert (
-        pack.quantize_rows(np.array([[-1.275, 0.5]], np.float32), np.array([0.01], np.float32)).min() == -127
-    )
+    assert pack.quantize_rows(np.array([[-1.275, 0.5]], np.float32), np.array([0.01], np.float32)).min() == -127
     assert pack.pad16(np.ones(17, np.float32)).tolist() == [1] * 17 + [0] * 15
 
 
@@ -590,9 +570,7 @@ calibrate(encoder, [Sample(ids, ids * 0, ids > 0)], [], algorithm="minmax", prog
 
 
 def test_importing_the_package_imports_no_torch():
-    code = (
-        "import sys, qla_runtime.convert; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    )
+    code = "import sys, qla_runtime.convert; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=_environment()).returncode == 0
 
 

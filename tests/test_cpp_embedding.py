@@ -43,9 +43,7 @@ def by_pkg_config(prefix: Path, tmp_path_factory) -> Path:
     ).split()
     program = tmp_path_factory.mktemp("by_pkg_config") / "ragged_batch"
     rpath = f"-Wl,-rpath,{folder.parent}"
-    cmake_tools.run(
-        "g++", "-std=c++17", "-Wall", "-Werror", "-o", program, EXAMPLE / "main.cpp", *flags, rpath
-    )
+    cmake_tools.run("g++", "-std=c++17", "-Wall", "-Werror", "-o", program, EXAMPLE / "main.cpp", *flags, rpath)
     return program
 
 

@@ -79,10 +79,7 @@ def test_a_cross_encoder_ranks_like_transformers(tmp_path, texts, family: str) -
     query = "w5 w6 w7"
     documents = [" ".join(WORDS[(i * j + 3) % len(WORDS)] for j in range(3 + 2 * i)) for i in range(1, 14)]
     want = np.array(
-        [
-            transformers_logits(checkpoint, "AutoModelForSequenceClassification", query, d).item()
-            for d in documents
-        ]
+        [transformers_logits(checkpoint, "AutoModelForSequenceClassification", query, d).item() for d in documents]
     )
     ranked = engine.rank(query, documents)
     assert sorted(r["index"] for r in ranked) == list(range(len(documents)))

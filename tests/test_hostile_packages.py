@@ -107,9 +107,7 @@ def test_path_that_is_missing(tmp_path, bystander):
         open_engine(tmp_path / "none")
 
 
-@pytest.mark.parametrize(
-    "content", [pickle.dumps({"weight": 1}), b"PK\x03\x04 torch.save writes zip archives"]
-)
+@pytest.mark.parametrize("content", [pickle.dumps({"weight": 1}), b"PK\x03\x04 torch.save writes zip archives"])
 def test_pickle_file(tmp_path, content):
     path = tmp_path / "pytorch_model.bin"
     path.write_bytes(content)
@@ -194,9 +192,7 @@ def test_manifest_rules(folder, overrides, rule):
 @pytest.mark.parametrize("overrides", [{"format_version": 2, "new_key": {}}, {"weight_layout": "k32n32"}])
 def test_manifest_of_a_later_version(folder, overrides):
     tools.write_manifest(folder, **overrides)
-    message = refused(
-        folder, "manifest.json", "format_version is 2|weight_layout is 'k32n32'", UnsupportedError
-    )
+    message = refused(folder, "manifest.json", "format_version is 2|weight_layout is 'k32n32'", UnsupportedError)
     assert "newer qla_runtime" in message
 
 
@@ -408,9 +404,7 @@ def test_length_configs_of_a_later_version(folder, path, value):
 WEIGHTS = "model.safetensors"
 
 
-@pytest.mark.parametrize(
-    "length", [0, 1, 1 << 20, 1 << 31, 1 << 60, (1 << 63) - 1, (1 << 64) - 8, (1 << 64) - 1]
-)
+@pytest.mark.parametrize("length", [0, 1, 1 << 20, 1 << 31, 1 << 60, (1 << 63) - 1, (1 << 64) - 8, (1 << 64) - 1])
 def test_header_lengths(folder, length):
     tools.edit_bytes(folder, WEIGHTS, lambda content: length.to_bytes(8, "little") + content[8:])
     refused(folder, WEIGHTS, f"header length is {length};")
@@ -473,9 +467,7 @@ def test_every_float_must_be_finite(tmp_path, value):
             continue
         package = good.copy()
         spoil(name, value, array.size // 3)(package)
-        refused(
-            package.save(tmp_path / "package"), WEIGHTS, rf"tensor '{name}'\[{array.size // 3}\] is .*finite"
-        )
+        refused(package.save(tmp_path / "package"), WEIGHTS, rf"tensor '{name}'\[{array.size // 3}\] is .*finite")
 
 
 @pytest.mark.parametrize(

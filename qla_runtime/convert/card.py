@@ -60,9 +60,7 @@ def front_matter(card: str) -> dict[str, str]:
             found[key] = [entry[2]] if entry[2] else []
         elif item and key:
             found[key].append(item[1])
-    return {
-        key: ", ".join(value.strip(" \"'") for value in values) for key, values in found.items() if values
-    }
+    return {key: ", ".join(value.strip(" \"'") for value in values) for key, values in found.items() if values}
 
 
 def write_card(
@@ -89,9 +87,7 @@ def write_card(
     }
     family = "RoBERTa" if encoder.family == "roberta" else "BERT"
     unseen = (
-        "not used for calibration"
-        if report["held_out"]
-        else "the calibration texts (too few to hold any out)"
+        "not used for calibration" if report["held_out"] else "the calibration texts (too few to hold any out)"
     )
     lines = [
         f"# {name}",
@@ -132,10 +128,7 @@ def write_card(
         "",
         "| name | rule | per layer |",
         "|---|---|---|",
-        *(
-            f"| {name} | {c.rule} | {', '.join(f'{v:.3g}' for v in c.values)} |"
-            for name, c in configs.items()
-        ),
+        *(f"| {name} | {c.rule} | {', '.join(f'{v:.3g}' for v in c.values)} |" for name, c in configs.items()),
         "",
         "All but `full` cost accuracy, most of all with a model that was not trained to drop tokens: measure",
         "them with `qla eval` before use.",

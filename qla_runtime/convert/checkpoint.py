@@ -232,9 +232,7 @@ def _weight_files(folder: Path) -> list[Path]:
         if not names or not all(isinstance(name, str) and "/" not in name for name in names):
             raise InputError("model.safetensors.index.json: weight_map must map tensors to files beside it")
         return [folder / name for name in names]
-    pickles = sorted(
-        path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth"))
-    )
+    pickles = sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")))
     if pickles:
         raise UnsupportedError(
             f"{folder.name}: weights come as {pickles[0]}, a pickle, which can run code when loaded; only "
@@ -272,9 +270,7 @@ def hugging_face_tensors(model: Model) -> dict[str, Tensor]:
 
 def _names(encoder: EncoderSpec, task: TaskSpec, prefix: str) -> dict[str, list[str]]:
     """Our module names -> theirs; several of theirs are stacked along the rows."""
-    names = {
-        f"encoder.{ours}": [prefix + name for name in theirs] for ours, theirs in _EMBEDDING_NAMES.items()
-    }
+    names = {f"encoder.{ours}": [prefix + name for name in theirs] for ours, theirs in _EMBEDDING_NAMES.items()}
     for i in range(encoder.layers):
         for ours, theirs in _LAYER_NAMES.items():
             names[f"encoder.layers.{i}.{ours}"] = [f"{prefix}encoder.layer.{i}.{name}" for name in theirs]

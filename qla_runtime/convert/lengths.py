@@ -49,9 +49,7 @@ def with_full(configs: Mapping[str, LengthConfig], layers: int) -> dict[str, Len
 def to_json(configs: Mapping[str, LengthConfig], encoder: EncoderSpec, task: TaskSpec) -> dict[str, Any]:
     """``length_configs.json``: the configs with their share of ``full``'s arithmetic at ``max_length``."""
     info = {"hidden": encoder.hidden, "intermediate": encoder.intermediate, "outputs": task.outputs}
-    macs = {
-        name: count_macs(info, task.to_json(), task.max_length, config) for name, config in configs.items()
-    }
+    macs = {name: count_macs(info, task.to_json(), task.max_length, config) for name, config in configs.items()}
     entries = [
         {
             "name": name,

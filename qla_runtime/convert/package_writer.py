@@ -71,9 +71,7 @@ def safetensors_bytes(tensors: Mapping[str, np.ndarray]) -> bytes:
     for name, tensor in tensors.items():
         array = np.ascontiguousarray(tensor)
         if array.nbytes % ALIGNMENT:
-            raise QlaError(
-                f"tensor {name!r} of shape {array.shape} has {array.nbytes} bytes, no multiple of 64"
-            )
+            raise QlaError(f"tensor {name!r} of shape {array.shape} has {array.nbytes} bytes, no multiple of 64")
         begin, end = end, end + array.nbytes
         header[name] = {
             "dtype": _DTYPES[array.dtype],
@@ -93,9 +91,7 @@ def manifest_bytes(contents: Mapping[str, bytes]) -> bytes:
         "format": "qla-package",
         "format_version": FORMAT_VERSION,
         "weight_layout": WEIGHT_LAYOUT,
-        "files": {
-            name: {"size": len(data), "crc32c": f"{crc32c(data):08x}"} for name, data in contents.items()
-        },
+        "files": {name: {"size": len(data), "crc32c": f"{crc32c(data):08x}"} for name, data in contents.items()},
         "self_crc32c": blank,
     }
     text = _json_bytes(manifest)

@@ -121,9 +121,7 @@ def _calibrate_one(
         # trace specializes on "nothing is dropped".
         example = torch.zeros(1, encoder.spec.max_positions, dtype=torch.int64)
         dynamic = {1: torch.export.Dim.AUTO}
-        graph = export(
-            _Exportable(encoder, length), (example, example.clone()), dynamic_shapes=(dynamic, dynamic)
-        )
+        graph = export(_Exportable(encoder, length), (example, example.clone()), dynamic_shapes=(dynamic, dynamic))
         graph = prepare(graph, StaticQuantConfig(act_algo=algorithm))
         for sample in samples:
             ids = torch.from_numpy(sample.ids.astype(np.int64))[None]

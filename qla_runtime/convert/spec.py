@@ -127,9 +127,7 @@ def encoder_spec(config: dict[str, Any]) -> EncoderSpec:
             f"config.json: model_type is {model_type!r}; supported are {', '.join(sorted(MODEL_TYPES))}. "
             "Convert a BERT-type or RoBERTa-type encoder"
         )
-    _refuse(
-        config, "hidden_act", ("gelu",), "gelu", "fine-tune a checkpoint with erf-GELU (hidden_act 'gelu')"
-    )
+    _refuse(config, "hidden_act", ("gelu",), "gelu", "fine-tune a checkpoint with erf-GELU (hidden_act 'gelu')")
     _refuse(config, "position_embedding_type", ("absolute", None), "absolute", "use absolute positions")
     for flag in ("is_decoder", "add_cross_attention"):
         _refuse(config, flag, (False, None), False, "convert an encoder, not a decoder")
@@ -277,18 +275,14 @@ def _check_limits(spec: EncoderSpec) -> None:
     """The limits of docs/file-format.md, config.json."""
 
     def refuse(what: str, value: object, limit: str) -> None:
-        raise UnsupportedError(
-            f"config.json: {what} is {value}; the kernels take {limit}. Use a model within it"
-        )
+        raise UnsupportedError(f"config.json: {what} is {value}; the kernels take {limit}. Use a model within it")
 
     if spec.layers > 64:
         refuse("num_hidden_layers", spec.layers, "1 to 64")
     if spec.hidden % 64 or spec.hidden > 4096:
         refuse("hidden_size", spec.hidden, "a multiple of 64 up to 4096")
     if spec.hidden % spec.heads or spec.head_dim not in (32, 64):
-        refuse(
-            "hidden_size / num_attention_heads", f"{spec.hidden} / {spec.heads}", "a head size of 32 or 64"
-        )
+        refuse("hidden_size / num_attention_heads", f"{spec.hidden} / {spec.heads}", "a head size of 32 or 64")
     if spec.intermediate % 64 or spec.intermediate > 16384:
         refuse("intermediate_size", spec.intermediate, "a multiple of 64 up to 16384")
     if not 1 <= spec.max_positions <= 4096:
@@ -298,9 +292,7 @@ def _check_limits(spec: EncoderSpec) -> None:
 def _refuse(config: dict[str, Any], key: str, accepted: tuple, default: Any, remedy: str) -> None:
     value = config.get(key, default)
     if value not in accepted:
-        raise UnsupportedError(
-            f"config.json: {key} is {value!r}; supported is {accepted[0]!r}. Remedy: {remedy}"
-        )
+        raise UnsupportedError(f"config.json: {key} is {value!r}; supported is {accepted[0]!r}. Remedy: {remedy}")
 
 
 def _integer(config: dict[str, Any], key: str, least: int) -> int:

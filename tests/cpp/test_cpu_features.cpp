@@ -46,7 +46,7 @@ TEST(CpuFeatures, MissingNamesTheFirstObstacle) {
   EXPECT_EQ(missing(CpuFacts{}, Isa::kRef), nullptr);
 
   const struct {
-    bool CpuFacts::*without;
+    bool CpuFacts::* without;
     Isa first_lost;
     const char* words;
   } kCases[] = {

@@ -44,7 +44,7 @@ typedef enum qla_task {
   QLA_TASK_SPAN_QA = 0,                 /* logits (tokens, 2): start, end */
   QLA_TASK_SEQUENCE_CLASSIFICATION = 1, /* logits (sequences, outputs) */
   QLA_TASK_TOKEN_CLASSIFICATION = 2,    /* logits (tokens, outputs) */
-  QLA_TASK_EMBEDDING = 3                /* logits (sequences, hidden): pooled, normalized if asked */
+  QLA_TASK_EMBEDDING = 3 /* logits (sequences, hidden): pooled, normalized if asked */
 } qla_task;
 
 /* How a length config's values are read; docs/architecture.md, "Length semantics". */
@@ -93,22 +93,25 @@ typedef struct qla_batch {
   const int32_t* token_type_ids; /* same length as input_ids; NULL = all 0 */
   const int64_t* offsets;        /* num_sequences + 1 entries, offsets[0] = 0, rising */
   int64_t num_sequences;
-  const qla_length_config* lengths; /* the different configs of this call; NULL = keep every token */
+  const qla_length_config*
+      lengths; /* the different configs of this call; NULL = keep every token */
   int32_t num_lengths;
   const int32_t* length_index; /* per sequence, which of `lengths`; NULL = the first for all */
 } qla_batch;
 
 /* Where results go. Every pointer is the caller's and may be NULL ("not wanted").
- * T = total tokens, S = sequences, L = layers, H = hidden. Rows of a sequence stand at its offsets. */
+ * T = total tokens, S = sequences, L = layers, H = hidden. Rows of a sequence stand at its offsets.
+ */
 typedef struct qla_outputs {
   size_t struct_size;
-  float* last_hidden;    /* (T, H): restored rows, every original position */
-  float* logits;         /* span QA and token classification (T, outputs); else (S, outputs) */
-  int32_t* kept_counts;  /* (L, S): tokens that entered layer i's feed-forward */
-  int32_t* kept;         /* (L, T): their original positions, ascending, from the sequence's offset */
-  float* hidden_states;  /* (L+1, T, H): after embeddings and after each layer, dropped rows carried */
-  float* scores;         /* (L, T): attention column sums; NaN where the token was dropped before */
-  int64_t* macs;         /* (S): multiply-accumulates this config costs for this sequence */
+  float* last_hidden;   /* (T, H): restored rows, every original position */
+  float* logits;        /* span QA and token classification (T, outputs); else (S, outputs) */
+  int32_t* kept_counts; /* (L, S): tokens that entered layer i's feed-forward */
+  int32_t* kept; /* (L, T): their original positions, ascending, from the sequence's offset */
+  float*
+      hidden_states; /* (L+1, T, H): after embeddings and after each layer, dropped rows carried */
+  float* scores;     /* (L, T): attention column sums; NaN where the token was dropped before */
+  int64_t* macs;     /* (S): multiply-accumulates this config costs for this sequence */
   double* stage_seconds; /* (QLA_NUM_STAGES): wall time by stage on the calling thread */
 } qla_outputs;
 
