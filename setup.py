@@ -50,7 +50,11 @@ class CMakeBuild(build_ext):
         """In-place and editable builds: `_core` finds libqla.so beside itself, so both must move."""
         super().copy_extensions_to_source()
         built = Path(self.build_lib, "qla_runtime", "libqla.so")
-        shutil.copy2(built, ROOT / "qla_runtime" / built.name)
+        target = ROOT / "qla_runtime" / built.name
+        # Renamed into place: overwriting would pull the code from under processes that have it mapped.
+        fresh = target.with_suffix(".new")
+        shutil.copy2(built, fresh)
+        os.replace(fresh, target)
 
 
 setup(

@@ -1,15 +1,19 @@
-// One head of one sequence, for every instruction set: the softmax, its column sums and the loop
-// over blocks of 16 queries are written once; the two bf16 products come from a Products class
-// (attention_fma.h, attention_amx.cpp). Textually included after one of simd/*.h.
+// One head of one sequence, for every instruction set: quantization of Q, K and V, the softmax, its
+// column sums and the loop over blocks of 16 queries are written once; the two integer products
+// come from a Products class (attention_dot.h, attention_amx.cpp). Textually included after a simd
+// header.
 //
-// Per block of 16 queries:
-//   S = Q K^T                      (products)   fp32, n columns
-//   E = 2^(S * c - max * c)        c = scale * log2(e); E in (0, 1], exactly 0 beyond n
-//   sum of E per query             16 virtual lanes and the fixed tree
-//   column sums += E / sum         only when somebody asked: queries ascending, blocks ascending
-//   out = (bf16(E) V) / sum        (products)
-// Dividing after P.V instead of before saves a pass when no scores are wanted, and gives the same
-// bits either way.
+// Per head
+//   K  s8, symmetric, one scale per key;  V  s8, symmetric, one scale per column
+// Per block of 16 queries
+//   Q  u8 = s8 + 128, symmetric, one scale per query
+//   S = Q K^T                     exact int32, the 128 taken back by -128 * sum of the key
+//   E = 2^(S * ck - max)          ck = both scales * softmax scale * log2(e); 0 < E <= 1
+//   sum of E per query            fp32, 16 virtual lanes and the fixed tree
+//   column sums += E / sum        only when somebody asked: queries ascending, blocks ascending
+//   out = (u8(255 E) V) / sum     exact int32, then the scales
+// E is relative to its row's maximum, so 255 steps are spent on the weights that matter; dividing
+// after P.V saves a pass when no scores are wanted, and gives the same bits either way.
 #pragma once
 
 #include "kernels.h"
@@ -18,12 +22,12 @@ namespace qla {
 namespace {
 
 constexpr int kQueries = 16;
+constexpr int kRowBytes = 64;  // a query's dims as bytes: head_dim of them, then zeros
 
 QLA_INLINE int round_up(int x, int multiple) { return (x + multiple - 1) / multiple * multiple; }
 
 // 2^t for t <= 0, 2^0 is exact, |relative error| <= 1.7e-7 with all roundings
-// (tests/test_polynomials.py); below 2^-125 it stays there, which bf16 and fp32 sums next to 2^0
-// cannot see.
+// (tests/test_polynomials.py); below 2^-125 it stays there, which fp32 sums next to 2^0 cannot see.
 QLA_INLINE f32x16 exp2_nonpositive(f32x16 t) {
   t = max(t, set1(-125.0f));
   const f32x16 n = round_even(t);
@@ -37,41 +41,143 @@ QLA_INLINE f32x16 exp2_nonpositive(f32x16 t) {
   return scale_exponent(p, n);
 }
 
-// Scratch, in this order; sizes in bytes.
+// Scratch of one call. `ld` is n rounded up to 64: a whole k block of the second product.
 struct AttentionScratch {
-  float* s;        // (16, ld) scores, then E
-  void* products;  // whatever the Products class packs
-  int ld;          // n rounded up to 32: a whole bf16 k block
+  int ld;
+  float* s;             // (16, ld) scores, then E
+  int32_t* s_int;       // the same memory, as the first product leaves it
+  float* key_scale;     // (ld), zero beyond n
+  int32_t* key_offset;  // (ld): -128 * sum of the key's s8 dims
+  float* value_scale;   // (64)
+  uint8_t* weights;     // (16, ld) u8(255 E)
+  uint8_t* queries;     // (16, kRowBytes)
+  int8_t* keys;    // [ld/16][16 quads of dims][16 keys][4 dims], quads beyond head_dim are zero
+  int8_t* values;  // [ld/64][head_dim/16][16 quads of tokens][16 dims][4 tokens]
 
-  explicit AttentionScratch(const AttentionArgs& a) {
-    ld = round_up(a.n, 32);
+  explicit AttentionScratch(const AttentionArgs& a) : ld(round_up(a.n, 64)) {
     s = static_cast<float*>(a.scratch);
-    products = s + static_cast<size_t>(kQueries) * ld;
+    s_int = static_cast<int32_t*>(a.scratch);
+    key_scale = s + static_cast<size_t>(kQueries) * ld;
+    key_offset = reinterpret_cast<int32_t*>(key_scale + ld);
+    value_scale = reinterpret_cast<float*>(key_offset + ld);
+    weights = reinterpret_cast<uint8_t*>(value_scale + 64);
+    queries = weights + static_cast<size_t>(kQueries) * ld;
+    keys = reinterpret_cast<int8_t*>(queries + kQueries * kRowBytes);
+    values = keys + static_cast<size_t>(ld) * kRowBytes;
   }
 };
 
-// E of one query in place of S; returns 1 / sum.
-QLA_INLINE float softmax_row(float* s, int n, int ld, float scale_log2e) {
+// The scale that maps [-peak, peak] onto [-127, 127], and its inverse; a row of zeros has neither.
+struct SymmetricScale {
+  float step, inverse;
+  explicit QLA_INLINE SymmetricScale(float peak)
+      : step(peak > 1e-30f ? peak / 127.0f : 0.0f), inverse(peak > 1e-30f ? 127.0f / peak : 0.0f) {}
+};
+
+QLA_INLINE SymmetricScale row_scale(const uint16_t* x, int n) {
+  f32x16 peak = abs(load_bf16(x));
+  for (int i = 16; i < n; i += 16) peak = max(peak, abs(load_bf16(x + i)));
+  return SymmetricScale(reduce_max(peak));
+}
+
+// A key's dims become 4-byte words, `stride` words apart: 16 keys side by side are the columns of a
+// dot product.
+QLA_INLINE void pack_keys(const AttentionArgs& a, const AttentionScratch& w) {
+  alignas(64) int32_t lanes[16];
+  for (int j = 0; j < w.ld; ++j) {
+    int8_t* block = w.keys + static_cast<size_t>(j / 16) * 16 * kRowBytes + j % 16 * 4;
+    if (j >= a.n) {
+      w.key_scale[j] = 0.0f;
+      w.key_offset[j] = 0;
+      for (int quad = 0; quad < 16; ++quad) __builtin_memset(block + quad * 64, 0, 4);
+      continue;
+    }
+    const uint16_t* key = a.k + static_cast<size_t>(j) * a.head_dim;
+    const SymmetricScale scale = row_scale(key, a.head_dim);
+    f32x16 sum = zero();
+    for (int d = 0; d < a.head_dim; d += 16) {
+      const f32x16 x = round_even(load_bf16(key + d) * set1(scale.inverse));
+      sum = sum + x;
+      store(lanes, to_int(x));
+      for (int i = 0; i < 16; ++i) {
+        block[(d + i) / 4 * 64 + i % 4] = static_cast<int8_t>(lanes[i]);
+      }
+    }
+    for (int quad = a.head_dim / 4; quad < 16; ++quad) __builtin_memset(block + quad * 64, 0, 4);
+    w.key_scale[j] = scale.step;
+    w.key_offset[j] = -128 * static_cast<int32_t>(reduce_add(sum));  // exact: small integers
+  }
+}
+
+QLA_INLINE void pack_values(const AttentionArgs& a, const AttentionScratch& w) {
+  for (int d = 0; d < a.head_dim; d += 16) {
+    f32x16 peak = zero();
+    for (int t = 0; t < a.n; ++t) {
+      peak = max(peak, abs(load_bf16(a.v + static_cast<size_t>(t) * a.head_dim + d)));
+    }
+    alignas(64) float inverse[16];
+    store(inverse, peak);
+    for (int l = 0; l < 16; ++l) {
+      const SymmetricScale scale(inverse[l]);
+      w.value_scale[d + l] = scale.step;
+      inverse[l] = scale.inverse;
+    }
+    const f32x16 factor = load(inverse);
+    const auto token = [&](int t) {
+      if (t >= a.n) return set1(0);
+      return to_int(load_bf16(a.v + static_cast<size_t>(t) * a.head_dim + d) * factor);
+    };
+    for (int t = 0; t < w.ld; t += 4) {
+      int8_t* to = w.values + static_cast<size_t>(t / 64) * 64 * a.head_dim + d / 16 * 1024 +
+                   t % 64 / 4 * 64;
+      store(reinterpret_cast<int32_t*>(to),
+            interleave_bytes(token(t), token(t + 1), token(t + 2), token(t + 3)));
+    }
+  }
+}
+
+// u8 rows of the block's queries; returns their steps.
+QLA_INLINE void quantize_queries(const AttentionArgs& a, const AttentionScratch& w, int q0,
+                                 int rows, float* step) {
+  for (int r = 0; r < rows; ++r) {
+    const uint16_t* query = a.q + static_cast<size_t>(q0 + r) * a.head_dim;
+    uint8_t* to = w.queries + r * kRowBytes;
+    const SymmetricScale scale = row_scale(query, a.head_dim);
+    for (int d = 0; d < a.head_dim; d += 16) {
+      store_u8(to + d, to_int(load_bf16(query + d) * set1(scale.inverse)) + set1(128));
+    }
+    step[r] = scale.step;
+  }
+}
+
+// One query: S becomes E (kept only if column sums will want it), u8(255 E); returns 1 / sum of E.
+QLA_INLINE float softmax_row(const AttentionScratch& w, int r, int n, float scale_log2e,
+                             bool keep_e) {
+  float* s = w.s + static_cast<size_t>(r) * w.ld;
+  const int32_t* s_int = w.s_int + static_cast<size_t>(r) * w.ld;
+  uint8_t* weights = w.weights + static_cast<size_t>(r) * w.ld;
   const int whole = n / 16 * 16, tail = n - whole;
   f32x16 biggest = set1(-3.4028235e38f);
-  for (int j = 0; j < whole; j += 16) biggest = max(biggest, load(s + j));
-  float peak = reduce_max(biggest);
-  for (int j = whole; j < n; ++j) peak = s[j] > peak ? s[j] : peak;
-  const f32x16 c = set1(scale_log2e), shift = set1(-peak * scale_log2e);
-  f32x16 sum = zero();
   for (int j = 0; j < whole; j += 16) {
-    const f32x16 e = exp2_nonpositive(fma(load(s + j), c, shift));
-    store(s + j, e);
-    sum = sum + e;
+    const f32x16 x = to_float(load(s_int + j)) * load(w.key_scale + j);
+    store(s + j, x);
+    biggest = max(biggest, x);
   }
-  int j = whole;
+  float peak = reduce_max(biggest);
   if (tail > 0) {
-    const f32x16 e = keep_first(exp2_nonpositive(fma(load(s + j), c, shift)), tail);
-    store(s + j, e);
-    sum = sum + e;
-    j += 16;
+    store(s + whole, to_float(load(s_int + whole)) * load(w.key_scale + whole));
+    for (int j = whole; j < n; ++j) peak = s[j] > peak ? s[j] : peak;
   }
-  for (; j < ld; j += 16) store(s + j, zero());
+  const f32x16 c = set1(scale_log2e), shift = set1(-peak * scale_log2e), steps = set1(255.0f);
+  f32x16 sum = zero();
+  for (int j = 0; j < n; j += 16) {
+    f32x16 e = exp2_nonpositive(fma(load(s + j), c, shift));
+    if (j == whole) e = keep_first(e, tail);
+    if (keep_e) store(s + j, e);
+    store_u8(weights + j, to_int(e * steps));
+    sum = sum + e;
+  }
+  for (int j = round_up(n, 16); j < w.ld; j += 16) store_u8(weights + j, set1(0));
   return 1.0f / reduce_add(sum);
 }
 
@@ -86,17 +192,29 @@ QLA_INLINE void add_column_sums(const AttentionScratch& w, const float* inverse,
   }
 }
 
+// out rows from the second product's int32 sums of one query.
+QLA_INLINE f32x16 scale_output(const AttentionScratch& w, i32x16 sum, int d, float inverse) {
+  return to_float(sum) * (set1(inverse * (1.0f / 255.0f)) * load(w.value_scale + d));
+}
+
+// Products: scores(rows) fills s_int; values(q0, rows, inverse) writes `rows` output rows. Both may
+// compute all 16 rows of a block: the scratch has them.
 template <typename Products>
 void attention(const AttentionArgs& a) {
-  AttentionScratch w(a);
-  Products products(a, w);
+  const AttentionScratch w(a);
+  pack_keys(a, w);
+  pack_values(a, w);
+  __builtin_memset(w.queries, 0, kQueries * kRowBytes);
+  __builtin_memset(w.weights, 0, static_cast<size_t>(kQueries) * w.ld);
+  const Products products(a, w);
   const float scale_log2e = a.scale * 1.44269504f;
   for (int q0 = 0; q0 < a.n; q0 += kQueries) {
     const int rows = a.n - q0 < kQueries ? a.n - q0 : kQueries;
-    products.scores(q0, rows);
-    float inverse[kQueries];
+    float step[kQueries], inverse[kQueries];
+    quantize_queries(a, w, q0, rows, step);
+    products.scores(rows);
     for (int r = 0; r < rows; ++r) {
-      inverse[r] = softmax_row(w.s + static_cast<size_t>(r) * w.ld, a.n, w.ld, scale_log2e);
+      inverse[r] = softmax_row(w, r, a.n, step[r] * scale_log2e, a.column_sum != nullptr);
     }
     if (a.column_sum) add_column_sums(w, inverse, rows, a.n, q0 == 0, a.column_sum);
     products.values(q0, rows, inverse);

@@ -1,10 +1,11 @@
-// Attention by fused multiply-adds on bf16 values; the arithmetic is in attention_fma.h.
+// Attention on integer dot products; the loops are in attention_dot.h, the instructions in
+// simd/ref.h.
 #include "simd/ref.h"
 //
-#include "attention_fma.h"
+#include "attention_dot.h"
 
 namespace qla {
 
-void attention_ref(const AttentionArgs& a) { attention<FmaProducts>(a); }
+void attention_ref(const AttentionArgs& a) { attention<DotProducts>(a); }
 
 }  // namespace qla

@@ -42,10 +42,11 @@ int selected_kernels(Isa isa, KernelInfo* lines, int capacity) {
 }
 
 size_t attention_scratch_bytes(int n, int head_dim) {
-  // The widest user: fp32 copies of K and V, 16 rows of scores, 16 queries (attention_fma.h).
-  const size_t ld = (static_cast<size_t>(n) + 31) / 32 * 32;
-  const size_t floats = 16 * ld + 2 * ld * head_dim + 16 * static_cast<size_t>(head_dim);
-  return (floats * sizeof(float) + 63) / 64 * 64;
+  // AttentionScratch of attention.h, array by array.
+  const size_t ld = (static_cast<size_t>(n) + 63) / 64 * 64;
+  const size_t scores = 16 * ld * 4, scales = 2 * ld * 4 + 64 * 4, weights = 16 * ld;
+  const size_t queries = 16 * 64, keys = ld * 64, values = ld * static_cast<size_t>(head_dim);
+  return scores + scales + weights + queries + keys + values;
 }
 
 int preferred_row_block(Isa isa) {

@@ -48,8 +48,9 @@ struct GemmArgs {
 };
 
 // One head of one sequence: out = softmax(Q K^T * scale) V, column_sum[j] = sum over queries of P.
+// Both products run in INT8 with scales found on the spot (attention.h).
 struct AttentionArgs {
-  const uint16_t* q;  // (n, head_dim) bf16, readable up to 16 rows
+  const uint16_t* q;  // (n, head_dim) bf16
   const uint16_t* k;  // (n, head_dim) bf16
   const uint16_t* v;  // (n, head_dim) bf16
   int n, head_dim;
@@ -76,7 +77,7 @@ struct QuantizeArgs {
 struct KernelSet {
   // u8 x s8 GEMM with epilogue.
   void (*gemm_u8s8)(const GemmArgs&);
-  // bf16 attention with column sums.
+  // Attention with column sums.
   void (*attention)(const AttentionArgs&);
   // out = LayerNorm(word * word_scale + position + token_type), one row.
   void (*embed_norm)(const int8_t* word, float word_scale, const float* position,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from qla_runtime import Engine, InputError, LengthConfig, QlaError, __version__, evaluate, render
+from qla_runtime.training import command as training
 
 STEP = 256
 """Texts per engine call, between two moves of the progress bar."""
@@ -187,6 +188,14 @@ def _convert(arguments: argparse.Namespace) -> None:
         print(f"wrote {arguments.out}")
 
 
+def _train(arguments: argparse.Namespace) -> None:
+    report = training.run(arguments, _length)
+    if arguments.json:
+        _print_json(report)
+    else:
+        print(f"wrote {report['checkpoint']}")
+
+
 def _eval_squad(arguments: argparse.Namespace) -> None:
     questions = evaluate.read_squad(arguments.file, arguments.articles)[: arguments.limit]
     engine = _open(arguments)
@@ -311,6 +320,11 @@ def _parser() -> argparse.ArgumentParser:
     squad.add_argument("--limit", type=_positive, metavar="N", help="only the first N questions")
     sts = add("sts", _eval_sts, run, "Spearman correlation on an STS benchmark file", kinds)
     sts.add_argument("file", metavar="FILE", help="the tab-separated file")
+
+    train = commands.add_parser("train", help="fine-tune a checkpoint", description="Fine-tune a checkpoint.")
+    recipes = train.add_subparsers(title="recipes", metavar="RECIPE", required=True)
+    drop = add("length-drop", _train, [output], "make a model that works at any length config", recipes)
+    training.add_arguments(drop)
     return parser
 
 

@@ -18,9 +18,6 @@ struct i32x16 {
   __m256i lo, hi;
 };
 
-// 16 ymm hold 2 x 1 x 2 sixteen-lane accumulators for Q.K^T and 1 x 2 x 3 for P.V.
-constexpr int kQueryBlock = 2, kKeyVectors = 1, kValueQueries = 1, kValueVectors = 2;
-
 QLA_INLINE f32x16 zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 QLA_INLINE f32x16 set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 QLA_INLINE i32x16 set1(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
@@ -28,6 +25,10 @@ QLA_INLINE f32x16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_load
 QLA_INLINE i32x16 load(const int32_t* p) {
   return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
           _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 8))};
+}
+QLA_INLINE void store(int32_t* p, i32x16 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.lo);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), a.hi);
 }
 QLA_INLINE void store(float* p, f32x16 a) {
   _mm256_storeu_ps(p, a.lo);
@@ -47,6 +48,13 @@ QLA_INLINE i32x16 operator-(i32x16 a, i32x16 b) {
 }
 QLA_INLINE i32x16 operator*(i32x16 a, i32x16 b) {
   return {_mm256_mullo_epi32(a.lo, b.lo), _mm256_mullo_epi32(a.hi, b.hi)};
+}
+QLA_INLINE i32x16 operator+(i32x16 a, i32x16 b) {
+  return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
+}
+QLA_INLINE f32x16 abs(f32x16 a) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  return {_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi)};
 }
 QLA_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
   return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
@@ -87,11 +95,6 @@ QLA_INLINE __m256i bf16_bits(__m256 a) {
   const __m256i lsb = _mm256_and_si256(_mm256_srli_epi32(x, 16), _mm256_set1_epi32(1));
   return _mm256_add_epi32(x, _mm256_add_epi32(lsb, _mm256_set1_epi32(0x7fff)));
 }
-QLA_INLINE f32x16 round_bf16(f32x16 a) {
-  const __m256i top = _mm256_set1_epi32(int32_t(0xffff0000));
-  return {_mm256_castsi256_ps(_mm256_and_si256(bf16_bits(a.lo), top)),
-          _mm256_castsi256_ps(_mm256_and_si256(bf16_bits(a.hi), top))};
-}
 QLA_INLINE void store_bf16(uint16_t* p, f32x16 a) {
   const __m256i lo = _mm256_srli_epi32(bf16_bits(a.lo), 16);
   const __m256i hi = _mm256_srli_epi32(bf16_bits(a.hi), 16);
@@ -114,6 +117,18 @@ QLA_INLINE void store_u8(uint8_t* p, i32x16 a) {
   const __m128i bytes =
       _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+}
+
+QLA_INLINE __m256i interleave_bytes(__m256i a, __m256i b, __m256i c, __m256i d) {
+  const __m256i low = _mm256_set1_epi32(0xff);
+  const __m256i ab =
+      _mm256_or_si256(_mm256_and_si256(a, low), _mm256_slli_epi32(_mm256_and_si256(b, low), 8));
+  const __m256i cd =
+      _mm256_or_si256(_mm256_slli_epi32(_mm256_and_si256(c, low), 16), _mm256_slli_epi32(d, 24));
+  return _mm256_or_si256(ab, cd);
+}
+QLA_INLINE i32x16 interleave_bytes(i32x16 a, i32x16 b, i32x16 c, i32x16 d) {
+  return {interleave_bytes(a.lo, b.lo, c.lo, d.lo), interleave_bytes(a.hi, b.hi, c.hi, d.hi)};
 }
 
 QLA_INLINE float reduce_add(f32x16 a) {

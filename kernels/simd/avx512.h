@@ -18,21 +18,48 @@ struct i32x16 {
   __m512i v;
 };
 
-// Register blocking of the FMA attention products: 32 zmm hold 4 x 3 x 2 accumulators for Q.K^T
-// (two chains each, see attention_fma.h) and 4 x 2 x 3 for P.V.
-constexpr int kQueryBlock = 4, kKeyVectors = 3, kValueQueries = 4, kValueVectors = 2;
+// Four u8 activations, the same for all columns; 16 columns of 4 s8 weights; their running sums.
+struct Quad {
+  __m512i v;
+};
+struct Columns {
+  __m512i v;
+};
+struct Dot16 {
+  __m512i v;
+};
+
+// Register blocking: 32 zmm.
+constexpr int kGemmRows = 6, kGemmPanels = 4;       // 24 sums, 4 weights, 1 quad
+constexpr int kScoreQueries = 4, kScorePanels = 4;  // 16 sums, 4 keys, 1 quad
+constexpr int kValueQueries = 8, kValuePanels = 2;  // 16 sums, 2 values, 1 quad
+
+QLA_INLINE Quad load_quad(const uint8_t* p) {
+  int32_t four;
+  __builtin_memcpy(&four, p, 4);
+  return {_mm512_set1_epi32(four)};
+}
+QLA_INLINE Columns load_columns(const int8_t* p) { return {_mm512_loadu_si512(p)}; }
+QLA_INLINE void accumulate(Dot16& sum, Quad x, const Columns& w) {
+  sum.v = _mm512_dpbusd_epi32(sum.v, x.v, w.v);
+}
+QLA_INLINE i32x16 total(const Dot16& sum) { return {sum.v}; }
+QLA_INLINE Dot16 dot_from(i32x16 start) { return {start.v}; }
 
 QLA_INLINE f32x16 zero() { return {_mm512_setzero_ps()}; }
 QLA_INLINE f32x16 set1(float x) { return {_mm512_set1_ps(x)}; }
 QLA_INLINE i32x16 set1(int32_t x) { return {_mm512_set1_epi32(x)}; }
 QLA_INLINE f32x16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
 QLA_INLINE i32x16 load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+QLA_INLINE void store(int32_t* p, i32x16 a) { _mm512_storeu_si512(p, a.v); }
 QLA_INLINE void store(float* p, f32x16 a) { _mm512_storeu_ps(p, a.v); }
 QLA_INLINE f32x16 operator+(f32x16 a, f32x16 b) { return {_mm512_add_ps(a.v, b.v)}; }
 QLA_INLINE f32x16 operator-(f32x16 a, f32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 QLA_INLINE f32x16 operator*(f32x16 a, f32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
 QLA_INLINE i32x16 operator-(i32x16 a, i32x16 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 QLA_INLINE i32x16 operator*(i32x16 a, i32x16 b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+QLA_INLINE i32x16 operator+(i32x16 a, i32x16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+QLA_INLINE f32x16 abs(f32x16 a) { return {_mm512_abs_ps(a.v)}; }
 QLA_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 QLA_INLINE f32x16 min(f32x16 a, f32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 QLA_INLINE f32x16 max(f32x16 a, f32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
@@ -48,16 +75,12 @@ QLA_INLINE f32x16 keep_first(f32x16 a, int count) {
   return {_mm512_maskz_mov_ps(static_cast<__mmask16>((1u << count) - 1), a.v)};
 }
 
-// Rounds to bf16 (nearest even), result still held as fp32. Inputs are results of FTZ arithmetic,
-// so there are no denormals to treat.
+// bf16 is fp32's upper half, rounded to nearest even. Inputs are results of FTZ arithmetic, so
+// there are no denormals to treat.
 QLA_INLINE i32x16 bf16_bits(f32x16 a) {
   const __m512i x = _mm512_castps_si512(a.v);
   const __m512i lsb = _mm512_and_si512(_mm512_srli_epi32(x, 16), _mm512_set1_epi32(1));
   return {_mm512_add_epi32(x, _mm512_add_epi32(lsb, _mm512_set1_epi32(0x7fff)))};
-}
-QLA_INLINE f32x16 round_bf16(f32x16 a) {
-  const __m512i x = _mm512_and_si512(bf16_bits(a).v, _mm512_set1_epi32(int32_t(0xffff0000)));
-  return {_mm512_castsi512_ps(x)};
 }
 QLA_INLINE void store_bf16(uint16_t* p, f32x16 a) {
   const __m512i x = _mm512_srli_epi32(bf16_bits(a).v, 16);
@@ -75,6 +98,16 @@ QLA_INLINE f32x16 load_s8(const int8_t* p) {
 QLA_INLINE void store_u8(uint8_t* p, i32x16 a) {
   const __m512i x = _mm512_max_epi32(a.v, _mm512_setzero_si512());
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtusepi32_epi8(x));
+}
+
+// The low bytes of a, b, c, d side by side in each 32-bit lane.
+QLA_INLINE i32x16 interleave_bytes(i32x16 a, i32x16 b, i32x16 c, i32x16 d) {
+  const __m512i low = _mm512_set1_epi32(0xff);
+  const __m512i ab =
+      _mm512_or_si512(_mm512_and_si512(a.v, low), _mm512_slli_epi32(_mm512_and_si512(b.v, low), 8));
+  const __m512i cd = _mm512_or_si512(_mm512_slli_epi32(_mm512_and_si512(c.v, low), 16),
+                                     _mm512_slli_epi32(d.v, 24));
+  return {_mm512_or_si512(ab, cd)};
 }
 
 // The one reduction tree: lanes l and l+8, then l and l+4, l+2, l+1.

@@ -17,8 +17,6 @@ struct i32x16 {
   int32_t v[16];
 };
 
-constexpr int kQueryBlock = 1, kKeyVectors = 1, kValueQueries = 1, kValueVectors = 1;
-
 template <typename V, typename F>
 QLA_INLINE V lanes(F f) {
   V r;
@@ -51,6 +49,7 @@ QLA_INLINE f32x16 load(const float* p) {
 QLA_INLINE i32x16 load(const int32_t* p) {
   return lanes<i32x16>([&](int l) { return p[l]; });
 }
+QLA_INLINE void store(int32_t* p, i32x16 a) { memcpy(p, a.v, sizeof a.v); }
 QLA_INLINE void store(float* p, f32x16 a) { memcpy(p, a.v, sizeof a.v); }
 QLA_INLINE f32x16 operator+(f32x16 a, f32x16 b) {
   return lanes<f32x16>([&](int l) { return a.v[l] + b.v[l]; });
@@ -66,6 +65,12 @@ QLA_INLINE i32x16 operator-(i32x16 a, i32x16 b) {
 }
 QLA_INLINE i32x16 operator*(i32x16 a, i32x16 b) {
   return lanes<i32x16>([&](int l) { return a.v[l] * b.v[l]; });
+}
+QLA_INLINE i32x16 operator+(i32x16 a, i32x16 b) {
+  return lanes<i32x16>([&](int l) { return a.v[l] + b.v[l]; });
+}
+QLA_INLINE f32x16 abs(f32x16 a) {
+  return lanes<f32x16>([&](int l) { return std::fabs(a.v[l]); });
 }
 QLA_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
   return lanes<f32x16>([&](int l) { return fma1(a.v[l], b.v[l], c.v[l]); });
@@ -98,9 +103,6 @@ QLA_INLINE uint32_t bf16_bits(float x) {
   const uint32_t u = bits_of(x);
   return u + 0x7fff + ((u >> 16) & 1);
 }
-QLA_INLINE f32x16 round_bf16(f32x16 a) {
-  return lanes<f32x16>([&](int l) { return float_of(bf16_bits(a.v[l]) & 0xffff0000u); });
-}
 QLA_INLINE void store_bf16(uint16_t* p, f32x16 a) {
   for (int l = 0; l < 16; ++l) p[l] = static_cast<uint16_t>(bf16_bits(a.v[l]) >> 16);
 }
@@ -115,6 +117,39 @@ QLA_INLINE void store_u8(uint8_t* p, i32x16 a) {
     p[l] = static_cast<uint8_t>(a.v[l] < 0 ? 0 : a.v[l] > 255 ? 255 : a.v[l]);
   }
 }
+QLA_INLINE i32x16 interleave_bytes(i32x16 a, i32x16 b, i32x16 c, i32x16 d) {
+  return lanes<i32x16>([&](int l) {
+    const uint32_t bytes = (a.v[l] & 0xff) | (b.v[l] & 0xff) << 8 | (c.v[l] & 0xff) << 16 |
+                           static_cast<uint32_t>(d.v[l] & 0xff) << 24;
+    return static_cast<int32_t>(bytes);
+  });
+}
+
+// Four u8 activations, the same for all columns; 16 columns of 4 s8 weights; their running sums.
+struct Quad {
+  const uint8_t* v;
+};
+struct Columns {
+  const int8_t* v;
+};
+struct Dot16 {
+  i32x16 sum;
+};
+
+constexpr int kGemmRows = 1, kGemmPanels = 1;
+constexpr int kScoreQueries = 1, kScorePanels = 1;
+constexpr int kValueQueries = 1, kValuePanels = 1;
+
+QLA_INLINE Quad load_quad(const uint8_t* p) { return {p}; }
+QLA_INLINE Columns load_columns(const int8_t* p) { return {p}; }
+QLA_INLINE void accumulate(Dot16& dot, Quad x, const Columns& w) {
+  for (int l = 0; l < 16; ++l) {
+    for (int i = 0; i < 4; ++i) dot.sum.v[l] += x.v[i] * w.v[4 * l + i];
+  }
+}
+QLA_INLINE i32x16 total(const Dot16& dot) { return dot.sum; }
+QLA_INLINE Dot16 dot_from(i32x16 start) { return {start}; }
+
 QLA_INLINE float reduce_add(f32x16 a) {
   for (int half = 8; half > 0; half /= 2) {
     for (int l = 0; l < half; ++l) a.v[l] += a.v[l + half];

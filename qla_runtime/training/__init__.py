@@ -3,6 +3,7 @@
 ================ =========================================================================================
 ``loop``         steps, schedule, interruption; the :class:`~qla_runtime.training.loop.Recipe` protocol
 ``length_drop``  the recipe that makes a model work at any length config, and ``train_length_drop``
+``start``        what a run starts from: checkpoint, head and data, found to fit
 ``losses``       what a task is trained for, and how far a student is from its teacher
 ``data``         SQuAD, GLUE-like and plain text files -> features -> batches of a token budget
 ``teacher``      a fixed teacher's outputs, computed once
@@ -10,6 +11,7 @@
 ``export``       the trained model as a plain Hugging Face folder
 ``assess``       accuracy of the float model, while it trains
 ``device``       CUDA, bf16, Intel Extension for PyTorch
+``bars``         progress on standard error
 ``plot``         the log as a picture
 ``command``      ``qla train``: arguments and nothing else
 ================ =========================================================================================
@@ -38,6 +40,5 @@ def require_packages() -> None:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UnsupportedError(
-            f"training needs {' and '.join(missing)}, not installed here. "
-            "Run: pip install 'qla_runtime[train]'"
+            f"training needs {' and '.join(missing)}, not installed here. Run: pip install 'qla_runtime[train]'"
         )

@@ -1,7 +1,7 @@
 """From files to batches: SQuAD articles, GLUE-like tables, plain lines; tokenized once, batched by length.
 
-A text is tokenized by the runtime's own :class:`~qla_runtime.windows.TextEncoder`, so training sees exactly the
-windows that ``answer`` runs.
+A text is tokenized by the runtime's own :class:`~qla_runtime.windows.TextEncoder`, so training sees exactly
+the windows that ``answer`` runs.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from qla_runtime.convert.spec import EncoderSpec, TaskSpec
 from qla_runtime.errors import InputError
+from qla_runtime.training.bars import bar
 from qla_runtime.windows import Ragged, TextEncoder, batches
 
 if TYPE_CHECKING:
@@ -104,6 +104,18 @@ class Features:
     labels: NDArray | None
     limit: int
 
+    @classmethod
+    def of(cls, parts: Sequence[Ragged], labels: NDArray | None, spec: EncoderSpec) -> Features:
+        """The sequences of several batches of the tokenizer, as the model ``spec`` reads them."""
+        types = np.concatenate([part.type_ids for part in parts])
+        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+        ragged = Ragged(
+            ids=np.concatenate([part.ids for part in parts]),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            type_ids=types if spec.type_vocab_size > 1 else np.zeros_like(types),
+        )
+        return cls(ragged, labels, spec.max_positions)
+
     def __len__(self) -> int:
         return self.ragged.count
 
@@ -129,7 +141,7 @@ class Features:
         return Batch(torch.from_numpy(ids), torch.from_numpy(types), torch.from_numpy(mask), labels, rows)
 
     def plan(self, budget: int, draw: np.random.Generator) -> list[NDArray[np.int64]]:
-        """Every feature once, in batches of like lengths and at most ``budget`` padded tokens, in random order.
+        """Every feature once, in batches of like lengths and at most ``budget`` tokens, in random order.
 
         Features of one padded length are shuffled among themselves, so batches differ from epoch to epoch.
 
@@ -155,13 +167,13 @@ class Features:
 def span_features(
     questions: Sequence[SpanQuestion], encoder: TextEncoder, spec: EncoderSpec, task: TaskSpec, progress: bool
 ) -> Features:
-    """Questions -> windows of at most ``max_length`` tokens, with the tokens where the answer starts and ends.
+    """Questions -> windows of at most ``max_length`` tokens, with the answer's first and last token.
 
-    A window that does not hold the whole answer points to its first token, [CLS].
+    A window that does not hold the whole answer points to [CLS], its token 0, for both.
     """
     parts: list[Ragged] = []
     labels: list[tuple[int, int]] = []
-    with _bar(len(questions), "tokenizing", progress) as bar:
+    with bar(len(questions), "tokenizing", progress) as shown:
         for part in batches([q.context for q in questions], [q.question for q in questions]):
             chosen = questions[part]
             windows = encoder.windows(
@@ -174,8 +186,8 @@ def span_features(
             for i, question in enumerate(chosen):
                 for window in range(windows.questions[i], windows.questions[i + 1]):
                     labels.append(windows.locate(i, window, question.start, question.end) or (0, 0))
-            bar.update(len(chosen))
-    return Features(_join(parts, spec), np.array(labels, np.int64), spec.max_positions)
+            shown.update(len(chosen))
+    return Features.of(parts, np.array(labels, np.int64), spec)
 
 
 def text_features(
@@ -187,11 +199,11 @@ def text_features(
 ) -> Features:
     """Texts or pairs, cut at ``max_length`` tokens."""
     parts: list[Ragged] = []
-    with _bar(len(texts), "tokenizing", progress) as bar:
+    with bar(len(texts), "tokenizing", progress) as shown:
         for part in batches(["".join(text) for text in texts]):
             parts.append(encoder.encode(texts[part])[0])
-            bar.update(part.stop - part.start)
-    return Features(_join(parts, spec), labels, spec.max_positions)
+            shown.update(part.stop - part.start)
+    return Features.of(parts, labels, spec)
 
 
 def encode_labels(data: Labelled, task: TaskSpec, path: Path) -> NDArray:
@@ -204,8 +216,8 @@ def encode_labels(data: Labelled, task: TaskSpec, path: Path) -> NDArray:
     """
     if len(set(data.labels)) < 2:
         raise InputError(
-            f"{path.name}: every row has the label {data.labels[0]!r}; there is nothing to learn. Give a file "
-            "with at least two"
+            f"{path.name}: every row has the label {data.labels[0]!r}; there is nothing to learn. "
+            "Give a file with at least two"
         )
     if task.problem == "regression":
         return np.array([_score(label, path) for label in data.labels], np.float32)
@@ -351,17 +363,3 @@ def _score(label: str, path: Path) -> float:
 def _padded(length):
     """A length, or an array of them, rounded up to a multiple of :data:`PAD_TO`."""
     return -(-length // PAD_TO) * PAD_TO
-
-
-def _join(parts: Sequence[Ragged], spec: EncoderSpec) -> Ragged:
-    types = np.concatenate([part.type_ids for part in parts])
-    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-    return Ragged(
-        ids=np.concatenate([part.ids for part in parts]),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        type_ids=types if spec.type_vocab_size > 1 else np.zeros_like(types),
-    )
-
-
-def _bar(total: int, what: str, progress: bool) -> tqdm:
-    return tqdm(total=total, desc=what, delay=2, disable=not progress, mininterval=1)

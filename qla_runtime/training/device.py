@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import sys
+import warnings
 from collections.abc import Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -39,7 +39,8 @@ class Device:
             raise UnsupportedError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
         cuda = torch.cuda.is_available()
         able = torch.cuda.is_bf16_supported() if cuda else _cpu_multiplies_bf16()
-        return cls(torch.device("cuda" if cuda else "cpu"), precision == "bf16" or precision == "auto" and able)
+        bf16 = able if precision == "auto" else precision == "bf16"
+        return cls(torch.device("cuda" if cuda else "cpu"), bf16)
 
     def autocast(self) -> AbstractContextManager:
         """Matrix products in this device's precision."""
@@ -82,12 +83,11 @@ def _cpu_multiplies_bf16() -> bool:
 
 def _intel_extension():
     """The module, where it is installed and made for this torch; importing it registers its kernels."""
-    if not torch.__version__.startswith("2.8.") or not importlib.util.find_spec("intel_extension_for_pytorch"):
+    name = "intel_extension_for_pytorch"
+    if not torch.__version__.startswith("2.8.") or importlib.util.find_spec(name) is None:
         return None
     try:
-        import intel_extension_for_pytorch
+        return importlib.import_module(name)
     except (ImportError, OSError, RuntimeError) as error:
-        print(f"qla: warning: Intel Extension for PyTorch does not load ({error}); going on without it",
-              file=sys.stderr)  # fmt: skip
+        warnings.warn(f"{name} does not load ({error}); going on without it", stacklevel=2)
         return None
-    return intel_extension_for_pytorch

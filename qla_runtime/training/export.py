@@ -26,12 +26,12 @@ _HALF_MAX = torch.finfo(torch.float16).max
 
 
 def export(model: Model, source: Checkpoint, out: Path) -> None:
-    """Writes config.json, float16 model.safetensors, and the tokenizer's and pooling's files; replaces ``out``.
+    """Writes config.json, model.safetensors in float16, and the tokenizer's and pooling's files.
 
     Args:
         model: the trained model.
         source: where it started from; every other file comes from there.
-        out: the folder; it appears, and is replaced, in one step.
+        out: the folder; it appears in one step, and an older one is replaced in one.
 
     Raises:
         QlaError: a weight has outgrown float16.

@@ -22,8 +22,8 @@ def check_task(task: TaskSpec) -> None:
     if task.kind == "token-classification" or task.problem == "multi_label":
         kind = "multi-label classification" if task.problem == "multi_label" else task.kind
         raise InputError(
-            f"the checkpoint does {kind}; training covers span QA, single-label classification, regression and "
-            "sentence embedding"
+            f"the checkpoint does {kind}; training covers span QA, single-label classification, regression "
+            "and sentence embedding"
         )
 
 
@@ -47,9 +47,8 @@ def divergence(task: TaskSpec, student: Tensor, teacher: Tensor, batch: Batch) -
     squared error for regression; 1 - cosine for embeddings.
 
     The direction is the usual one of distillation: the student must put probability wherever the teacher
-    does. The published code of the Length-Adaptive Transformer computes KL(student || teacher), by passing the
-    teacher where ``kl_div`` expects the student, and QuaLA's distils start logits twice and end logits never
-    (research notes 1.10, rows 1 and 2).
+    does. The published code of the Length-Adaptive Transformer computes KL(student || teacher), by passing
+    the teacher where ``kl_div`` expects the student; QuaLA's, by its indices, never distils the end logits.
     """
     teacher = teacher.detach()
     if task.kind == "embedding":

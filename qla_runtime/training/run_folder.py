@@ -1,9 +1,12 @@
 """A training run on disk: its settings, its checkpoints, its log.
 
-``run.json``                  what the run's result depends on; a run continues only under the same settings
+============================= ==============================================================================
+``run.json``                  what the run's result depends on; it continues only under the same settings
 ``log.jsonl``                 one line per report: losses, learning rate, accuracy
-``checkpoints/step-NNNNNNN/`` ``model.safetensors`` (float32) and ``state.pt`` (optimizer, random numbers, position)
+``checkpoints/step-NNNNNNN/`` ``model.safetensors`` (float32), ``state.pt`` (optimizer, random state, place)
+``teacher.npy``               a fixed teacher's outputs
 ``final/``                    the trained model, a Hugging Face folder
+============================= ==============================================================================
 
 A checkpoint is written beside the others and renamed when it is complete and on disk, so every one that has a
 name can be continued from, however the process ended.
@@ -68,6 +71,12 @@ class RunFolder:
         for leftover in self._checkpoints.glob(f".{_PREFIX}*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
     def begin(self, steps: int) -> None:
         """Settles how many steps the run takes; a continued run keeps to it."""
         self.steps = steps
@@ -97,9 +106,11 @@ class RunFolder:
         target = self._folder(step)
         try:
             with staging(target) as stage:
-                write_file(stage / "model.safetensors", save({k: t.contiguous() for k, t in tensors.items()}))
-                write_file(stage / "state.pt", rest.getvalue())
-                publish(stage, target)
+                new = stage / "new"
+                new.mkdir()
+                write_file(new / "model.safetensors", save({k: t.contiguous() for k, t in tensors.items()}))
+                write_file(new / "state.pt", rest.getvalue())
+                publish(new, target)
         except InputError as error:
             raise QlaError(f"the checkpoint of step {step} is lost: {error}. {self.safe()}") from error
         for old in sorted(self._saved())[:-KEPT_CHECKPOINTS]:
@@ -180,16 +191,22 @@ class RunFolder:
             saved = json.loads(facts.read_text(encoding="utf-8"))
             settings, self.steps = saved["settings"], saved["steps"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{facts}: is not what training writes ({error}); choose another folder") from error
+            raise InputError(f"{facts}: not what training writes ({error}); choose another folder") from error
         changed = [
             f"{key} was {settings.get(key)!r} and is now {self._settings.get(key)!r}"
             for key in sorted({*settings, *self._settings})
             if settings.get(key) != self._settings.get(key)
         ]
-        if changed:
+        if changed and self.latest() is None:
+            # Nothing was learned yet: the run begins anew, without what it computed for the old settings.
+            self.steps = None
+            for name in ("teacher.npy", "log.jsonl"):
+                (self.path / name).unlink(missing_ok=True)
+            self._write_facts()
+        elif changed:
             raise InputError(
-                f"{self.path}: holds a run with other settings ({'; '.join(changed)}), which cannot be continued "
-                "with these. Use the same ones, or another folder"
+                f"{self.path}: holds a run with other settings ({'; '.join(changed)}), which cannot be "
+                "continued with these. Use the same ones, or another folder"
             )
 
     def _write_facts(self) -> None:

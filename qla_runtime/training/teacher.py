@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
 from torch import Tensor
-from tqdm import tqdm
 
+from qla_runtime.convert.checkpoint import Checkpoint
 from qla_runtime.convert.package_writer import staging
 from qla_runtime.errors import QlaError
 from qla_runtime.modeling import Model
+from qla_runtime.training.bars import bar
 from qla_runtime.training.data import Batch, Features
 from qla_runtime.training.device import Device
 
@@ -25,7 +25,7 @@ class FixedTeacher:
 
     Args:
         path: the ``.npy`` file; written when it is missing, trusted when it is there.
-        model: gives the outputs; used only to write the file.
+        source: the teacher; loaded only where the file is missing.
         features: what to run it on.
         tokens: padded tokens of a batch.
         device: where it runs.
@@ -36,18 +36,26 @@ class FixedTeacher:
     """
 
     def __init__(
-        self, path: Path, model: Model, features: Features, tokens: int, device: Device, progress: bool
+        self,
+        path: Path,
+        source: Checkpoint,
+        features: Features,
+        tokens: int,
+        device: Device,
+        progress: bool,
     ) -> None:
-        self._offsets = features.ragged.offsets
-        self._per_token = model.task.per_token
         if not path.is_file():
+            rows = _compute(source.load_model().to(device.device), features, tokens, device, progress)
             try:
                 with staging(path) as stage:
-                    self._compute(stage / path.name, model, features, tokens, device, progress)
+                    np.save(stage / path.name, rows)
                     (stage / path.name).replace(path)
             except OSError as error:
-                raise QlaError(f"{path}: cannot be written ({error.strerror}); make room and repeat") from error
+                reason = error.strerror or error
+                raise QlaError(f"{path}: cannot be written ({reason}); make room and repeat") from error
         self._rows = np.load(path, mmap_mode="r")
+        self._offsets = features.ragged.offsets
+        self._per_token = source.task.per_token
 
     def outputs(self, batch: Batch) -> Tensor:
         """The teacher's outputs for a batch, float32 and shaped like the student's: padding is 0."""
@@ -59,21 +67,22 @@ class FixedTeacher:
         outputs[batch.mask] = rows
         return outputs
 
-    @torch.no_grad()
-    def _compute(
-        self, path: Path, model: Model, features: Features, tokens: int, device: Device, progress: bool
-    ) -> None:
-        model.to(device.device)
-        count = int(self._offsets[-1]) if self._per_token else len(features)
-        width = model.task.outputs or model.encoder.spec.hidden
-        rows = open_memmap(path, "w+", np.float16, (count, width))
-        plan = features.plan(tokens, np.random.default_rng(0))
-        for chosen in tqdm(plan, desc="teacher", delay=2, disable=not progress, mininterval=1):
+
+@torch.no_grad()
+def _compute(model: Model, features: Features, tokens: int, device: Device, progress: bool) -> np.ndarray:
+    """(tokens, outputs) or (sequences, outputs) float16."""
+    offsets, per_token = features.ragged.offsets, model.task.per_token
+    count = int(offsets[-1]) if per_token else len(features)
+    rows = np.empty((count, model.task.outputs or model.encoder.spec.hidden), np.float16)
+    plan = features.plan(tokens, np.random.default_rng(0))
+    with bar(len(plan), "teacher", progress, unit="batch") as shown:
+        for chosen in plan:
             batch = features.batch(chosen).to(device.device)
             outputs = device.forward(model, batch).float()
-            if self._per_token:
-                where = np.concatenate([np.arange(self._offsets[i], self._offsets[i + 1]) for i in chosen])
+            if per_token:
+                where = np.concatenate([np.arange(offsets[i], offsets[i + 1]) for i in chosen])
                 rows[where] = outputs[batch.mask].cpu().numpy()
             else:
                 rows[chosen] = outputs.cpu().numpy()
-        rows.flush()
+            shown.update()
+    return rows

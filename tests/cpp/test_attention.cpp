@@ -1,5 +1,5 @@
-// Every attention kernel: against softmax(Q K^T) V in double precision, and equal to the bit across
-// instruction sets, over every tail length.
+// Every attention kernel: against a plain double-precision reading of docs/numerics.md, and equal
+// to the bit across instruction sets, over every tail length.
 #include <cmath>
 
 #include "kernel_fixtures.h"
@@ -17,7 +17,7 @@ struct Problem {
   Problem(int n_, int head_dim_, unsigned seed, float sigma) : n(n_), head_dim(head_dim_) {
     Random random(seed);
     const size_t size = static_cast<size_t>(n) * head_dim;
-    q = to_bf16(random.floats(size + 16 * static_cast<size_t>(head_dim), sigma));
+    q = to_bf16(random.floats(size, sigma));
     k = to_bf16(random.floats(size, sigma));
     v = to_bf16(random.floats(size, 1.0f));
   }
@@ -50,43 +50,89 @@ Output run(const Problem& p, Isa isa, bool sums = true) {
   return r;
 }
 
+// Symmetric s8 of `count` values `stride` apart: what docs/numerics.md says of Q, K and V.
+struct Symmetric {
+  std::vector<int> q;
+  double step;
+  Symmetric(const uint16_t* x, int count, int stride) {
+    float peak = 0;
+    for (int i = 0; i < count; ++i) peak = std::max(peak, std::abs(bf16_to_float(x[i * stride])));
+    step = peak / 127.0f;
+    for (int i = 0; i < count; ++i) {
+      q.push_back(
+          static_cast<int>(std::nearbyintf(bf16_to_float(x[i * stride]) * (127.0f / peak))));
+    }
+  }
+};
+
 TEST(Attention, MatchesDoublePrecision) {
   for (int head_dim : {32, 64}) {
     for (int n : {1, 7, 16, 33, 100}) {
       const Problem p(n, head_dim, 5, 1.0f);
       const Output got = run(p, Isa::kRef);
+      std::vector<Symmetric> queries, keys, values;
+      for (int i = 0; i < n; ++i) {
+        queries.emplace_back(&p.q[i * head_dim], head_dim, 1);
+        keys.emplace_back(&p.k[i * head_dim], head_dim, 1);
+      }
+      for (int d = 0; d < head_dim; ++d) values.emplace_back(&p.v[d], n, head_dim);
       std::vector<double> sums(n, 0.0);
       for (int i = 0; i < n; ++i) {
-        std::vector<double> s(n);
+        std::vector<double> e(n);
         double peak = -1e300, total = 0;
         for (int j = 0; j < n; ++j) {
-          for (int d = 0; d < head_dim; ++d) {
-            s[j] += static_cast<double>(bf16_to_float(p.q[i * head_dim + d])) *
-                    bf16_to_float(p.k[j * head_dim + d]);
-          }
-          s[j] /= std::sqrt(static_cast<double>(head_dim));
-          peak = std::max(peak, s[j]);
+          for (int d = 0; d < head_dim; ++d) e[j] += queries[i].q[d] * keys[j].q[d];
+          e[j] *= queries[i].step * keys[j].step / std::sqrt(static_cast<double>(head_dim));
+          peak = std::max(peak, e[j]);
         }
-        for (double& x : s) total += x = std::exp(x - peak);
-        for (int j = 0; j < n; ++j) sums[j] += s[j] /= total;
+        for (double& x : e) total += x = std::exp(x - peak);
+        for (int j = 0; j < n; ++j) sums[j] += e[j] / total;
         for (int d = 0; d < head_dim; ++d) {
           double want = 0, magnitude = 0;
           for (int j = 0; j < n; ++j) {
-            const double v = bf16_to_float(p.v[j * head_dim + d]);
-            want += s[j] * v;
-            magnitude += s[j] * std::abs(v);
+            const double v = values[d].q[j] * values[d].step;
+            want += e[j] / total * v;
+            magnitude += std::abs(v);
           }
-          // bf16 keeps 8 bits: each weight is off by at most 2^-8 of itself; fp32 adds little.
+          // Every weight is rounded to a 255th of its row's largest: at most half of that off. fp32
+          // roundings before it move a weight by far less than a hundredth of such a step.
           const float out = got.out[static_cast<size_t>(i) * (head_dim + 16) + d];
-          ASSERT_NEAR(out, want, magnitude * (std::ldexp(1.0, -8) + 1e-5)) << n << " " << head_dim;
+          ASSERT_NEAR(out, want, magnitude / total * 0.51 / 255) << n << " " << head_dim;
         }
       }
       for (int j = 0; j < n; ++j) {
-        // Column sums are fp32 sums of n probabilities; scores differ by head_dim roundings.
-        ASSERT_NEAR(got.column_sum[j], sums[j], sums[j] * (n + head_dim) * std::ldexp(1.0, -20));
+        // n probabilities, each from about 20 fp32 roundings on logits of up to a few tens.
+        ASSERT_NEAR(got.column_sum[j], sums[j], sums[j] * (n + 20 * 32) * std::ldexp(1.0, -24));
       }
     }
   }
+}
+
+// INT8 operands against none at all: what the quantization itself costs on random operands.
+TEST(Attention, IsCloseToUnquantizedAttention) {
+  const int n = 128, head_dim = 32;
+  const Problem p(n, head_dim, 8, 1.0f);
+  const Output got = run(p, Isa::kRef);
+  double difference = 0, power = 0;
+  for (int i = 0; i < n; ++i) {
+    std::vector<double> e(n);
+    double total = 0;
+    for (int j = 0; j < n; ++j) {
+      double dot = 0;
+      for (int d = 0; d < head_dim; ++d) {
+        dot += static_cast<double>(bf16_to_float(p.q[i * head_dim + d])) *
+               bf16_to_float(p.k[j * head_dim + d]);
+      }
+      total += e[j] = std::exp(dot / std::sqrt(static_cast<double>(head_dim)));
+    }
+    for (int d = 0; d < head_dim; ++d) {
+      double want = 0;
+      for (int j = 0; j < n; ++j) want += e[j] / total * bf16_to_float(p.v[j * head_dim + d]);
+      difference += std::pow(got.out[static_cast<size_t>(i) * (head_dim + 16) + d] - want, 2);
+      power += want * want;
+    }
+  }
+  EXPECT_LT(std::sqrt(difference / power), 0.02);
 }
 
 TEST(Attention, EveryIsaGivesTheSameBits) {

@@ -1,0 +1,105 @@
+// The two integer products of attention on dot-product instructions (VNNI, or AVX2's stand-in).
+#pragma once
+
+#include "attention.h"
+
+namespace qla {
+namespace {
+
+class DotProducts {
+ public:
+  DotProducts(const AttentionArgs& args, const AttentionScratch& scratch) : a_(args), w_(scratch) {}
+
+  void scores(int rows) const {
+    const int blocks = (a_.n + 15) / 16;
+    for (int r = 0; r < rows; r += kScoreQueries) {
+      int j = 0;
+      for (; j + kScorePanels <= blocks; j += kScorePanels) score_block<kScorePanels>(r, j);
+      for (; j < blocks; ++j) score_block<1>(r, j);
+    }
+  }
+
+  void values(int q0, int rows, const float* inverse) const {
+    for (int r = 0; r < rows; r += kValueQueries) {
+      for (int d = 0; d < a_.head_dim; d += 16 * kValuePanels) {
+        value_block(q0, r, d, rows, inverse);
+      }
+    }
+  }
+
+ private:
+  // Queries r.., key blocks j..; 16 keys each.
+  template <int kPanels>
+  void score_block(int r, int j) const {
+    constexpr int kBlockBytes = 16 * kRowBytes;
+    Dot16 sum[kScoreQueries][kPanels];
+    for (int p = 0; p < kPanels; ++p) {
+      const i32x16 offset = load(w_.key_offset + 16 * (j + p));
+      for (int q = 0; q < kScoreQueries; ++q) sum[q][p] = dot_from(offset);
+    }
+    const int8_t* keys = w_.keys + static_cast<size_t>(j) * kBlockBytes;
+    const uint8_t* query = w_.queries + r * kRowBytes;
+#pragma GCC unroll 2
+    for (int quad = 0; quad < a_.head_dim / 4; ++quad) {
+      Columns key[kPanels];
+#pragma GCC unroll 4
+      for (int p = 0; p < kPanels; ++p) {
+        key[p] = load_columns(keys + p * kBlockBytes + quad * 64);
+      }
+#pragma GCC unroll 4
+      for (int q = 0; q < kScoreQueries; ++q) {
+        const Quad x = load_quad(query + q * kRowBytes + quad * 4);
+#pragma GCC unroll 4
+        for (int p = 0; p < kPanels; ++p) accumulate(sum[q][p], x, key[p]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int q = 0; q < kScoreQueries; ++q) {
+#pragma GCC unroll 4
+      for (int p = 0; p < kPanels; ++p) {
+        store(w_.s_int + static_cast<size_t>(r + q) * w_.ld + 16 * (j + p), total(sum[q][p]));
+      }
+    }
+  }
+
+  void value_block(int q0, int r, int d, int rows, const float* inverse) const {
+    Dot16 sum[kValueQueries][kValuePanels];
+    for (int q = 0; q < kValueQueries; ++q) {
+      for (int p = 0; p < kValuePanels; ++p) sum[q][p] = dot_from(set1(0));
+    }
+    const uint8_t* weights = w_.weights + static_cast<size_t>(r) * w_.ld;
+    for (int t = 0; t < a_.n; t += 64) {
+      const int8_t* block = w_.values + static_cast<size_t>(t) * a_.head_dim + d / 16 * 1024;
+      const int quads = a_.n - t < 64 ? (a_.n - t + 3) / 4 : 16;
+#pragma GCC unroll 2
+      for (int quad = 0; quad < quads; ++quad) {
+        Columns value[kValuePanels];
+#pragma GCC unroll 2
+        for (int p = 0; p < kValuePanels; ++p)
+          value[p] = load_columns(block + p * 1024 + quad * 64);
+#pragma GCC unroll 8
+        for (int q = 0; q < kValueQueries; ++q) {
+          const Quad x = load_quad(weights + static_cast<size_t>(q) * w_.ld + t + quad * 4);
+#pragma GCC unroll 2
+          for (int p = 0; p < kValuePanels; ++p) accumulate(sum[q][p], x, value[p]);
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int q = 0; q < kValueQueries; ++q) {
+      if (r + q >= rows) return;
+      float* out = a_.out + static_cast<size_t>(q0 + r + q) * a_.ld_out;
+#pragma GCC unroll 2
+      for (int p = 0; p < kValuePanels; ++p) {
+        const int column = d + 16 * p;
+        store(out + column, scale_output(w_, total(sum[q][p]), column, inverse[r + q]));
+      }
+    }
+  }
+
+  const AttentionArgs& a_;
+  const AttentionScratch& w_;
+};
+
+}  // namespace
+}  // namespace qla

@@ -1,0 +1,40 @@
+// Integer dot products on AVX-VNNI: VPDPBUSD on ymm, two of them for 16 columns. 16 ymm in all.
+#pragma once
+
+#include "simd/avx2.h"
+
+namespace qla {
+namespace {
+
+struct Quad {
+  __m256i v;
+};
+struct Columns {
+  __m256i lo, hi;
+};
+struct Dot16 {
+  __m256i lo, hi;
+};
+
+constexpr int kGemmRows = 6, kGemmPanels = 1;       // 12 sums, 2 weights, 1 quad
+constexpr int kScoreQueries = 4, kScorePanels = 1;  // 8 sums, 2 keys, 1 quad
+constexpr int kValueQueries = 4, kValuePanels = 1;
+
+QLA_INLINE Quad load_quad(const uint8_t* p) {
+  int32_t four;
+  __builtin_memcpy(&four, p, 4);
+  return {_mm256_set1_epi32(four)};
+}
+QLA_INLINE Columns load_columns(const int8_t* p) {
+  return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
+}
+QLA_INLINE void accumulate(Dot16& sum, Quad x, const Columns& w) {
+  sum.lo = _mm256_dpbusd_avx_epi32(sum.lo, x.v, w.lo);
+  sum.hi = _mm256_dpbusd_avx_epi32(sum.hi, x.v, w.hi);
+}
+QLA_INLINE i32x16 total(const Dot16& sum) { return {sum.lo, sum.hi}; }
+QLA_INLINE Dot16 dot_from(i32x16 start) { return {start.lo, start.hi}; }
+
+}  // namespace
+}  // namespace qla

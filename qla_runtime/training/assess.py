@@ -1,0 +1,157 @@
+"""Accuracy of the float model: the figures that tell, while it trains, whether training helps.
+
+Scored by :mod:`qla_runtime.evaluate`, as the INT8 engine is; in percent, higher is better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qla_runtime.errors import InputError
+from qla_runtime.evaluate import read_squad, read_sts, spearman, word_f1
+from qla_runtime.length import LengthConfig
+from qla_runtime.modeling import Model
+from qla_runtime.training.data import Features, encode_labels, read_labelled, text_features
+from qla_runtime.training.device import Device
+from qla_runtime.windows import QuestionWindows, TextEncoder, batches
+
+BATCH_TOKENS = 16384
+
+Run = Callable[[Features], list[NDArray[np.float32]]]
+"""Features -> for each the model's outputs: (n, 2) logits for span QA, else a vector."""
+Measure = Callable[[Run], float]
+
+
+def assessor(
+    model: Model,
+    encoder: TextEncoder,
+    path: Path,
+    lengths: Mapping[str, LengthConfig | None],
+    device: Device,
+    sample: int | None = 1000,
+) -> Callable[[], dict[str, float]]:
+    """A function that measures the model as it stands when called, at each length config.
+
+    Args:
+        model: what to measure.
+        encoder: its tokenizer; it must not cut texts for span QA, and must for the others.
+        path: what the task asks for: SQuAD json (F1), a GLUE-like table with labels (accuracy; Spearman for
+            scores), or an STS benchmark csv (Spearman) for embeddings.
+        lengths: name -> config; None keeps every token.
+        device: where it runs.
+        sample: about this many of the file's items, evenly spaced; None for all. Of a SQuAD file only the
+            articles at odd positions are taken, which are there to choose by.
+
+    Returns:
+        A function without arguments; its figures are called after metric and config, such as ``f1 full``.
+
+    Raises:
+        InputError: the file has another layout or nothing in it, or a config has not one entry per layer.
+    """
+    for config in lengths.values():
+        if config is not None:
+            config.check_layers(model.encoder.spec.layers)
+    prepare = {"span-qa": _squad, "embedding": _sts}.get(model.task.kind, _labelled)
+    metric, measure = prepare(model, encoder, path, sample)
+
+    def assess() -> dict[str, float]:
+        runs = {name: partial(_run, model, device, config) for name, config in lengths.items()}
+        return {f"{metric} {name}": 100 * measure(run) for name, run in runs.items()}
+
+    return assess
+
+
+def _squad(model: Model, encoder: TextEncoder, path: Path, sample: int | None) -> tuple[str, Measure]:
+    questions = _sampled(read_squad(path, "odd"), sample, path)
+    parts = []
+    for part in batches([q.context for q in questions], [q.question for q in questions]):
+        chosen = questions[part]
+        texts = [q.question for q in chosen], [q.context for q in chosen]
+        windows = encoder.windows(*texts, model.task.doc_stride, [q.id for q in chosen])
+        parts.append((chosen, windows, Features.of([windows.batch], None, model.encoder.spec)))
+
+    def measure(run: Run) -> float:
+        total = 0.0
+        for chosen, windows, features in parts:
+            logits = run(features)
+            for number, question in enumerate(chosen):
+                start, end = best_span(windows, logits, number, model.task.max_answer_tokens)
+                total += max(word_f1(question.context[start:end], truth) for truth in question.answers)
+        return total / len(questions)
+
+    return "f1", measure
+
+
+def _sts(model: Model, encoder: TextEncoder, path: Path, sample: int | None) -> tuple[str, Measure]:
+    pairs = _sampled(list(zip(*read_sts(path), strict=True)), sample, path)
+    scores, firsts, seconds = (list(column) for column in zip(*pairs, strict=True))
+    features = text_features(firsts + seconds, None, encoder, model.encoder.spec, False)
+
+    def measure(run: Run) -> float:
+        vectors = np.stack(run(features)).astype(np.float64)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return spearman((vectors[: len(scores)] * vectors[len(scores) :]).sum(1), scores)
+
+    return "spearman", measure
+
+
+def _labelled(model: Model, encoder: TextEncoder, path: Path, sample: int | None) -> tuple[str, Measure]:
+    data = read_labelled(path)
+    rows = _sampled(list(zip(data.texts, encode_labels(data, model.task, path), strict=True)), sample, path)
+    texts, labels = (list(column) for column in zip(*rows, strict=True))
+    features = text_features(texts, None, encoder, model.encoder.spec, False)
+    if model.task.problem == "regression":
+        return "spearman", lambda run: spearman(np.stack(run(features))[:, 0], labels)
+    return "accuracy", lambda run: float((np.stack(run(features)).argmax(1) == labels).mean())
+
+
+def _sampled(items: list[Any], sample: int | None, path: Path) -> list[Any]:
+    if not items:
+        raise InputError(f"{path.name}: holds nothing to measure with (of SQuAD, only odd articles)")
+    return items[:: max(1, len(items) // sample)] if sample else items
+
+
+@torch.no_grad()
+def _run(
+    model: Model, device: Device, config: LengthConfig | None, features: Features
+) -> list[NDArray[np.float32]]:
+    outputs: dict[int, NDArray[np.float32]] = {}
+    for rows in features.plan(BATCH_TOKENS, np.random.default_rng(0)):
+        batch = features.batch(rows).to(device.device)
+        values = device.forward(model, batch, config).float().cpu().numpy()
+        for row, value, length in zip(rows, values, features.lengths[rows], strict=True):
+            outputs[int(row)] = value[:length] if model.task.per_token else value
+    return [outputs[row] for row in range(len(features))]
+
+
+def best_span(
+    windows: QuestionWindows, logits: Sequence[NDArray[np.float32]], question: int, max_tokens: int
+) -> tuple[int, int]:
+    """Character range of the likeliest span of at most ``max_tokens`` tokens over a question's windows.
+
+    One softmax spans all windows, so the largest sum of a start and an end logit is the largest probability.
+
+    Args:
+        windows: of several questions.
+        logits: (n, 2) start and end logits of every window.
+        question: which of the questions.
+        max_tokens: the longest span, in tokens.
+    """
+    best, place = -np.inf, (0, 0, 0)
+    for window in range(windows.questions[question], windows.questions[question + 1]):
+        begin, end = windows.batch.offsets[window : window + 2]
+        context = np.flatnonzero(windows.is_context[begin:end])
+        starts, ends = logits[window][context].T
+        length = np.arange(len(context)) - np.arange(len(context))[:, None]  # of a span, less one
+        sums = np.where((length >= 0) & (length < max_tokens), starts[:, None] + ends, -np.inf)
+        first, last = np.unravel_index(sums.argmax(), sums.shape)
+        if sums[first, last] > best:
+            best, place = sums[first, last], (window, int(context[first]), int(context[last]))
+    return windows.characters(question, *place)

@@ -1,0 +1,251 @@
+"""LengthDrop: one training that makes a model work at any length config.
+
+After QuaLA-MiniLM (arXiv 2210.17114) and the Length-Adaptive Transformer (arXiv 2010.07003, section 3). Each
+batch takes a sandwich of passes: the full model, the smallest sub-model, and random ones between. The full
+model learns the task; sub-models learn its outputs. What differs from the published code, and why:
+
+- ratios of the sequence's real length instead of counts of a padded one, and votes from real queries only:
+  exactly what the runtime does;
+- KL(teacher || student), on both start and end logits (:func:`qla_runtime.training.losses.divergence`);
+- LayerDrop never touches the full pass, whose outputs are the target;
+- no dropout, so scores are sums of the probabilities that the runtime will see.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qla_runtime.errors import InputError
+from qla_runtime.length import LengthConfig
+from qla_runtime.modeling import Model
+from qla_runtime.training.assess import assessor
+from qla_runtime.training.data import Batch, Features
+from qla_runtime.training.device import Device
+from qla_runtime.training.export import export
+from qla_runtime.training.loop import Loop, LoopOptions, Pass
+from qla_runtime.training.losses import divergence, task_loss
+from qla_runtime.training.run_folder import RunFolder
+from qla_runtime.training.start import Start, fingerprint, open_teacher
+from qla_runtime.training.teacher import FixedTeacher
+
+
+@dataclass(frozen=True)
+class LengthDropOptions:
+    """The sandwich. The papers take two random passes and LayerDrop 0.2.
+
+    Attributes:
+        ratio_bound: largest share of its tokens that a layer drops, p: the smallest sub-model keeps (1-p)^i
+            of the sequence in layer i, a random one r_i uniform in [(1-p) r_(i-1), r_(i-1)].
+        random_passes: random sub-models per batch.
+        layer_drop: probability that a sub-model leaves a layer out; that layer drops no tokens either.
+        task_weight: of the full model's loss against the labels.
+        distill_weight: of each distance to the teacher.
+        batch_tokens: tokens of a batch, padding included.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    ratio_bound: float = 0.2
+    random_passes: int = 1
+    layer_drop: float = 0.0
+    task_weight: float = 1.0
+    distill_weight: float = 1.0
+    batch_tokens: int = 8192
+
+    def __post_init__(self) -> None:
+        limits = {
+            "ratio_bound": (0.0, 0.9),
+            "random_passes": (0, 64),
+            "layer_drop": (0.0, 0.9),
+            "task_weight": (0.0, math.inf),
+            "distill_weight": (0.0, math.inf),
+            "batch_tokens": (16, math.inf),
+        }
+        for name, (least, most) in limits.items():
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise InputError(f"{name} is {value}; it must be between {least:g} and {most:g}")
+
+
+@dataclass(frozen=True)
+class SubModel:
+    """What a sub-model pass runs: a ratio config, and the layers that LayerDrop leaves out."""
+
+    length: LengthConfig
+    skip: frozenset[int]
+
+
+def smallest(layers: int, options: LengthDropOptions, keep_cls: bool, draw: np.random.Generator) -> SubModel:
+    """Every layer drops as much as it may. ``draw`` decides LayerDrop alone."""
+    skip = _layer_drop(layers, options, draw)
+    return _sub_model([0.0 if i in skip else options.ratio_bound for i in range(layers)], skip, keep_cls)
+
+
+def random(layers: int, options: LengthDropOptions, keep_cls: bool, draw: np.random.Generator) -> SubModel:
+    """Every layer drops a random share, up to the bound."""
+    skip = _layer_drop(layers, options, draw)
+    shares = options.ratio_bound * draw.random(layers)
+    return _sub_model([0.0 if i in skip else shares[i] for i in range(layers)], skip, keep_cls)
+
+
+def _layer_drop(layers: int, options: LengthDropOptions, draw: np.random.Generator) -> frozenset[int]:
+    return frozenset(np.flatnonzero(draw.random(layers) < options.layer_drop).tolist())
+
+
+def _sub_model(shares: list[float], skip: frozenset[int], keep_cls: bool) -> SubModel:
+    ratios = np.cumprod(1.0 - np.asarray(shares))
+    return SubModel(LengthConfig.ratio(ratios.tolist(), keep_cls=keep_cls), skip)
+
+
+class LengthDrop:
+    """The recipe.
+
+    Args:
+        model: what to train, on the device.
+        features: what to train it on.
+        device: runs the passes.
+        options: the sandwich.
+        teacher: outputs that every pass is distilled from; None distils sub-models from the full pass of the
+            same step (in place).
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        features: Features,
+        device: Device,
+        options: LengthDropOptions,
+        teacher: FixedTeacher | None = None,
+    ) -> None:
+        self.model = model
+        self._features, self._device, self._options, self._teacher = features, device, options, teacher
+
+    def plan(self, draw: np.random.Generator) -> list[NDArray[np.int64]]:
+        """The batches of an epoch."""
+        return self._features.plan(self._options.batch_tokens, draw)
+
+    def batch(self, rows: NDArray[np.int64]) -> Batch:
+        """A batch on the device."""
+        return self._features.batch(rows).to(self._device.device)
+
+    def losses(self, batch: Batch, draw: np.random.Generator) -> Iterator[Pass]:
+        """Full, smallest, random passes: [ L(full) + sum over sub-models of KL ] / passes.
+
+        One draw of sub-models serves the whole batch. With a fixed teacher the full pass is distilled too.
+        """
+        task, options, layers = self.model.task, self._options, self.model.encoder.spec.layers
+        passes = 2 + options.random_passes
+
+        full = self._device.forward(self.model, batch)
+        target = full.detach() if self._teacher is None else self._teacher.outputs(batch)
+        terms, total = {}, 0.0
+        if batch.labels is not None:
+            terms["full"] = task_loss(task, full, batch)
+            total += options.task_weight * terms["full"]
+        if self._teacher is not None:
+            terms["full_distance"] = divergence(task, full, target, batch)
+            total += options.distill_weight * terms["full_distance"]
+        del full
+        yield Pass(terms, total / passes)
+
+        for name, choose in [("smallest", smallest)] + [("random", random)] * options.random_passes:
+            chosen = choose(layers, options, task.keep_cls, draw)
+            outputs = self._device.forward(self.model, batch, chosen.length, chosen.skip)
+            distance = divergence(task, outputs, target, batch)
+            yield Pass({name: distance}, options.distill_weight * distance / passes)
+
+
+def train_length_drop(
+    checkpoint: str | Path,
+    data: str | Path,
+    out: str | Path,
+    *,
+    loop: LoopOptions,
+    options: LengthDropOptions | None = None,
+    task: str | None = None,
+    max_length: int | None = None,
+    new_head: bool = False,
+    teacher: str | Path | None = None,
+    precision: str = "auto",
+    assess_file: str | Path | None = None,
+    assess_lengths: Mapping[str, LengthConfig] | None = None,
+    assess_sample: int | None = 1000,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Fine-tunes a checkpoint with LengthDrop; the same call continues a run that was interrupted.
+
+    Args:
+        checkpoint: a fine-tuned Hugging Face checkpoint, or a pretrained encoder, which gets a new head.
+        data: SQuAD json (span QA), a GLUE-like tsv (classification, regression), or a text file with a
+            sentence per line (embeddings).
+        out: the run's folder; ``out/final`` will hold the trained checkpoint.
+        loop: duration, learning rate and the like.
+        options: the sandwich; None for the defaults.
+        task, max_length, new_head: see :meth:`qla_runtime.training.start.Start.open`.
+        teacher: a checkpoint to distil every pass from; None distils in place. For embeddings the frozen
+            starting model is the teacher, whose full-length vectors all passes learn: there are no labels.
+        precision: ``auto``, ``bf16`` or ``fp32``.
+        assess_file: measure accuracy on this file at the start, at the end, and every ``loop.assess_steps``;
+            see :func:`qla_runtime.training.assess.assessor`.
+        assess_lengths: name -> config to measure at, besides ``full``.
+        assess_sample: about how many items of the file.
+        progress: bars and lines on standard error.
+
+    Returns:
+        ``checkpoint`` (the trained model's folder), ``steps``, ``features``, ``device``, ``precision``.
+
+    Raises:
+        InputError: a file, the checkpoint's head, or an argument does not fit; ``out`` is something else.
+        UnsupportedError: the runtime cannot run this architecture.
+        QlaError: training diverged, or a file could not be written; the last checkpoint is intact.
+        KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint was written.
+    """
+    options = options or LengthDropOptions()
+    device = Device.choose(precision)
+    start = Start.open(checkpoint, data, task=task, max_length=max_length, new_head=new_head)
+    embedding = start.source.task.kind == "embedding"
+    if teacher is not None:
+        taught_by = open_teacher(teacher, start)
+    else:
+        taught_by = start.source if embedding else None
+    settings = {
+        "recipe": "length-drop",
+        **start.settings(),
+        **dataclasses.asdict(options),
+        **loop.settings(),
+        "teacher": None if taught_by is None else fingerprint(taught_by),
+        "device": device.device.type,
+        "precision": "bf16" if device.bf16 else "fp32",
+    }
+    with RunFolder(out, settings) as folder:
+        encoder = start.tokenizer(folder.path)
+        features = start.features(encoder, progress)
+        fixed = None
+        if taught_by is not None:
+            path = folder.path / "teacher.npy"
+            fixed = FixedTeacher(path, taught_by, features, options.batch_tokens, device, progress)
+        model = start.load_model(loop.seed).to(device.device)
+        assess = None
+        if assess_file is not None:
+            lengths = {"full": None, **(assess_lengths or {})}
+            assess = assessor(model, encoder, Path(assess_file), lengths, device, assess_sample)
+        recipe = LengthDrop(model, features, device, options, fixed)
+        steps = Loop(recipe, device, folder, loop, assess, progress).run()
+        final = folder.path / "final"
+        export(model, start.source, final)
+    return {
+        "checkpoint": str(final),
+        "steps": steps,
+        "features": len(features),
+        "device": device.device.type,
+        "precision": settings["precision"],
+    }

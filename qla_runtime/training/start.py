@@ -1,0 +1,168 @@
+"""What a run starts from: a checkpoint whose head fits the task, or gets a new one, and the data for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from qla_runtime.convert.checkpoint import Checkpoint, open_checkpoint
+from qla_runtime.convert.spec import TASK_OF_ARCHITECTURE
+from qla_runtime.errors import InputError
+from qla_runtime.modeling import Model
+from qla_runtime.training.data import (
+    Features,
+    Labelled,
+    SpanQuestion,
+    encode_labels,
+    read_labelled,
+    read_lines,
+    read_questions,
+    span_features,
+    text_features,
+)
+from qla_runtime.training.losses import check_task
+from qla_runtime.windows import TextEncoder
+
+
+@dataclass(frozen=True)
+class Start:
+    """A checkpoint, and the file it is to be trained on, both read and found to fit.
+
+    Attributes:
+        source: the checkpoint; its task is the one trained for, with the data's labels for a new head.
+        fresh: the head is new.
+        path: the data file.
+        items: its content.
+    """
+
+    source: Checkpoint
+    fresh: bool
+    path: Path
+    items: list[SpanQuestion] | Labelled | list[str]
+
+    @classmethod
+    def open(
+        cls,
+        checkpoint: str | Path,
+        data: str | Path,
+        *,
+        task: str | None = None,
+        max_length: int | None = None,
+        new_head: bool = False,
+    ) -> Start:
+        """Reads checkpoint and data, all but the weights.
+
+        Args:
+            checkpoint: a fine-tuned checkpoint, or a pretrained encoder, which gets a new head.
+            data: SQuAD json for span QA, a GLUE-like table for classification and regression, plain lines
+                for embeddings.
+            task: a task kind; None reads it from the checkpoint.
+            max_length: tokens of a sequence; None takes the checkpoint's limit (span QA: 384).
+            new_head: replace a head that the checkpoint has.
+
+        Raises:
+            InputError: a file is missing or laid out otherwise, or the checkpoint's head does not fit.
+            UnsupportedError: the runtime cannot run this architecture.
+        """
+        source = open_checkpoint(checkpoint, task=task, max_length=max_length)
+        check_task(source.task)
+        kind, own = source.task.kind, _own_task(source)
+        if own not in (None, kind) and not (new_head and kind != "embedding"):
+            remedy = "Give a sentence encoder" if kind == "embedding" else "Pass --new-head to replace it"
+            raise InputError(f"{source.source}: its head is for {own}, and the task is {kind}. {remedy}")
+        fresh = kind != "embedding" and (new_head or own is None)
+        path = Path(data)
+        if kind == "span-qa":
+            return cls(source, fresh, path, read_questions(path))
+        if kind == "embedding":
+            return cls(source, fresh, path, read_lines(path))
+        items = read_labelled(path)
+        if fresh:
+            names = ("score",) if items.scores else tuple(sorted(set(items.labels), key=_label_order))
+            problem = "regression" if items.scores else "single_label"
+            spec = dataclasses.replace(source.task, labels=names, problem=problem)
+            source = dataclasses.replace(source, task=spec)
+        encode_labels(items, source.task, path)  # refuse labels that do not fit now
+        return cls(source, fresh, path, items)
+
+    def load_model(self, seed: int) -> Model:
+        """The model to train; ``seed`` initializes a new head."""
+        torch.manual_seed(seed)
+        model = self.source.load_model(new_head=self.fresh)
+        if self.fresh:
+            torch.nn.init.normal_(model.head.weight, std=0.02)
+            torch.nn.init.zeros_(model.head.bias)
+        return model
+
+    def tokenizer(self, folder: Path) -> TextEncoder:
+        """The checkpoint's tokenizer, of which ``folder`` gets a copy."""
+        (folder / "tokenizer.json").write_text(self.source.tokenizer_json, encoding="utf-8")
+        return TextEncoder(folder, self.source.task.max_length, cut=self.source.task.kind != "span-qa")
+
+    def features(self, encoder: TextEncoder, progress: bool) -> Features:
+        """The data, tokenized."""
+        spec, task = self.source.encoder, self.source.task
+        if task.kind == "span-qa":
+            return span_features(self.items, encoder, spec, task, progress)
+        if task.kind == "embedding":
+            return text_features(self.items, None, encoder, spec, progress)
+        labels = encode_labels(self.items, task, self.path)
+        return text_features(self.items.texts, labels, encoder, spec, progress)
+
+    def settings(self) -> dict[str, object]:
+        """What a run's result depends on here."""
+        return {
+            "checkpoint": fingerprint(self.source),
+            "data": _digest([self.path]),
+            "task": self.source.task.to_json(),
+            "new_head": self.fresh,
+        }
+
+
+def open_teacher(checkpoint: str | Path, start: Start) -> Checkpoint:
+    """A fixed teacher for a run.
+
+    Raises:
+        InputError: it does another task, knows other labels, or reads other tokens.
+    """
+    task = start.source.task
+    teacher = open_checkpoint(checkpoint, task=task.kind, max_length=task.max_length)
+    if _own_task(teacher) not in (None, task.kind) or teacher.task.labels != task.labels:
+        raise InputError(f"teacher {teacher.source}: its head does not give what the student's does")
+    ours, theirs = json.loads(start.source.tokenizer_json), json.loads(teacher.tokenizer_json)
+    if any(ours.get(part) != theirs.get(part) for part in ("model", "normalizer", "pre_tokenizer")):
+        raise InputError(
+            f"teacher {teacher.source}: its tokenizer is not the student's, so its outputs belong to other "
+            "tokens. Give a teacher with the same vocabulary"
+        )
+    return teacher
+
+
+def fingerprint(source: Checkpoint) -> str:
+    """SHA-256 of a checkpoint's config and weights."""
+    return _digest([source.folder / "config.json", *source.folder.glob("*.safetensors")])
+
+
+def _own_task(source: Checkpoint) -> str | None:
+    """The task of the head that a checkpoint has; None for an encoder without one that is known here."""
+    config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
+    architecture = str((config.get("architectures") or [""])[0])
+    kinds = [kind for suffix, kind in TASK_OF_ARCHITECTURE.items() if architecture.endswith(suffix)]
+    return kinds[0] if kinds else None
+
+
+def _label_order(label: str) -> tuple[int, int, str]:
+    """Whole numbers by value, before names by alphabet."""
+    return (0, int(label), "") if label.isdigit() else (1, 0, label)
+
+
+def _digest(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
