@@ -147,14 +147,6 @@ qla_status qla_best_spans(const float* start_logits, const float* end_logits,
                           const int64_t* questions, int64_t num_questions, int32_t max_tokens,
                           int32_t* window, int32_t* first, int32_t* last, float* score) {
   return guarded([&] {
-    for (const void* pointer :
-         {static_cast<const void*>(start_logits), static_cast<const void*>(end_logits),
-          static_cast<const void*>(is_context), static_cast<const void*>(offsets),
-          static_cast<const void*>(questions), static_cast<const void*>(window),
-          static_cast<const void*>(first), static_cast<const void*>(last),
-          static_cast<const void*>(score)}) {
-      require(pointer, "an argument of qla_best_spans");
-    }
     qla::best_spans(start_logits, end_logits, is_context, offsets, questions, num_questions,
                     max_tokens, window, first, last, score);
   });
@@ -175,4 +167,10 @@ const char* qla_available_isas(void) {
 
 const char* qla_last_error(void) { return last_error; }
 
-const char* qla_version(void) { return "0.1.0"; }
+#define QLA_TEXT_OF_(x) #x
+#define QLA_TEXT_OF(x) QLA_TEXT_OF_(x)
+
+const char* qla_version(void) {
+  return QLA_TEXT_OF(QLA_VERSION_MAJOR) "." QLA_TEXT_OF(QLA_VERSION_MINOR) "." QLA_TEXT_OF(
+      QLA_VERSION_PATCH);
+}

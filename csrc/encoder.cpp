@@ -1,29 +1,17 @@
 #include "encoder.h"
 
-#include <xmmintrin.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstring>
 #include <limits>
 
+#include "float_mode.h"
 #include "length_plan.h"
 #include "portable_exp.h"
 
 namespace qla {
 namespace {
-
-// Nearest even, denormals flushed on both sides (docs/numerics.md): they would cost hundreds of
-// cycles each and mean nothing here.
-class FloatMode {
- public:
-  FloatMode() : saved_(_mm_getcsr()) { _mm_setcsr(0x9fc0); }
-  ~FloatMode() { _mm_setcsr(saved_); }
-
- private:
-  const unsigned saved_;
-};
 
 // Wall time by stage, on member 0, when somebody asked.
 class StageClock {
@@ -87,10 +75,10 @@ class ForwardPass {
         layers_(spec_.layers),
         hidden_(spec_.hidden) {
     plan();
-    Cutter measure(nullptr);
-    lay_out(measure);
-    Cutter cut(workspace.reserve(measure.used()));
-    lay_out(cut);
+    Arena measure(nullptr);
+    allocate(measure);
+    Arena cut(workspace.reserve(measure.used()));
+    allocate(cut);
     for (int i = 0; i < num_counters(); ++i) new (&counters_[i]) std::atomic<int>(0);
   }
 
@@ -164,7 +152,7 @@ class ForwardPass {
     block_rows_ = (preferred + kRowPadding - 1) / kRowPadding * kRowPadding;
   }
 
-  void lay_out(Cutter& cut) {
+  void allocate(Arena& cut) {
     const size_t n = static_cast<size_t>(rows(0)), h = static_cast<size_t>(hidden_);
     const size_t wide = static_cast<size_t>(std::max(spec_.hidden, spec_.intermediate));
     const size_t block = static_cast<size_t>(block_rows_);
@@ -196,12 +184,12 @@ class ForwardPass {
     }
   }
 
-  // ---- handing out work ------------------------------------------------------------------------
+  // ---- dividing work ---------------------------------------------------------------------------
 
   int num_counters() const { return 3 * layers_ + 2; }
 
   template <typename Work>
-  void hand_out(int counter, int count, Work work) {
+  void dynamic_for(int counter, int count, Work work) {
     for (;;) {
       const int i = counters_[counter].fetch_add(1, std::memory_order_relaxed);
       if (i >= count) return;
@@ -220,7 +208,7 @@ class ForwardPass {
 
   void embed_all(RowScratch& t, StageClock& clock) {
     const Blocks b = blocks(rows(0));
-    hand_out(3 * layers_, b.count, [&](int i) {
+    dynamic_for(3 * layers_, b.count, [&](int i) {
       const int first = i * b.rows, count = std::min(b.rows, rows(0) - first);
       embed_rows(first, count);
       clock.lap(QLA_STAGE_EMBED);
@@ -247,7 +235,7 @@ class ForwardPass {
   // Quantizes `count` rows and writes Q, K, V of layer `layer` for compact rows from `first` on.
   void project_qkv(int layer, const float* x, int first, int count, RowScratch& t) {
     const Linear& qkv = package_.layers[static_cast<size_t>(layer)].qkv;
-    for (int r = 0; r < count; ++r) quantize(qkv, x + row(r), r, nullptr, t);
+    for (int r = 0; r < count; ++r) quantize(qkv, x + row(r), r, false, t);
     GemmArgs g = gemm_args(qkv, count, Epilogue::kBiasQkv, t);
     // A sequence's Q, K and V lie together: 3 x heads planes of (tokens, head_dim).
     int s = sequence_of(layer, first);
@@ -264,7 +252,7 @@ class ForwardPass {
   }
 
   void attend_all(int layer, RowScratch& t) {
-    hand_out(layer, chunk_.num_sequences * spec_.heads, [&](int i) {
+    dynamic_for(layer, chunk_.num_sequences * spec_.heads, [&](int i) {
       attend(layer, order_[static_cast<size_t>(i / spec_.heads)], i % spec_.heads, t);
     });
   }
@@ -289,7 +277,7 @@ class ForwardPass {
   }
 
   void select_all(int layer) {
-    hand_out(layers_ + layer, chunk_.num_sequences, [&](int s) { select(layer, s); });
+    dynamic_for(layers_ + layer, chunk_.num_sequences, [&](int s) { select(layer, s); });
   }
 
   // Which rows of sequence s go on: source_[new row] = old row. Dropped rows go where they rest.
@@ -337,7 +325,7 @@ class ForwardPass {
   void finish_all(int layer, RowScratch& t, StageClock& clock) {
     const int total = rows(layer + 1);
     const Blocks b = blocks(total);
-    hand_out(2 * layers_ + layer, b.count, [&](int i) {
+    dynamic_for(2 * layers_ + layer, b.count, [&](int i) {
       const int first = i * b.rows;
       finish_rows(layer, first, std::min(b.rows, total - first), t, clock);
     });
@@ -350,7 +338,7 @@ class ForwardPass {
     const bool gathers = selects_[static_cast<size_t>(layer)];
     const auto source = [&](int r) { return gathers ? source_[first + r] : first + r; };
 
-    for (int r = 0; r < count; ++r) quantize(w.output, context_ + row(source(r)), r, nullptr, t);
+    for (int r = 0; r < count; ++r) quantize(w.output, context_ + row(source(r)), r, false, t);
     multiply(w.output, count, Epilogue::kBias, t);
     const NormArgs attention_norm = norm_args(w.attention_norm);
     for (int r = 0; r < count; ++r) {
@@ -359,10 +347,10 @@ class ForwardPass {
     }
     clock.lap(QLA_STAGE_OUTPUT);
 
-    for (int r = 0; r < count; ++r) quantize(w.ffn_in, t.y + row(r), r, nullptr, t);
+    for (int r = 0; r < count; ++r) quantize(w.ffn_in, t.y + row(r), r, false, t);
     multiply(w.ffn_in, count, Epilogue::kBiasGelu, t);
     for (int r = 0; r < count; ++r) {
-      quantize(w.ffn_out, t.c + static_cast<size_t>(r) * spec_.intermediate, r, t.lane_min, t);
+      quantize(w.ffn_out, t.c + static_cast<size_t>(r) * spec_.intermediate, r, true, t);
     }
     multiply(w.ffn_out, count, Epilogue::kBias, t);
     const bool last = layer + 1 == layers_;
@@ -393,7 +381,7 @@ class ForwardPass {
     const qla_task task = package_.task.kind;
     if (task == QLA_TASK_SPAN_QA || task == QLA_TASK_TOKEN_CLASSIFICATION) {
       const Blocks b = blocks(rows(0));
-      hand_out(counter, b.count, [&](int i) {
+      dynamic_for(counter, b.count, [&](int i) {
         const int end = std::min((i + 1) * b.rows, rows(0));
         for (int r = i * b.rows; r < end; ++r) {
           head_row(hidden_rows_ + row(r), chunk_.out.logits + static_cast<size_t>(r) * outputs);
@@ -401,7 +389,7 @@ class ForwardPass {
       });
       return;
     }
-    hand_out(counter, chunk_.num_sequences, [&](int s) {
+    dynamic_for(counter, chunk_.num_sequences, [&](int s) {
       const float* x = hidden_rows_ + row(start(0, s));
       float* out = chunk_.out.logits + static_cast<size_t>(s) * outputs;
       if (task == QLA_TASK_EMBEDDING) {
@@ -508,11 +496,12 @@ class ForwardPass {
   }
   NormArgs norm_args(const Norm& norm) const { return {norm.weight, norm.bias, spec_.norm_eps}; }
 
-  void quantize(const Linear& linear, const float* x, int r, const float* lane_min,
+  // `range_known`: a GELU epilogue has just filled the row's lane minima and maxima.
+  void quantize(const Linear& linear, const float* x, int r, bool range_known,
                 RowScratch& t) const {
     const QuantizeArgs how{linear.static_activation, linear.input_scale, linear.input_zero_point};
-    kernels_.quantize(x, linear.k, lane_min ? t.lane_min + 16 * r : nullptr,
-                      lane_min ? t.lane_max + 16 * r : nullptr, how,
+    kernels_.quantize(x, linear.k, range_known ? t.lane_min + 16 * r : nullptr,
+                      range_known ? t.lane_max + 16 * r : nullptr, how,
                       t.a + static_cast<size_t>(r) * linear.k, t.scale + r, t.zero + r);
   }
 

@@ -10,7 +10,6 @@
 #include "package.h"
 #include "teams.h"
 #include "thread_budget.h"
-#include "workspace.h"
 
 namespace qla {
 
@@ -35,7 +34,6 @@ class Engine {
   std::string isa_source_, threads_source_;  // why this ISA, why this many threads
   const Isa isa_;
   TeamPool pool_;
-  std::vector<std::unique_ptr<Workspace>> workspaces_;  // one per stream
   Encoder encoder_;
 };
 

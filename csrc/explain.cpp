@@ -70,7 +70,7 @@ std::string Engine::explain() const {
   const EncoderSpec& e = p.encoder;
   std::string text;
   add(&text, "qla_runtime %s\n", qla_version());
-  add(&text, "package\n  %s from %s\n", p.name.c_str(), p.source.c_str());
+  text += "package\n  " + p.name + " from " + p.source + "\n";
   add(&text, "  task %s, %d layers, hidden %d, %d heads of %d, feed-forward %d, vocabulary %d\n",
       task_name(p.task.kind), e.layers, e.hidden, e.heads, e.head_dim, e.intermediate,
       e.vocab_size);

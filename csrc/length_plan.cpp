@@ -25,6 +25,10 @@ void check_length_config(const qla_length_config& config, int layers) {
       fail(QLA_INVALID_INPUT,
            "length config entry %d is %g; every entry must be a positive, finite number", i, value);
     }
+    if (!ratio && value != std::floor(value)) {
+      fail(QLA_INVALID_INPUT, "length config entry %d is %g; a token count is a whole number", i,
+           value);
+    }
     if (ratio && value > 1.0) {
       fail(
           QLA_INVALID_INPUT,
@@ -50,8 +54,7 @@ void plan_lengths(const qla_length_config* config, int layers, int n0, int32_t* 
       continue;
     }
     const double value = config->values[i];
-    const double wanted =
-        config->rule == QLA_LENGTH_RATIO ? std::ceil(value * n0 - 1e-6) : std::floor(value);
+    const double wanted = config->rule == QLA_LENGTH_RATIO ? std::ceil(value * n0 - 1e-6) : value;
     tokens[i + 1] = static_cast<int32_t>(std::min<double>(current, std::max(2.0, wanted)));
   }
 }

@@ -30,6 +30,10 @@ int read_int(const JsonEntry& entry, int lowest, int highest) {
   return static_cast<int>(entry.integer(lowest, highest));
 }
 
+// Weights, biases and scales within this keep every later value finite: no path meets a NaN or an
+// infinity, about which instruction sets disagree.
+constexpr float kLargestValue = 1e4f;
+
 int read_multiple_of_64(const JsonEntry& entry, int highest) {
   const int value = read_int(entry, 64, highest);
   if (value % 64 != 0) entry.bad("a multiple of 64");
@@ -39,7 +43,9 @@ int read_multiple_of_64(const JsonEntry& entry, int highest) {
 // A double that stays positive and finite as the float the kernels use.
 float read_positive_float(const JsonEntry& entry) {
   const auto value = static_cast<float>(entry.number());
-  if (!std::isnormal(value) || value < 0.0f) entry.bad("a positive, normal 32-bit float");
+  if (!std::isnormal(value) || value < 0.0f || value > kLargestValue) {
+    entry.bad("a positive, normal 32-bit float of at most 10000");
+  }
   return value;
 }
 
@@ -130,7 +136,10 @@ TaskSpec read_task(const JsonEntry& entry, const EncoderSpec& encoder) {
       entry.check_keys({"kind", "max_length", "keep_cls", "pooler", "labels", "problem"});
       task.has_pooler = entry["pooler"].one_of({"none", "dense_tanh"}) == 1;
       task.outputs = read_labels(entry["labels"]);
-      entry["problem"].one_of({"single_label", "multi_label", "regression"});
+      if (entry["problem"].one_of({"single_label", "multi_label", "regression"}) == 0 &&
+          task.outputs < 2) {
+        entry["problem"].bad("multi_label or regression where there is one label");
+      }
       break;
     case QLA_TASK_TOKEN_CLASSIFICATION:
       entry.check_keys({"kind", "max_length", "keep_cls", "labels"});
@@ -241,8 +250,8 @@ class TensorReader {
   const float* floats(const std::string& name, const Shape& shape) {
     const Tensor tensor = take(name, Dtype::kF32, shape);
     const auto* values = reinterpret_cast<const float*>(tensor.data);
-    check_each(name, values, tensor.size / sizeof *values, "finite",
-               [](float value) { return std::isfinite(value); });
+    check_each(name, values, tensor.size / sizeof *values, "finite and at most 10000 in size",
+               [](float value) { return std::abs(value) <= kLargestValue; });
     return values;
   }
 

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "error.h"
+#include "float_mode.h"
 #include "portable_exp.h"
 
 namespace qla {
@@ -112,6 +113,7 @@ void improve(Span& best, const Inputs& in, int64_t window) {
 void best_spans(const float* start_logits, const float* end_logits, const uint8_t* is_context,
                 const int64_t* offsets, const int64_t* questions, int64_t num_questions,
                 int32_t max_tokens, int32_t* window, int32_t* first, int32_t* last, float* score) {
+  const FloatMode mode;
   const Inputs in{start_logits, end_logits, is_context, offsets, questions, max_tokens};
   if (num_questions > 0 && !(start_logits && end_logits && is_context && offsets && questions &&
                              window && first && last && score)) {

@@ -4,6 +4,9 @@
 #include <pthread.h>
 
 #include <chrono>
+#include <system_error>
+
+#include "error.h"
 
 namespace qla {
 namespace {
@@ -31,9 +34,15 @@ void count_forks() {
 
 }  // namespace
 
-Team::Team(int threads) {
-  for (int member = 1; member < threads; ++member) {
-    workers_.emplace_back([this, member] { work(member); });
+// Delegating makes the object complete first: if a thread cannot start, ~Team joins the others.
+Team::Team(int threads) : Team() {
+  try {
+    for (int member = 1; member < threads; ++member) {
+      workers_.emplace_back([this, member] { work(member); });
+    }
+  } catch (const std::system_error& error) {
+    fail(QLA_UNSUPPORTED, "could start only %d of %d threads (%s); lower num_threads or streams",
+         size(), threads, error.what());
   }
 }
 
@@ -76,66 +85,71 @@ void Team::barrier() {
 }
 
 struct TeamPool::State {
+  struct Stream {
+    std::unique_ptr<Team> team;  // started when first used
+    Workspace workspace;
+  };
+
+  explicit State(int count) : generation(fork_generation), streams(static_cast<size_t>(count)) {
+    for (int i = count - 1; i >= 0; --i) idle.push_back(i);
+  }
+
+  const unsigned generation;  // of the process that made it
   std::mutex mutex;
   std::condition_variable turn;
-  std::vector<std::unique_ptr<Team>> teams;  // started when first used
+  std::vector<Stream> streams;
   std::vector<int> idle;
   uint64_t next_ticket = 0, serving = 0;
 };
 
 TeamPool::TeamPool(int streams, int threads) : streams_(streams), threads_(threads) {
   count_forks();
-  generation_ = fork_generation;
 }
 
 TeamPool::~TeamPool() {
-  // In a forked child these teams' threads do not exist; joining them would hang.
-  if (generation_ != fork_generation) (void)state_.release();
+  State* state = state_.load();
+  // A parent's threads do not exist in its child; joining them would hang.
+  if (state && state->generation == fork_generation) delete state;
 }
 
+// Without a lock: a thread that did not come along through fork() might hold it.
 TeamPool::State& TeamPool::state() {
-  const std::lock_guard<std::mutex> lock(fork_mutex_);
-  if (generation_ != fork_generation) {
-    // The parent's state may be locked by a thread that was not copied: leave it behind.
-    (void)state_.release();
-    generation_ = fork_generation;
-  }
-  if (!state_) {
-    state_ = std::make_unique<State>();
-    state_->teams.resize(static_cast<size_t>(streams_));
-    for (int i = streams_ - 1; i >= 0; --i) state_->idle.push_back(i);
-  }
-  return *state_;
+  State* current = state_.load();
+  if (current && current->generation == fork_generation) return *current;
+  auto fresh = std::make_unique<State>(streams_);
+  if (state_.compare_exchange_strong(current, fresh.get())) return *fresh.release();
+  return *current;  // another thread was first
 }
 
-TeamPool::Lease::Lease(TeamPool& pool) : pool_(pool) {
-  State& s = pool.state();
-  std::unique_lock<std::mutex> lock(s.mutex);
-  const uint64_t ticket = s.next_ticket++;
-  s.turn.wait(lock, [&] { return s.serving == ticket && !s.idle.empty(); });
-  index_ = s.idle.back();
-  s.idle.pop_back();
-  ++s.serving;
+TeamPool::Lease::Lease(TeamPool& pool) : state_(pool.state()) {
+  std::unique_lock<std::mutex> lock(state_.mutex);
+  const uint64_t ticket = state_.next_ticket++;
+  state_.turn.wait(lock, [&] { return state_.serving == ticket && !state_.idle.empty(); });
+  index_ = state_.idle.back();
+  state_.idle.pop_back();
+  ++state_.serving;
   try {
-    auto& team = s.teams[static_cast<size_t>(index_)];
+    auto& team = state_.streams[static_cast<size_t>(index_)].team;
     if (!team) team = std::make_unique<Team>(pool.threads_);
   } catch (...) {
-    s.idle.push_back(index_);
-    s.turn.notify_all();
+    state_.idle.push_back(index_);
+    state_.turn.notify_all();
     throw;
   }
-  s.turn.notify_all();
+  state_.turn.notify_all();
 }
 
 TeamPool::Lease::~Lease() {
-  State& s = *pool_.state_;
   {
-    const std::lock_guard<std::mutex> lock(s.mutex);
-    s.idle.push_back(index_);
+    const std::lock_guard<std::mutex> lock(state_.mutex);
+    state_.idle.push_back(index_);
   }
-  s.turn.notify_all();
+  state_.turn.notify_all();
 }
 
-Team& TeamPool::Lease::team() const { return *pool_.state_->teams[static_cast<size_t>(index_)]; }
+Team& TeamPool::Lease::team() const { return *state_.streams[static_cast<size_t>(index_)].team; }
+Workspace& TeamPool::Lease::workspace() const {
+  return state_.streams[static_cast<size_t>(index_)].workspace;
+}
 
 }  // namespace qla

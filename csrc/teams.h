@@ -10,6 +10,8 @@
 #include <thread>
 #include <vector>
 
+#include "workspace.h"
+
 namespace qla {
 
 // Waiting threads spin this long before they sleep: longer than the gaps between the stages of one
@@ -18,6 +20,7 @@ constexpr int kSpinMicroseconds = 50;
 
 class Team {
  public:
+  // Throws qla::Error when the system grants fewer threads; none is left behind.
   explicit Team(int threads);
   ~Team();
   Team(const Team&) = delete;
@@ -35,6 +38,7 @@ class Team {
   void barrier();
 
  private:
+  Team() = default;
   using Task = void (*)(void* context, int member);
   void start(Task task, void* context);
   void work(int member);
@@ -48,24 +52,28 @@ class Team {
   bool stop_ = false;                           // published by epoch_
 };
 
-// Owns the teams and hands them out first come, first served. After fork() the child has none of
-// its parent's threads, so it starts teams of its own on its first call.
+// Owns the streams, a team and a workspace each, and hands them out first come, first served. After
+// fork() the child has none of its parent's threads, and may have copied its locks and workspaces
+// in mid-change: it leaves them all behind and starts anew on its first call.
 class TeamPool {
+  struct State;
+
  public:
   TeamPool(int streams, int threads);
   ~TeamPool();
 
+  // One stream, for one call. Throws what Team throws.
   class Lease {
    public:
-    Lease(TeamPool& pool);
+    explicit Lease(TeamPool& pool);
     ~Lease();
     Lease(const Lease&) = delete;
     Lease& operator=(const Lease&) = delete;
     Team& team() const;
-    int index() const { return index_; }  // which stream: selects the workspace
+    Workspace& workspace() const;
 
    private:
-    TeamPool& pool_;
+    State& state_;
     int index_;
   };
 
@@ -73,13 +81,10 @@ class TeamPool {
   int threads() const { return threads_; }
 
  private:
-  struct State;
   State& state();
 
   const int streams_, threads_;
-  std::mutex fork_mutex_;
-  std::unique_ptr<State> state_;
-  unsigned generation_;
+  std::atomic<State*> state_{nullptr};
 };
 
 }  // namespace qla

@@ -43,11 +43,11 @@ class Workspace {
   size_t size_ = 0;
 };
 
-// Cuts a workspace into 64-byte aligned arrays. Run once without memory to learn the size, once
-// with it to get the pointers: one list of arrays, no second place to forget.
-class Cutter {
+// A bump allocator: cuts a workspace into 64-byte aligned arrays. Run once without memory to learn
+// the size, once with it to get the pointers: one list of arrays, no second place to forget.
+class Arena {
  public:
-  explicit Cutter(std::byte* base) : base_(base) {}
+  explicit Arena(std::byte* base) : base_(base) {}
 
   template <typename T>
   T* take(size_t count) {

@@ -16,20 +16,16 @@
 // after P.V saves a pass when no scores are wanted, and gives the same bits either way.
 #pragma once
 
+#include "attention_scratch.h"
 #include "kernels.h"
 
 namespace qla {
 namespace {
 
-constexpr int kQueries = 16;
-constexpr int kRowBytes = 64;  // a query's dims as bytes: head_dim of them, then zeros
-
-QLA_INLINE int round_up(int x, int multiple) { return (x + multiple - 1) / multiple * multiple; }
-
-// 2^t for t <= 0, 2^0 is exact, |relative error| <= 1.7e-7 with all roundings
+// 2^min(t, 0); 2^0 is exact, |relative error| <= 1.7e-7 with all roundings
 // (tests/test_polynomials.py); below 2^-125 it stays there, which fp32 sums next to 2^0 cannot see.
 QLA_INLINE f32x16 exp2_nonpositive(f32x16 t) {
-  t = max(t, set1(-125.0f));
+  t = max(min(t, zero()), set1(-125.0f));
   const f32x16 n = round_even(t);
   const f32x16 f = t - n;
   f32x16 p = set1(0x1.5bba14p-10f);
@@ -41,32 +37,6 @@ QLA_INLINE f32x16 exp2_nonpositive(f32x16 t) {
   return scale_exponent(p, n);
 }
 
-// Scratch of one call. `ld` is n rounded up to 64: a whole k block of the second product.
-struct AttentionScratch {
-  int ld;
-  float* s;             // (16, ld) scores, then E
-  int32_t* s_int;       // the same memory, as the first product leaves it
-  float* key_scale;     // (ld), zero beyond n
-  int32_t* key_offset;  // (ld): -128 * sum of the key's s8 dims
-  float* value_scale;   // (64)
-  uint8_t* weights;     // (16, ld) u8(255 E)
-  uint8_t* queries;     // (16, kRowBytes)
-  int8_t* keys;    // [ld/16][16 quads of dims][16 keys][4 dims], quads beyond head_dim are zero
-  int8_t* values;  // [ld/64][head_dim/16][16 quads of tokens][16 dims][4 tokens]
-
-  explicit AttentionScratch(const AttentionArgs& a) : ld(round_up(a.n, 64)) {
-    s = static_cast<float*>(a.scratch);
-    s_int = static_cast<int32_t*>(a.scratch);
-    key_scale = s + static_cast<size_t>(kQueries) * ld;
-    key_offset = reinterpret_cast<int32_t*>(key_scale + ld);
-    value_scale = reinterpret_cast<float*>(key_offset + ld);
-    weights = reinterpret_cast<uint8_t*>(value_scale + 64);
-    queries = weights + static_cast<size_t>(kQueries) * ld;
-    keys = reinterpret_cast<int8_t*>(queries + kQueries * kRowBytes);
-    values = keys + static_cast<size_t>(ld) * kRowBytes;
-  }
-};
-
 // The scale that maps [-peak, peak] onto [-127, 127], and its inverse; a row of zeros has neither.
 struct SymmetricScale {
   float step, inverse;
@@ -74,14 +44,14 @@ struct SymmetricScale {
       : step(peak > 1e-30f ? peak / 127.0f : 0.0f), inverse(peak > 1e-30f ? 127.0f / peak : 0.0f) {}
 };
 
-QLA_INLINE SymmetricScale row_scale(const uint16_t* x, int n) {
+QLA_INLINE SymmetricScale symmetric_scale(const uint16_t* x, int n) {
   f32x16 peak = abs(load_bf16(x));
   for (int i = 16; i < n; i += 16) peak = max(peak, abs(load_bf16(x + i)));
   return SymmetricScale(reduce_max(peak));
 }
 
-// A key's dims become 4-byte words, `stride` words apart: 16 keys side by side are the columns of a
-// dot product.
+// A key's dims become 4-byte words 64 bytes apart: 16 keys side by side are the columns of a dot
+// product.
 QLA_INLINE void pack_keys(const AttentionArgs& a, const AttentionScratch& w) {
   alignas(64) int32_t lanes[16];
   for (int j = 0; j < w.ld; ++j) {
@@ -93,7 +63,7 @@ QLA_INLINE void pack_keys(const AttentionArgs& a, const AttentionScratch& w) {
       continue;
     }
     const uint16_t* key = a.k + static_cast<size_t>(j) * a.head_dim;
-    const SymmetricScale scale = row_scale(key, a.head_dim);
+    const SymmetricScale scale = symmetric_scale(key, a.head_dim);
     f32x16 sum = zero();
     for (int d = 0; d < a.head_dim; d += 16) {
       const f32x16 x = round_even(load_bf16(key + d) * set1(scale.inverse));
@@ -142,7 +112,7 @@ QLA_INLINE void quantize_queries(const AttentionArgs& a, const AttentionScratch&
   for (int r = 0; r < rows; ++r) {
     const uint16_t* query = a.q + static_cast<size_t>(q0 + r) * a.head_dim;
     uint8_t* to = w.queries + r * kRowBytes;
-    const SymmetricScale scale = row_scale(query, a.head_dim);
+    const SymmetricScale scale = symmetric_scale(query, a.head_dim);
     for (int d = 0; d < a.head_dim; d += 16) {
       store_u8(to + d, to_int(load_bf16(query + d) * set1(scale.inverse)) + set1(128));
     }
@@ -201,7 +171,7 @@ QLA_INLINE f32x16 scale_output(const AttentionScratch& w, i32x16 sum, int d, flo
 // compute all 16 rows of a block: the scratch has them.
 template <typename Products>
 void attention(const AttentionArgs& a) {
-  const AttentionScratch w(a);
+  const AttentionScratch w(a.scratch, a.n, a.head_dim);
   pack_keys(a, w);
   pack_values(a, w);
   __builtin_memset(w.queries, 0, kQueries * kRowBytes);

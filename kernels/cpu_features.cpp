@@ -32,7 +32,7 @@ constexpr IsaText kText[] = {
     {"avx512vnni", "the CPU lacks AVX-512 F, BW, DQ, VL or VNNI",
      "the operating system does not enable the AVX-512 state (XCR0 bits 5, 6, 7)",
      "capped by QLA_MAX_ISA=avx512vnni"},
-    {"amx", "the CPU lacks AMX-TILE, AMX-INT8 or AMX-BF16",
+    {"amx", "the CPU lacks AMX-TILE or AMX-INT8",
      "the operating system does not enable the AMX state (XCR0 bits 17, 18; Linux 5.16 or later)",
      ""},
 };
@@ -97,10 +97,10 @@ CpuFacts read_cpu() {
   __cpuid_count(7, 0, eax, ebx, ecx, edx);
   const uint32_t last_subleaf = eax;
   constexpr uint32_t kF = 1u << 16, kDq = 1u << 17, kBw = 1u << 30, kVl = 1u << 31;  // ebx
-  constexpr uint32_t kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25;           // edx
+  constexpr uint32_t kTile = 1u << 24, kInt8 = 1u << 25;                             // edx
   facts.avx2 = avx && fma && has(ebx, 5);
   facts.avx512_vnni = has_all(ebx, kF | kDq | kBw | kVl) && has(ecx, 11);
-  facts.amx = has_all(edx, kBf16 | kTile | kInt8);
+  facts.amx = has_all(edx, kTile | kInt8);
   if (last_subleaf >= 1) {
     __cpuid_count(7, 1, eax, ebx, ecx, edx);
     facts.avx_vnni = has(eax, 4);

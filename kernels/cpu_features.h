@@ -15,7 +15,7 @@ struct CpuFacts {
   bool avx2;         // AVX2 and FMA
   bool avx_vnni;     // AVX-VNNI (the VEX forms, on ymm)
   bool avx512_vnni;  // AVX-512 F, BW, DQ, VL and VNNI
-  bool amx;          // AMX-TILE, AMX-INT8 and AMX-BF16
+  bool amx;          // AMX-TILE and AMX-INT8
   bool os_ymm, os_zmm, os_tiles;
 };
 

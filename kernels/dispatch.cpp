@@ -2,6 +2,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "attention_scratch.h"
 #include "kernels.h"
 
 namespace qla {
@@ -14,11 +15,21 @@ namespace qla {
 void load_tile_config();
 void release_tile_config();
 
+namespace {
+
+// Whether a CPU of `isa` runs kernels of `line`. The order has one gap: Cascade Lake and Ice Lake
+// have AVX-512 VNNI but not the AVX (VEX) form.
+bool includes(Isa isa, Isa line) {
+  return line <= isa && (line != Isa::kAvxVnni || isa == Isa::kAvxVnni);
+}
+
+}  // namespace
+
 KernelSet select_kernels(Isa isa) {
   KernelSet set{};
   // Lines of an operation rise by ISA, so the last one allowed is the best one.
 #define QLA_KERNEL(operation, lowest, function, instructions) \
-  if (Isa::lowest <= isa) set.operation = function;
+  if (includes(isa, Isa::lowest)) set.operation = function;
 #include "kernels.inc"
 #undef QLA_KERNEL
   return set;
@@ -33,7 +44,7 @@ int selected_kernels(Isa isa, KernelInfo* lines, int capacity) {
   };
   int count = 0;
   for (const KernelInfo& line : kTable) {
-    if (line.isa > isa) continue;
+    if (!includes(isa, line.isa)) continue;
     const bool better = count > 0 && strcmp(lines[count - 1].operation, line.operation) == 0;
     if (!better && count == capacity) break;
     lines[better ? count - 1 : count++] = line;
@@ -42,11 +53,7 @@ int selected_kernels(Isa isa, KernelInfo* lines, int capacity) {
 }
 
 size_t attention_scratch_bytes(int n, int head_dim) {
-  // AttentionScratch of attention.h, array by array.
-  const size_t ld = (static_cast<size_t>(n) + 63) / 64 * 64;
-  const size_t scores = 16 * ld * 4, scales = 2 * ld * 4 + 64 * 4, weights = 16 * ld;
-  const size_t queries = 16 * 64, keys = ld * 64, values = ld * static_cast<size_t>(head_dim);
-  return scores + scales + weights + queries + keys + values;
+  return AttentionScratch(nullptr, n, head_dim).bytes;
 }
 
 int preferred_row_block(Isa isa) {

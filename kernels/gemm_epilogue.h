@@ -50,9 +50,9 @@ QLA_INLINE void finish(const GemmArgs& g, i32x16 acc, int row, int col) {
     store(g.c + static_cast<size_t>(row) * g.ldc + col, activated);
     track_range(g, activated, row, col);
   } else {
-    // Column blocks of 16 never straddle heads: head_dim is 32 or 64.
-    const int head = col / g.head_dim;
-    store_bf16(g.qkv_row[row] + head * g.qkv_stride[row] + (col - head * g.head_dim), y);
+    // Column blocks of 16 never straddle heads: head_dim is 32 or 64, a power of two.
+    const int head = col >> __builtin_ctz(static_cast<unsigned>(g.head_dim));
+    store_bf16(g.qkv_row[row] + head * g.qkv_stride[row] + (col & (g.head_dim - 1)), y);
   }
 }
 

@@ -9,7 +9,6 @@
 namespace qla {
 namespace {
 
-constexpr int kTileRows = 16;
 constexpr int kTileBytes = 64;
 
 struct alignas(64) TileConfig {

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import package_tools
@@ -75,3 +79,27 @@ def test_more_threads_than_work(path) -> None:
     batch = raw.random_batch([1], 101, 2)
     want = raw.run(_core.Engine(path, num_threads=1), batch)["last_hidden"].tobytes()
     assert raw.run(_core.Engine(path, num_threads=16), batch)["last_hidden"].tobytes() == want
+
+
+def test_threads_the_system_does_not_grant_are_an_error(path) -> None:
+    """Stacks for 1000 threads do not fit a gigabyte of address space: a typed error, and no crash."""
+    script = f"""
+import resource, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import raw
+from qla_runtime import UnsupportedError, _core
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+batch = raw.random_batch([5], 101, 2)
+greedy = _core.Engine({path!r}, num_threads=1000)
+for _ in range(2):
+    try:
+        raw.run(greedy, batch)
+    except UnsupportedError as error:
+        assert "of 1000 threads" in str(error) and "lower num_threads" in str(error), error
+    else:
+        raise SystemExit("1000 threads were granted")
+raw.run(_core.Engine({path!r}, num_threads=2), batch)
+"""
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr

@@ -144,8 +144,6 @@ class Results {
     if (want.count("kept")) {
       pointers_.kept_counts = add<std::int32_t>("kept_counts", {layers, sequences});
       pointers_.kept = add<std::int32_t>("kept", {layers, tokens});
-      // The engine writes as many positions as were kept; the rest reads as "none".
-      std::fill_n(pointers_.kept, layers * tokens, -1);
     }
     if (want.count("hidden_states")) {
       pointers_.hidden_states = add<float>("hidden_states", {layers + 1, tokens, hidden});

@@ -149,9 +149,6 @@ QLA_INLINE float reduce_min(f32x16 a) {
   const __m128 s2 = _mm_min_ps(s4, _mm_movehl_ps(s4, s4));
   return _mm_cvtss_f32(_mm_min_ss(s2, _mm_movehdup_ps(s2)));
 }
-QLA_INLINE float fma1(float a, float b, float c) {
-  return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)));
-}
 
 }  // namespace
 }  // namespace qla

@@ -119,9 +119,6 @@ QLA_INLINE float reduce_add(f32x16 a) {
 }
 QLA_INLINE float reduce_max(f32x16 a) { return _mm512_reduce_max_ps(a.v); }
 QLA_INLINE float reduce_min(f32x16 a) { return _mm512_reduce_min_ps(a.v); }
-QLA_INLINE float fma1(float a, float b, float c) {
-  return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)));
-}
 
 }  // namespace
 }  // namespace qla

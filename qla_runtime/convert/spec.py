@@ -268,6 +268,11 @@ def _problem(config: dict[str, Any], labels: tuple[str, ...]) -> str:
     }
     if problem not in known:
         raise UnsupportedError(f"config.json: problem_type is {problem!r}; supported are {list(known)[1:]}")
+    if known[problem] == "single_label" and len(labels) < 2:
+        raise InputError(
+            "config.json: problem_type is single_label_classification with one label, whose probability is "
+            "always 1; make it regression or multi_label_classification"
+        )
     return known[problem]
 
 

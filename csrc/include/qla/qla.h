@@ -5,8 +5,9 @@
  *    which limit was met, by which value, and what to do about it.
  *  - No exception crosses it, it prints nothing, and it never aborts. After an error the engine
  *    answers the next good call as if nothing had happened.
- *  - Every struct starts with its own size (`struct_size = sizeof the_struct`), so a library newer
- *    than its caller reads only what the caller knew about.
+ *  - Every struct passed by itself starts with its own size (`struct_size = sizeof the_struct`), so
+ * a library newer than its caller reads only what the caller knew about. Structs passed in arrays
+ *    (qla_length_config, qla_file) do not change within a major version.
  *  - A qla_engine may be used from several threads at once: up to `streams` calls run side by side,
  *    the others wait in the order they came.
  */
@@ -107,7 +108,8 @@ typedef struct qla_outputs {
   float* last_hidden;   /* (T, H): restored rows, every original position */
   float* logits;        /* span QA and token classification (T, outputs); else (S, outputs) */
   int32_t* kept_counts; /* (L, S): tokens that entered layer i's feed-forward */
-  int32_t* kept; /* (L, T): their original positions, ascending, from the sequence's offset */
+  int32_t*
+      kept; /* (L, T): their original positions, ascending, from the sequence's offset, then -1 */
   float*
       hidden_states; /* (L+1, T, H): after embeddings and after each layer, dropped rows carried */
   float* scores;     /* (L, T): attention column sums; NaN where the token was dropped before */
