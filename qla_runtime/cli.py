@@ -17,7 +17,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from qla_runtime import Engine, InputError, LengthConfig, QlaError, __version__, evaluate, render
+from qla_runtime import (
+    Engine,
+    Escalate,
+    InputError,
+    LatencyBudget,
+    LengthConfig,
+    MaxLoss,
+    QlaError,
+    __version__,
+    evaluate,
+    render,
+)
+from qla_runtime.length import Length
+from qla_runtime.search import command as searching
 from qla_runtime.training import command as training
 
 STEP = 256
@@ -55,7 +68,7 @@ def _answer(arguments: argparse.Namespace) -> None:
     context = _file_or_text(arguments.context)
     opened, engine = _timed(lambda: _open(arguments))
     seconds, result = _timed(
-        lambda: engine.answer(arguments.question, context, _length(arguments.length), details=True)
+        lambda: engine.answer(arguments.question, context, _chosen_length(arguments), details=True)
     )
     if arguments.json:
         counts = [len(positions) for positions in result.pop("kept")]
@@ -73,7 +86,7 @@ def _answer(arguments: argparse.Namespace) -> None:
 def _encode(arguments: argparse.Namespace) -> None:
     texts = _texts(arguments.texts)
     engine = _open(arguments)
-    length = _length(arguments.length)
+    length = _chosen_length(arguments)
     vectors = [row for part in _parts(len(texts), "encode") for row in engine.encode(texts[part], length)]
     if arguments.out:
         import numpy as np
@@ -96,7 +109,7 @@ def _classify(arguments: argparse.Namespace) -> None:
             f"there are {len(texts)} texts and {len(pairs)} texts in --pair; give one --pair per text"
         )
     engine = _open(arguments)
-    length = _length(arguments.length)
+    length = _chosen_length(arguments)
     results = [
         result
         for part in _parts(len(texts), "classify")
@@ -113,7 +126,7 @@ def _classify(arguments: argparse.Namespace) -> None:
 def _rank(arguments: argparse.Namespace) -> None:
     documents = _texts(arguments.documents)
     engine = _open(arguments)
-    length = _length(arguments.length)
+    length = _chosen_length(arguments)
     results = [
         result | {"index": part.start + result["index"]}
         for part in _parts(len(documents), "rank")
@@ -130,7 +143,7 @@ def _rank(arguments: argparse.Namespace) -> None:
 def _tag(arguments: argparse.Namespace) -> None:
     texts = _texts(arguments.texts)
     engine = _open(arguments)
-    length = _length(arguments.length)
+    length = _chosen_length(arguments)
     results = [spans for part in _parts(len(texts), "tag") for spans in engine.tag(texts[part], length)]
     if arguments.json:
         _print_json(
@@ -140,6 +153,7 @@ def _tag(arguments: argparse.Namespace) -> None:
                     "length": spans.length,
                     "macs": spans.macs,
                     "truncated": spans.truncated,
+                    "budget_met": spans.budget_met,
                 }
                 for spans in results
             ]
@@ -196,6 +210,14 @@ def _train(arguments: argparse.Namespace) -> None:
         print(f"wrote {report['checkpoint']}")
 
 
+def _search(arguments: argparse.Namespace) -> None:
+    report = searching.run(arguments)
+    if arguments.json:
+        _print_json(report)
+    else:
+        print(searching.text(report))
+
+
 def _eval_squad(arguments: argparse.Namespace) -> None:
     questions = evaluate.read_squad(arguments.file, arguments.articles)[: arguments.limit]
     engine = _open(arguments)
@@ -203,18 +225,20 @@ def _eval_squad(arguments: argparse.Namespace) -> None:
         score = evaluate.squad(
             engine,
             arguments.file,
-            _length(arguments.length),
+            _chosen_length(arguments),
             articles=arguments.articles,
             limit=arguments.limit,
             progress=progress,
         )
     if arguments.json:
-        _print_json(dataclasses.asdict(score) | {"model": engine.name, "length": arguments.length or "full"})
+        _print_json(dataclasses.asdict(score) | {"model": engine.name, "length": _length_in_words(arguments)})
         return
     print(f"exact match {score.exact_match:.2f}   F1 {score.f1:.2f}")
     print(
         f"{score.questions} questions ({score.articles} articles), {score.macs / 1e9:.3f} G MACs each on average"
     )
+    if score.within_budget is not None:
+        print(f"{score.within_budget:.1%} within {arguments.latency_ms:g} ms")
     print(f"{score.seconds:.1f} s, {score.questions / score.seconds:.1f} questions/s")
 
 
@@ -222,9 +246,9 @@ def _eval_sts(arguments: argparse.Namespace) -> None:
     pairs = len(evaluate.read_sts(arguments.file)[0])
     engine = _open(arguments)
     with _progress(pairs, "sts") as progress:
-        score = evaluate.sts(engine, arguments.file, _length(arguments.length), progress=progress)
+        score = evaluate.sts(engine, arguments.file, _chosen_length(arguments), progress=progress)
     if arguments.json:
-        _print_json(dataclasses.asdict(score) | {"model": engine.name, "length": arguments.length or "full"})
+        _print_json(dataclasses.asdict(score) | {"model": engine.name, "length": _length_in_words(arguments)})
         return
     print(f"Spearman {score.spearman:.2f} over {score.pairs} pairs, {score.seconds:.1f} s")
 
@@ -254,12 +278,7 @@ def _parser() -> argparse.ArgumentParser:
     output = argparse.ArgumentParser(add_help=False)
     output.add_argument("--json", action="store_true", help="print JSON, and nothing else, on standard output")
     lengths = argparse.ArgumentParser(add_help=False)
-    lengths.add_argument(
-        "--length",
-        metavar="NAME|VALUES",
-        help="a name of the package (full, balanced, fast), or one value per layer with commas between: "
-        "ratios such as 1.0,.73,.71 or whole token counts such as 315,251,242 (default: full)",
-    )
+    _add_lengths(lengths.add_mutually_exclusive_group())
     run = [engine, lengths, output]
 
     def add(
@@ -325,7 +344,38 @@ def _parser() -> argparse.ArgumentParser:
     recipes = train.add_subparsers(title="recipes", metavar="RECIPE", required=True)
     drop = add("length-drop", _train, [output], "make a model that works at any length config", recipes)
     training.add_arguments(drop)
+
+    find = add("search", _search, [output], "find the length configs worth having, by evolution")
+    searching.add_arguments(find)
     return parser
+
+
+def _add_lengths(group: argparse._MutuallyExclusiveGroup) -> None:
+    """The ways to choose a length; at most one is given."""
+    group.add_argument(
+        "--length",
+        metavar="NAME|VALUES",
+        help="a name of the package (full, balanced, fast), or one value per layer with commas between: "
+        "ratios such as 1.0,.73,.71 or whole token counts such as 315,251,242 (default: full)",
+    )
+    group.add_argument(
+        "--latency-ms",
+        type=float,
+        metavar="MS",
+        help=f"the most accurate config that is predicted to fit in MS milliseconds (per call of up to {STEP} "
+        "texts; in eval squad per question)",
+    )
+    group.add_argument(
+        "--max-loss",
+        type=float,
+        metavar="POINTS",
+        help="the cheapest config within POINTS of full, by the package's measured accuracy",
+    )
+    group.add_argument(
+        "--escalate",
+        metavar="CHEAP:DEAR[:THRESHOLD]",
+        help="run CHEAP, and again with DEAR what scores below THRESHOLD (default: 0.5); both as in --length",
+    )
 
 
 def _add_convert(add: Callable[..., argparse.ArgumentParser], output: argparse.ArgumentParser) -> None:
@@ -379,7 +429,42 @@ _positive.__name__ = _top_k.__name__ = "number"  # argparse: "invalid number val
 
 
 def _open(arguments: argparse.Namespace) -> Engine:
-    return Engine.from_pretrained(arguments.model, num_threads=arguments.threads, isa=arguments.isa)
+    engine = Engine.from_pretrained(arguments.model, num_threads=arguments.threads, isa=arguments.isa)
+    if getattr(arguments, "latency_ms", None) is not None:
+        engine.warm_up()  # a budget is of calls, not of what a first call has to prepare
+    return engine
+
+
+def _chosen_length(arguments: argparse.Namespace) -> Length:
+    """What ``--length``, ``--latency-ms``, ``--max-loss`` or ``--escalate`` says; None where none is given."""
+    if arguments.latency_ms is not None:
+        return LatencyBudget(arguments.latency_ms)
+    if arguments.max_loss is not None:
+        return MaxLoss(arguments.max_loss)
+    if arguments.escalate is not None:
+        return _escalation(arguments.escalate)
+    return _length(arguments.length)
+
+
+def _length_in_words(arguments: argparse.Namespace) -> str:
+    """The same, as reports show it."""
+    length = _chosen_length(arguments)
+    return arguments.length or "full" if length is None or arguments.length else str(length)
+
+
+def _escalation(text: str) -> Escalate:
+    """``--escalate``: two lengths and perhaps a threshold, with colons between."""
+    cheap, dear, *threshold = text.split(":") if 1 <= text.count(":") <= 2 else ("", "")
+    try:
+        thresholds = [float(part) for part in threshold]
+    except ValueError:
+        cheap = ""
+    if not cheap or not dear:
+        raise InputError(
+            f"--escalate {text!r} is not CHEAP:DEAR or CHEAP:DEAR:THRESHOLD; give two lengths as in --length, "
+            "and a threshold such as 0.5"
+        )
+    return Escalate(_length(cheap), _length(dear), *thresholds)
 
 
 def _length(text: str | None) -> str | LengthConfig | None:

@@ -4,21 +4,41 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import Any
+from time import perf_counter
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qla_runtime import _core, heads, inputs
+from qla_runtime import _core, heads, inputs, policies
+from qla_runtime.cost_model import CostModel, load_or_fit
 from qla_runtime.errors import InputError, UnsupportedError
 from qla_runtime.hub import find_package
-from qla_runtime.length import Length, LengthPlan, NamedLength, read_named, resolve
+from qla_runtime.length import (
+    Escalate,
+    LatencyBudget,
+    Length,
+    LengthConfig,
+    LengthPlan,
+    MaxLoss,
+    NamedLength,
+    read_named,
+    resolve,
+)
 from qla_runtime.output import EncoderOutput
-from qla_runtime.windows import Ragged, TextEncoder, batches, check_texts
+from qla_runtime.windows import Encoded, QuestionWindows, Ragged, TextEncoder, batches, check_texts
+
+Tokenized = TypeVar("Tokenized", Encoded, QuestionWindows)
+Result = TypeVar("Result")
+
+MAX_THREADS = 1024
+"""Threads per call, and streams, that an engine accepts at most."""
 
 _FITTING_CALL = {
     "span-qa": "engine.answer(question, context)",
@@ -58,8 +78,13 @@ class Engine:
         streams: int = 1,
         isa: str | None = None,
     ) -> None:
-        _check_count("num_threads", num_threads, "leave it out (None) for the threads this process may use")
-        _check_count("streams", streams, "1 runs one call at a time")
+        _check_count(
+            "num_threads",
+            num_threads,
+            "leave it out (None) for the threads this process may use",
+            most=MAX_THREADS,
+        )
+        _check_count("streams", streams, "1 runs one call at a time", most=MAX_THREADS)
         if isa is not None and not isinstance(isa, str):
             raise InputError(
                 f"isa is {isa!r}; use one of {', '.join(_core.available_isas())}, or None for the best available"
@@ -77,6 +102,8 @@ class Engine:
             cut=self._task["kind"] != "span-qa",
             with_types=self._info["type_vocab_size"] > 1,
         )
+        self._costs: CostModel | None = None
+        self._costs_lock = threading.Lock()
 
     @classmethod
     def from_pretrained(
@@ -154,6 +181,36 @@ class Engine:
     def _lengths(self) -> dict[str, NamedLength]:
         return read_named(json.loads(self._core.length_configs_json), self._info, self._task)
 
+    @cached_property
+    def _candidates(self) -> list[policies.Candidate]:
+        return policies.read_candidates(json.loads(self._core.length_configs_json), self._info, self._task)
+
+    @property
+    def cost_model(self) -> CostModel:
+        """What calls take on this machine, for ``LatencyBudget``.
+
+        The first use measures some calls, in about half a second for a model like MiniLM, and leaves the figures
+        in the user's cache (``$XDG_CACHE_HOME/qla_runtime``) for later processes.
+        """
+        with self._costs_lock:
+            if self._costs is None:
+                self._costs = load_or_fit(
+                    self._path, self._core.explain(), self._prepared, self._info, self.max_length
+                )
+            return self._costs
+
+    def warm_up(self) -> None:
+        """Does now what would slow down first calls: :attr:`cost_model`, the tokenizer, and the memory to work in.
+
+        A latency budget counts wall time, so an engine with deadlines is warmed up once when it is opened.
+
+        Raises:
+            PackageError: the tokenizer cannot be read.
+        """
+        self._texts.load()
+        self._prepared([self.max_length], self._lengths["full"].config)()
+        _ = self.cost_model
+
     def explain(self) -> str:
         """What runs here and why: CPU features, kernels, threads and their source, package and lengths."""
         lines = [self._core.explain().rstrip("\n"), f"lengths (at {self.max_length} tokens)"]
@@ -188,7 +245,7 @@ class Engine:
         Args:
             question: a question, or a list of them.
             context: the text that holds the answer; one per question.
-            length: a length config, or one per question.
+            length: a name, a length config, a policy, or a list of the first two, one per question.
             latency_ms: sugar for ``length=LatencyBudget(latency_ms)``.
             details: add what the best window looked like: ``"windows"`` (their number), ``"tokens"`` (its
                 tokens) and ``"kept"`` (per layer, int32 positions in it).
@@ -201,8 +258,10 @@ class Engine:
         Raises:
             InputError: an empty or missing text, unequal numbers, a question that leaves no room for a
                 context.
-            UnsupportedError: the model does not answer questions.
+            UnsupportedError: the model does not answer questions, or ``length`` is a policy that it cannot
+                follow.
         """
+        began = perf_counter()
         self._require("span-qa", "answer")
         questions, single = check_texts(question, "question")
         contexts, single_context = check_texts(context, "context")
@@ -212,10 +271,22 @@ class Engine:
                 "pass two texts, or two lists of the same length"
             )
         plan = self._plan(length, latency_ms, len(questions))
-        results: list[dict[str, Any]] = []
-        for part in batches(questions, contexts):
-            results += self._answer_some(questions, contexts, part, single, plan, details)
-        return results[0] if single else results
+        if isinstance(plan, Escalate):
+
+            def again(which: list[int]) -> list[dict[str, Any]]:
+                chosen = [questions[i] for i in which], [contexts[i] for i in which]
+                return self.answer(*chosen, plan.dear, details=details)
+
+            first = self.answer(question, context, plan.cheap, details=details)
+            return _escalated(plan, first, single, again)
+        results = self._in_parts(
+            plan,
+            began,
+            batches(questions, contexts),
+            lambda part: self._windows(questions, contexts, part, single),
+            lambda part, windows, plan: self._answers(contexts, part, windows, plan, details),
+        )
+        return _stamped(results, _budget_met(plan, began), single)
 
     def encode(
         self,
@@ -229,7 +300,7 @@ class Engine:
 
         Args:
             sentences: a sentence, or a list of them.
-            length: a length config, or one per sentence.
+            length: a name, a length config, a policy, or a list of the first two, one per sentence.
             latency_ms: sugar for ``length=LatencyBudget(latency_ms)``.
             truncate: cut longer sentences at :attr:`max_length` tokens, with one warning that says how many;
                 False raises instead.
@@ -239,18 +310,28 @@ class Engine:
 
         Raises:
             InputError: an empty or missing text, or one too long with ``truncate=False``.
-            UnsupportedError: the model gives no embeddings.
+            UnsupportedError: the model gives no embeddings, or ``length`` is a policy that it cannot follow.
         """
+        began = perf_counter()
         self._require("embedding", "encode")
         texts, single = check_texts(sentences, "sentences")
-        plan = self._plan(length, latency_ms, len(texts))
+        plan = self._plan(length, latency_ms, len(texts), no_confidence="encode() gives vectors")
         vectors = np.empty((len(texts), self._info["hidden"]), np.float32)
-        cut_texts = 0
-        for part in batches(texts):
-            batch, _, cut = self._texts.encode(texts[part])
-            self._refuse_cut(cut, truncate, "sentences", part, single)
-            vectors[part] = self._run(batch, plan.index[part], plan, {"logits"})["logits"]
-            cut_texts += int(cut.sum())
+
+        def embed(part: slice, encoded: Encoded, plan: LengthPlan) -> list[int]:
+            """Fills ``vectors``; how many texts were cut."""
+            vectors[part] = self._run(encoded.batch, plan.index[part], plan, {"logits"})["logits"]
+            return [int(encoded.cut.sum())]
+
+        cut_texts = sum(
+            self._in_parts(
+                plan,
+                began,
+                batches(texts),
+                lambda part: self._encoded(texts[part], "sentences", part, single, truncate),
+                embed,
+            )
+        )
         if cut_texts:
             warnings.warn(
                 f"{cut_texts} of {len(texts)} sentences have more than {self.max_length} tokens and were cut "
@@ -274,7 +355,7 @@ class Engine:
         Args:
             texts: a text, or a list of them.
             text_pairs: the second text of each pair, for models trained on pairs.
-            length: a length config, or one per text.
+            length: a name, a length config, a policy, or a list of the first two, one per text.
             latency_ms: sugar for ``length=LatencyBudget(latency_ms)``.
             top_k: more than 1 adds ``"scores"``, the best ``top_k`` labels; None adds all of them.
             truncate: cut longer texts at :attr:`max_length` tokens and say so; False raises instead.
@@ -282,13 +363,15 @@ class Engine:
         Returns:
             For a single text a dict, else a list of them: ``"label"`` and ``"score"`` of the best label (a
             probability; for a regression model the value itself), ``"length"``, ``"macs"``, ``"truncated"``,
-            and if asked ``"scores"``, a list of ``{"label", "score"}``, best first.
+            ``"budget_met"`` (None where there was no budget), and if asked ``"scores"``, a list of
+            ``{"label", "score"}``, best first.
 
         Raises:
             InputError: an empty or missing text, unequal numbers, ``top_k`` below 1, or too long with
                 ``truncate=False``.
-            UnsupportedError: the model does not classify texts.
+            UnsupportedError: the model does not classify texts, or ``length`` is a policy that it cannot follow.
         """
+        began = perf_counter()
         self._require("sequence-classification", "classify")
         firsts, single = check_texts(texts, "texts")
         seconds = None
@@ -300,12 +383,26 @@ class Engine:
                     "pass two texts, or two lists of the same length"
                 )
         _check_count("top_k", top_k, "None gives the scores of all labels")
-        plan = self._plan(length, latency_ms, len(firsts))
-        results: list[dict[str, Any]] = []
-        for part in batches(firsts, seconds):
-            chosen = firsts[part] if seconds is None else list(zip(firsts[part], seconds[part], strict=True))
-            results += self._classify_some(chosen, "texts", part, single, plan, top_k, truncate)
-        return results[0] if single else results
+        regression = self._task["problem"] == "regression"
+        no_confidence = "classify() of a regression model gives values" if regression else None
+        plan = self._plan(length, latency_ms, len(firsts), no_confidence=no_confidence)
+        if isinstance(plan, Escalate):
+
+            def again(which: list[int]) -> list[dict[str, Any]]:
+                chosen = [firsts[i] for i in which], seconds and [seconds[i] for i in which]
+                return self.classify(*chosen, plan.dear, top_k=top_k, truncate=truncate)
+
+            first = self.classify(texts, text_pairs, plan.cheap, top_k=top_k, truncate=truncate)
+            return _escalated(plan, first, single, again)
+        pairs = firsts if seconds is None else list(zip(firsts, seconds, strict=True))
+        results = self._in_parts(
+            plan,
+            began,
+            batches(firsts, seconds),
+            lambda part: self._encoded(pairs[part], "texts", part, single, truncate),
+            lambda part, encoded, plan: self._labels(part, encoded, plan, top_k),
+        )
+        return _stamped(results, _budget_met(plan, began), single)
 
     def rank(
         self,
@@ -322,19 +419,20 @@ class Engine:
         Args:
             query: the query.
             documents: the documents.
-            length: a length config, or one per document.
+            length: a name, a length config, a policy, or a list of the first two, one per document.
             latency_ms: sugar for ``length=LatencyBudget(latency_ms)``.
             top_k: give the best ``top_k`` only; None gives all.
             truncate: cut longer pairs at :attr:`max_length` tokens and say so; False raises instead.
 
         Returns:
             dicts, best first: ``"index"`` (into ``documents``), ``"score"``, ``"length"``, ``"macs"``,
-            ``"truncated"``.
+            ``"truncated"``, ``"budget_met"`` (None where there was no budget).
 
         Raises:
             InputError: an empty or missing text, ``top_k`` below 1, or too long with ``truncate=False``.
-            UnsupportedError: the model is no cross-encoder.
+            UnsupportedError: the model is no cross-encoder, or ``length`` is a policy that it cannot follow.
         """
+        began = perf_counter()
         self._require("sequence-classification", "rank")
         if len(self.labels) != 1:
             raise UnsupportedError(
@@ -350,17 +448,20 @@ class Engine:
         check_texts(query, "query")
         texts, _ = check_texts(documents, "documents")
         _check_count("top_k", top_k, "None gives all documents")
-        plan = self._plan(length, latency_ms, len(texts))
-        results: list[dict[str, Any]] = []
-        for part in batches(texts):
-            pairs = [(query, text) for text in texts[part]]
-            results += self._classify_some(pairs, "documents", part, False, plan, 1, truncate)
+        plan = self._plan(length, latency_ms, len(texts), no_confidence="rank() gives relevances")
+        pairs = [(query, text) for text in texts]
+        results = self._in_parts(
+            plan,
+            began,
+            batches(texts),
+            lambda part: self._encoded(pairs[part], "documents", part, False, truncate),
+            lambda part, encoded, plan: self._labels(part, encoded, plan, 1),
+        )
+        _stamped(results, _budget_met(plan, began), False)
         # Stable, so that equal scores stay in the caller's order.
         order = sorted(range(len(results)), key=lambda i: -results[i]["score"])[:top_k]
-        return [
-            {"index": i, **{key: results[i][key] for key in ("score", "length", "macs", "truncated")}}
-            for i in order
-        ]
+        keys = ("score", "length", "macs", "truncated", "budget_met")
+        return [{"index": i, **{key: results[i][key] for key in keys}} for i in order]
 
     def tag(
         self,
@@ -374,26 +475,39 @@ class Engine:
 
         Args:
             texts: a text, or a list of them.
-            length: a length config, or one per text.
+            length: a name, a length config, a policy, or a list of the first two, one per text.
             latency_ms: sugar for ``length=LatencyBudget(latency_ms)``.
             truncate: cut longer texts at :attr:`max_length` tokens and say so; False raises instead.
 
         Returns:
             For a single text :class:`heads.Spans`, else a list of them: a list of dicts with ``"label"``,
             ``"score"`` (mean probability of its word pieces), ``"start"`` and ``"end"`` (characters),
-            ``"text"``; and attributes ``truncated``, ``length`` and ``macs``.
+            ``"text"``; and attributes ``truncated``, ``length``, ``macs``, ``confidence`` and ``budget_met``.
 
         Raises:
             InputError: an empty or missing text, or one too long with ``truncate=False``.
-            UnsupportedError: the model does not label tokens.
+            UnsupportedError: the model does not label tokens, or ``length`` is a policy that it cannot follow.
         """
+        began = perf_counter()
         self._require("token-classification", "tag")
         checked, single = check_texts(texts, "texts")
         plan = self._plan(length, latency_ms, len(checked))
-        results: list[heads.Spans] = []
-        for part in batches(checked):
-            results += self._tag_some(checked[part], part, single, plan, truncate)
-        return results[0] if single else results
+        if isinstance(plan, Escalate):
+            first = self.tag(texts, plan.cheap, truncate=truncate)
+            return _escalated(
+                plan,
+                first,
+                single,
+                lambda which: self.tag([checked[i] for i in which], plan.dear, truncate=truncate),
+            )
+        results = self._in_parts(
+            plan,
+            began,
+            batches(checked),
+            lambda part: self._encoded(checked[part], "texts", part, single, truncate, with_offsets=True),
+            lambda part, encoded, plan: self._spans(checked[part], part, encoded, plan),
+        )
+        return _stamped(results, _budget_met(plan, began), single)
 
     def forward(
         self,
@@ -413,7 +527,7 @@ class Engine:
             attention_mask: the same shape, 1 on tokens and 0 on the padding to their right; None: every id is
                 a token.
             token_type_ids: the same shape; None: all 0.
-            length: a length config, or one per sequence.
+            length: a name, a length config, a policy, or a list of the first two, one per sequence.
             latency_ms: sugar for ``length=LatencyBudget(latency_ms)``.
             output_hidden_states: keep the states after every layer.
             output_scores: keep the attention that each token received in every layer.
@@ -424,32 +538,80 @@ class Engine:
         Raises:
             InputError: not integers, empty, out of the vocabulary, longer than the model's positions, shapes
                 that differ, or a mask that is not right-padded.
+            UnsupportedError: ``length`` is a policy that it cannot follow.
         """
+        began = perf_counter()
         batch = inputs.ragged(input_ids, attention_mask, token_type_ids)
-        plan = self._plan(length, latency_ms, batch.count)
+        asked = self._plan(length, latency_ms, batch.count, no_confidence="forward() gives logits")
+        plan = self._within_budget(asked, began, [batch], batch.count)
         want = {"last_hidden", "logits", "kept", "macs"}
         if output_hidden_states:
             want.add("hidden_states")
         if output_scores:
             want.add("scores")
         arrays = self._run(batch, plan.index, plan, want)
-        return EncoderOutput(arrays, batch.offsets, self.task, [plan.label(i) for i in range(batch.count)])
+        labels = [plan.label(i) for i in range(batch.count)]
+        return EncoderOutput(arrays, batch.offsets, self.task, labels, _budget_met(asked, began))
 
     # ------------------------------------------------------------------------------------ inner rooms
 
-    def _answer_some(
+    def _in_parts(
         self,
-        questions: list[str],
-        contexts: list[str],
+        plan: LengthPlan | LatencyBudget,
+        began: float,
+        parts: Iterable[slice],
+        tokenize: Callable[[slice], Tokenized],
+        finish: Callable[[slice, Tokenized, LengthPlan], list[Result]],
+    ) -> list[Result]:
+        """The results of a call over texts: each part tokenized, run and finished."""
+        if isinstance(plan, LengthPlan):  # one part after the other, so that memory does not grow with the call
+            return [result for part in parts for result in finish(part, tokenize(part), plan)]
+        ready = [(part, tokenize(part)) for part in parts]
+        chosen = self._within_budget(plan, began, [tokenized.batch for _, tokenized in ready], ready[-1][0].stop)
+        return [result for part, tokenized in ready for result in finish(part, tokenized, chosen)]
+
+    def _within_budget(
+        self, plan: LengthPlan | LatencyBudget, began: float, parts: Sequence[Ragged], count: int
+    ) -> LengthPlan:
+        """The plan itself, or for a budget that has run since ``began`` the best config for what is left of it.
+
+        Args:
+            plan: of the call.
+            began: ``perf_counter`` at the call's beginning.
+            parts: all sequences of the call, tokenized.
+            count: inputs of the call; for ``answer`` the questions.
+        """
+        if isinstance(plan, LengthPlan):
+            return plan
+        end = began + 1e-3 * plan.ms
+        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+        chosen = policies.within_time(self._candidates, self.cost_model, lengths, lambda: end - perf_counter())
+        return LengthPlan((chosen.config,), (0,) * count, (chosen.length,))
+
+    def _windows(self, questions: list[str], contexts: list[str], part: slice, single: bool) -> QuestionWindows:
+        """The windows of one slice's questions."""
+        names = ["question"] if single else [f"question[{i}]" for i in range(part.start, part.stop)]
+        return self._texts.windows(questions[part], contexts[part], self._task["doc_stride"], names)
+
+    def _encoded(
+        self,
+        texts: Sequence[str] | Sequence[tuple[str, str]],
+        what: str,
         part: slice,
         single: bool,
-        plan: LengthPlan,
-        details: bool,
+        truncate: bool,
+        *,
+        with_offsets: bool = False,
+    ) -> Encoded:
+        """One slice's texts, or pairs of texts, tokenized; too long ones are refused unless ``truncate``."""
+        encoded = self._texts.encode(texts, with_offsets=with_offsets)
+        self._refuse_cut(encoded.cut, truncate, what, part, single)
+        return encoded
+
+    def _answers(
+        self, contexts: list[str], part: slice, windows: QuestionWindows, plan: LengthPlan, details: bool
     ) -> list[dict[str, Any]]:
         """``answer`` for the questions of one slice."""
-        numbers = range(part.start, part.stop)
-        names = ["question"] if single else [f"question[{i}]" for i in numbers]
-        windows = self._texts.windows(questions[part], contexts[part], self._task["doc_stride"], names)
         per_question = np.diff(windows.questions)
         index = np.repeat(plan.index[part], per_question)
         want = {"logits", "macs", "kept"} if details else {"logits", "macs"}
@@ -465,7 +627,7 @@ class Engine:
         macs = np.add.reduceat(arrays["macs"], windows.questions[:-1])
         results = []
         for q, (i, window, first, last, score) in enumerate(
-            zip(numbers, *(column.tolist() for column in best), strict=True)
+            zip(range(part.start, part.stop), *(column.tolist() for column in best), strict=True)
         ):
             start, end = windows.characters(q, window, first, last)
             result = {
@@ -485,58 +647,76 @@ class Engine:
             results.append(result)
         return results
 
-    def _classify_some(
-        self,
-        texts: Sequence[str] | Sequence[tuple[str, str]],
-        what: str,
-        part: slice,
-        single: bool,
-        plan: LengthPlan,
-        top_k: int | None,
-        truncate: bool,
-    ) -> list[dict[str, Any]]:
+    def _labels(self, part: slice, encoded: Encoded, plan: LengthPlan, top_k: int | None) -> list[dict[str, Any]]:
         """``classify`` for the texts, or pairs of texts, of one slice."""
-        batch, _, cut = self._texts.encode(texts)
-        self._refuse_cut(cut, truncate, what, part, single)
-        arrays = self._run(batch, plan.index[part], plan, {"logits", "macs"})
+        arrays = self._run(encoded.batch, plan.index[part], plan, {"logits", "macs"})
         results = []
         for i, scores in enumerate(heads.label_scores(arrays["logits"], self._task["problem"])):
-            order = np.argsort(-scores, kind="stable")
+            # By logits: probabilities of sure labels round to the same number.
+            order = np.argsort(-arrays["logits"][i], kind="stable")
             result = {
                 "label": self.labels[order[0]],
                 "score": float(scores[order[0]]),
                 "length": plan.label(part.start + i),
                 "macs": int(arrays["macs"][i]),
-                "truncated": bool(cut[i]),
+                "truncated": bool(encoded.cut[i]),
+                "budget_met": None,
             }
             if top_k != 1:
                 result["scores"] = [{"label": self.labels[j], "score": float(scores[j])} for j in order[:top_k]]
             results.append(result)
         return results
 
-    def _tag_some(
-        self, texts: list[str], part: slice, single: bool, plan: LengthPlan, truncate: bool
-    ) -> list[heads.Spans]:
+    def _spans(self, texts: list[str], part: slice, encoded: Encoded, plan: LengthPlan) -> list[heads.Spans]:
         """``tag`` for the texts of one slice."""
-        batch, encodings, cut = self._texts.encode(texts, with_offsets=True)
-        self._refuse_cut(cut, truncate, "texts", part, single)
-        arrays = self._run(batch, plan.index[part], plan, {"logits", "macs"})
+        arrays = self._run(encoded.batch, plan.index[part], plan, {"logits", "macs"})
         probabilities = heads.softmax(arrays["logits"])
-        best = probabilities.argmax(axis=1)
+        best = arrays["logits"].argmax(axis=1)
         results = []
-        for i, (text, encoding) in enumerate(zip(texts, encodings, strict=True)):
-            rows = slice(*batch.offsets[i : i + 2])
+        for i, (text, encoding) in enumerate(zip(texts, encoded.encodings, strict=True)):
+            rows = slice(*encoded.batch.offsets[i : i + 2])
             names = [self.labels[j] for j in best[rows]]
-            spans = heads.merge_spans(
-                text, names, probabilities[rows].max(axis=1), encoding.offsets, encoding.word_ids
+            scores, words = probabilities[rows].max(axis=1), encoding.word_ids
+            results.append(
+                heads.Spans(
+                    heads.merge_spans(text, names, scores, encoding.offsets, words),
+                    truncated=bool(encoded.cut[i]),
+                    length=plan.label(part.start + i),
+                    macs=int(arrays["macs"][i]),
+                    confidence=heads.lowest_score(scores, words),
+                )
             )
-            label, macs = plan.label(part.start + i), int(arrays["macs"][i])
-            results.append(heads.Spans(spans, truncated=bool(cut[i]), length=label, macs=macs))
         return results
 
-    def _plan(self, length: Length, latency_ms: float | None, count: int) -> LengthPlan:
+    def _plan(
+        self, length: Length, latency_ms: float | None, count: int, *, no_confidence: str | None = None
+    ) -> LengthPlan | LatencyBudget | Escalate:
+        """What a call over ``count`` inputs runs, as far as that is known before they are tokenized.
+
+        Args:
+            length: as the caller gave it.
+            latency_ms: as the caller gave it.
+            count: inputs of the call.
+            no_confidence: in words, why nothing tells how sure a result is; ``Escalate`` is then refused.
+        """
         named = {name: entry.config for name, entry in self._lengths.items()}
-        return resolve(length, latency_ms, count, named, self.layers)
+        plan = resolve(length, latency_ms, count, named, self.layers)
+        if isinstance(plan, Escalate) and no_confidence:
+            raise UnsupportedError(
+                f"Escalate repeats what a confidence shows to be unsure, and {no_confidence} without one; pass a "
+                "name, a LengthConfig or another policy as length="
+            )
+        if isinstance(plan, MaxLoss):
+            chosen = policies.within_loss(plan, self._candidates)
+            return LengthPlan((chosen.config,), (0,) * count, (chosen.length,))
+        return plan
+
+    def _prepared(self, lengths: Sequence[int], config: LengthConfig) -> Callable[[], object]:
+        """A native call over random ids, ready to be timed."""
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        ids = np.random.default_rng(0).integers(0, self._info["vocab_size"], offsets[-1], dtype=np.int32)
+        plan = LengthPlan((config,), (0,) * len(lengths), (config,))
+        return lambda: self._run(Ragged(ids, offsets), plan.index, plan, {"logits", "macs"})
 
     def _run(
         self, batch: Ragged, index: Sequence[int] | NDArray[np.int64], plan: LengthPlan, want: set[str]
@@ -568,12 +748,45 @@ def _reopen(path: str, options: dict[str, Any]) -> Engine:
     return Engine(path, **options)
 
 
-def _check_count(name: str, value: Any, remedy: str) -> None:
-    """``value`` must be a positive integer, or None where that has a meaning."""
+def _budget_met(plan: LengthPlan | LatencyBudget, began: float) -> bool | None:
+    """Whether a call that began at ``perf_counter`` = ``began`` keeps within its budget; None without one."""
+    return perf_counter() - began <= 1e-3 * plan.ms if isinstance(plan, LatencyBudget) else None
+
+
+def _stamped(results: list[Any], met: bool | None, single: bool) -> Any:
+    """The results, or the only one of a single input, with their ``budget_met``."""
+    for result in results:
+        if isinstance(result, heads.Spans):
+            result.budget_met = met
+        else:
+            result["budget_met"] = met
+    return results[0] if single else results
+
+
+def _escalated(policy: Escalate, first: Any, single: bool, again: Callable[[list[int]], list[Any]]) -> Any:
+    """The results of a cheap run with the unsure ones replaced; each reports the MACs of all its runs."""
+    results = [first] if single else first
+    of_spans = isinstance(results[0], heads.Spans)
+
+    def merge(cheap: Any, dear: Any) -> Any:
+        if not of_spans:
+            return dear | {"macs": cheap["macs"] + dear["macs"]}
+        dear.macs += cheap.macs
+        return dear
+
+    confidence = attrgetter("confidence") if of_spans else itemgetter("score")
+    merged = policies.escalate(results, confidence, policy.threshold, again, merge)
+    return merged[0] if single else merged
+
+
+def _check_count(name: str, value: Any, remedy: str, most: int | None = None) -> None:
+    """``value`` must be a positive integer of at most ``most``, or None where that has a meaning."""
     if value is None and name != "streams":
         return
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise InputError(f"{name} is {value!r}; it must be an integer of at least 1; {remedy}")
+    if most is not None and value > most:
+        raise InputError(f"{name} is {value}; it must be at most {most}; {remedy}")
 
 
 def _amount(texts: list[str], single: bool) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from qla_runtime.engine import Engine
 from qla_runtime.errors import InputError
-from qla_runtime.length import Length
+from qla_runtime.length import LatencyBudget, Length
 
 ARTICLES = ("all", "odd", "even")
 """Which articles of a SQuAD file count: by position, and the first one is odd."""
@@ -42,7 +42,10 @@ class Question:
 
 @dataclass(frozen=True)
 class SquadScore:
-    """``exact_match`` and ``f1`` in percent, mean ``macs`` per question, ``seconds`` of wall time."""
+    """``exact_match`` and ``f1`` in percent, mean ``macs`` per question, ``seconds`` of wall time.
+
+    ``within_budget`` is the share of calls that kept within their latency budget; None where there was none.
+    """
 
     exact_match: float
     f1: float
@@ -50,6 +53,7 @@ class SquadScore:
     articles: str
     macs: float
     seconds: float
+    within_budget: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ def squad(
     Args:
         engine: a span-qa model.
         path: the JSON file.
-        length: a length config for all questions.
+        length: a length config for all questions, or a policy. A latency budget is one question's: each is
+            then a call of its own.
         articles: ``all``, or the articles at ``odd`` or ``even`` positions.
         limit: only the first so many questions.
         progress: called with the number of questions done since the last call.
@@ -87,15 +92,19 @@ def squad(
     questions = read_squad(path, articles)[:limit]
     if not questions:
         raise InputError(f"{path}: no question is left with articles={articles!r} and limit={limit}; choose more")
-    exact, f1, macs = 0.0, 0.0, 0
+    exact, f1, macs, met = 0.0, 0.0, 0, 0
+    budget = isinstance(length, LatencyBudget)
+    if budget:
+        engine.warm_up()
     began = time.perf_counter()
-    for part in _steps(len(questions)):
+    for part in _steps(len(questions), 1 if budget else STEP):
         chosen = questions[part]
         results = engine.answer([q.question for q in chosen], [q.context for q in chosen], length)
         for question, result in zip(chosen, results, strict=True):
             exact += max(exact_match(result["answer"], answer) for answer in question.answers)
             f1 += max(word_f1(result["answer"], answer) for answer in question.answers)
             macs += result["macs"]
+            met += bool(result["budget_met"])
         if progress:
             progress(len(chosen))
     count = len(questions)
@@ -106,6 +115,7 @@ def squad(
         articles=articles,
         macs=macs / count,
         seconds=time.perf_counter() - began,
+        within_budget=met / count if budget else None,
     )
 
 
@@ -237,8 +247,8 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return (last - (counts - 1) / 2)[which]
 
 
-def _steps(count: int) -> Iterator[slice]:
-    return (slice(start, min(start + STEP, count)) for start in range(0, count, STEP))
+def _steps(count: int, step: int = STEP) -> Iterator[slice]:
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
 def _read(path: str | os.PathLike[str]) -> str:

@@ -18,29 +18,39 @@ class Spans(list[dict[str, Any]]):
         truncated: the text was longer than the model reads, and its end was left out.
         length: the length config's name, or the LengthConfig that was passed.
         macs: multiply-accumulates that the text cost.
+        confidence: the lowest probability of the best label of a word's piece; 1.0 where there is no word.
+        budget_met: whether the call kept within its latency budget; None where there was none.
     """
 
     def __init__(
-        self, spans: Iterable[dict[str, Any]], *, truncated: bool, length: str | LengthConfig, macs: int
+        self,
+        spans: Iterable[dict[str, Any]],
+        *,
+        truncated: bool,
+        length: str | LengthConfig,
+        macs: int,
+        confidence: float = 1.0,
     ) -> None:
         super().__init__(spans)
+        self.confidence = confidence
+        self.budget_met: bool | None = None
         self.truncated = truncated
         self.length = length
         self.macs = macs
 
 
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Over the last axis."""
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Over the last axis, in double: nearby scores stay apart, and which label wins is the logits' business."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Of each element, without overflow at either end."""
-    return (0.5 * (1.0 + np.tanh(0.5 * logits))).astype(np.float32)
+def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Of each element, in double, without overflow at either end."""
+    return 0.5 * (1.0 + np.tanh(0.5 * logits.astype(np.float64)))
 
 
-def label_scores(logits: NDArray[np.float32], problem: str) -> NDArray[np.float32]:
+def label_scores(logits: NDArray[np.float32], problem: str) -> NDArray[np.floating]:
     """Logits (n, labels) -> scores of the same shape: probabilities, or the value itself for regression."""
     if problem == "single_label":
         return softmax(logits)
@@ -93,6 +103,11 @@ def merge_spans(
         }
         for entity, first, last in spans
     ]
+
+
+def lowest_score(scores: NDArray[np.float32], words: Sequence[int | None]) -> float:
+    """The lowest score of a piece that belongs to a word; 1.0 where there is none."""
+    return min((float(s) for s, word in zip(scores, words, strict=True) if word is not None), default=1.0)
 
 
 def _parts(label: str) -> tuple[str, str]:

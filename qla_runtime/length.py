@@ -128,7 +128,10 @@ class NamedLength:
 
 @dataclass(frozen=True)
 class LatencyBudget:
-    """Policy: the most accurate config that answers within ``ms`` milliseconds of wall time.
+    """Policy: the most accurate config of the package predicted to answer within ``ms`` milliseconds.
+
+    A budget is the wall time of the whole call on an idle engine, tokenization included. Where no config fits,
+    the fastest runs. Results say in ``budget_met`` whether the call kept within the budget.
 
     Raises:
         InputError: ``ms`` is negative or not a finite number.
@@ -144,6 +147,8 @@ class LatencyBudget:
 class MaxLoss:
     """Policy: the cheapest config that loses at most ``points`` of the package's metric against ``full``.
 
+    It needs a package that tells the accuracy of its configs, as ``qla search`` writes them.
+
     Raises:
         InputError: ``points`` is negative or not a finite number.
     """
@@ -156,16 +161,24 @@ class MaxLoss:
 
 @dataclass(frozen=True)
 class Escalate:
-    """Policy: run ``cheap`` first, and ``dear`` where its answer is not sure enough.
+    """Policy: run ``cheap`` first, and again with ``dear`` where the result is less sure than ``threshold``.
+
+    How sure a result is: the ``score`` of an answer or a label; for ``tag`` the ``confidence`` of its spans.
+    ``policies.calibrate_escalation`` finds a threshold.
 
     Raises:
-        InputError: either is neither a name nor a LengthConfig.
+        InputError: ``cheap`` or ``dear`` is neither a name nor a LengthConfig, or ``threshold`` is no number
+            from 0 to 1.
     """
 
     cheap: str | LengthConfig
     dear: str | LengthConfig
+    threshold: float = 0.5
 
     def __post_init__(self) -> None:
+        _check_amount("Escalate's threshold", self.threshold, "confidence, at most 1")
+        if self.threshold > 1:
+            raise InputError(f"Escalate's threshold is {self.threshold!r}; a confidence lies between 0 and 1")
         for field, value in (("cheap", self.cheap), ("dear", self.dear)):
             if not isinstance(value, (str, LengthConfig, NamedLength)):
                 raise InputError(f"Escalate's {field} is {value!r}; it must be a config's name or a LengthConfig")
@@ -196,8 +209,10 @@ class LengthPlan:
 
 def resolve(
     length: Length, latency_ms: float | None, count: int, named: Mapping[str, LengthConfig], layers: int
-) -> LengthPlan:
+) -> LengthPlan | Policy:
     """Turns ``length=`` and ``latency_ms=`` of a call over ``count`` sequences into the configs to run.
+
+    A policy comes back as it is: choosing takes more than is known here.
 
     Args:
         length: a name, a config, a policy, or a list with one name or config per sequence; None means
@@ -210,7 +225,6 @@ def resolve(
     Raises:
         InputError: an unknown name, both arguments, a wrong number of entries, or anything else that is no
             length.
-        UnsupportedError: a policy; this version takes names and configs.
     """
     if latency_ms is not None:
         budget = LatencyBudget(latency_ms)
@@ -220,6 +234,10 @@ def resolve(
                 "length config; pass one of them"
             )
         length = budget
+    if isinstance(length, Policy):
+        for config in (length.cheap, length.dear) if isinstance(length, Escalate) else ():
+            _one(config, named, layers, f" (in {length!r})")
+        return length
     if isinstance(length, (list, tuple)):
         if len(length) != count:
             raise InputError(
@@ -297,15 +315,10 @@ def _one(
     if isinstance(length, LengthConfig):
         length.check_layers(layers)
         return length, length
-    if isinstance(length, (LatencyBudget, MaxLoss, Escalate)):
-        if where:
-            raise InputError(
-                f"length= holds a {type(length).__name__}{where}, but a policy rules a whole call; pass it "
-                "alone, or list names and LengthConfigs"
-            )
-        raise UnsupportedError(
-            f"{type(length).__name__} is not available in this version; pass a name ({', '.join(named)}) or "
-            "a LengthConfig as length="
+    if isinstance(length, Policy):
+        raise InputError(
+            f"length= holds a {type(length).__name__}{where}, but a policy rules a whole call; pass it "
+            "alone, or list names and LengthConfigs"
         )
     raise InputError(
         f"length is {length!r}{where}; it must be a name ({', '.join(named)}), a LengthConfig, or a list "

@@ -22,6 +22,7 @@ class EncoderOutput:
         length: per sequence the name of its length config, or the LengthConfig that was passed.
         macs: int64 (sequences,): multiply-accumulates that each sequence cost.
         lengths: int64 (sequences,): ``n_i``.
+        budget_met: whether the call kept within its latency budget; None where there was none.
     """
 
     def __init__(
@@ -30,11 +31,13 @@ class EncoderOutput:
         offsets: NDArray[np.int64],
         task: str,
         length: list[str | LengthConfig],
+        budget_met: bool | None = None,
     ) -> None:
         self._arrays = arrays
         self._offsets = offsets
         self._task = task
         self.length = length
+        self.budget_met = budget_met
         self.lengths: NDArray[np.int64] = np.diff(offsets)
         self.macs: NDArray[np.int64] = arrays["macs"]
 

@@ -16,11 +16,12 @@ def answer(result: dict[str, Any], *, open_ms: float, call_ms: float, show_kept:
     counts = [len(positions) for positions in result["kept"]]
     tokens = result["tokens"]
     windows = f", best of {result['windows']} windows" if result["windows"] > 1 else ""
+    budget = {None: "", True: ", within the budget", False: ", over the budget"}[result["budget_met"]]
     lines = [
         result["answer"],
         f"  score   {result['score']:.4f}",
         f"  range   characters {result['start']} to {result['end']} of the context{windows}",
-        f"  length  {length(result['length'])}",
+        f"  length  {length(result['length'])}{budget}",
         f"  kept    {' '.join(map(str, counts))} of {len(tokens)} tokens, layer by layer",
         f"  cost    {result['macs']:,} MACs",
         f"  time    {call_ms:.1f} ms for this first call, {open_ms:.1f} ms to open the model",

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,15 @@ class Ragged:
         if type_ids is None:
             return cls(flat, offsets)
         return cls(flat, offsets, np.fromiter(chain.from_iterable(type_ids), np.int32, count=offsets[-1]))
+
+
+class Encoded(NamedTuple):
+    """Texts, or pairs of texts, tokenized."""
+
+    batch: Ragged
+    encodings: list[Encoding]
+    cut: NDArray[np.bool_]
+    """Which texts were longer than the model reads."""
 
 
 @dataclass
@@ -118,19 +127,17 @@ class TextEncoder:
         self._lock = threading.Lock()
         self._tokenizer: Tokenizer | None = None
 
-    def encode(
-        self, texts: Sequence[str] | Sequence[tuple[str, str]], *, with_offsets: bool = False
-    ) -> tuple[Ragged, list[Encoding], NDArray[np.bool_]]:
-        """Texts or pairs of texts -> the batch, the tokenizer's encodings, and which texts were cut.
+    def encode(self, texts: Sequence[str] | Sequence[tuple[str, str]], *, with_offsets: bool = False) -> Encoded:
+        """Texts or pairs of texts -> one sequence each.
 
         Without ``with_offsets`` the encodings carry no character offsets, which is faster.
         """
-        tokenizer = self._load()
+        tokenizer = self.load()
         encode = tokenizer.encode_batch if with_offsets else tokenizer.encode_batch_fast
         encodings = encode(list(texts))
         types = [e.type_ids for e in encodings] if self._with_types else None
         batch = Ragged.join([e.ids for e in encodings], types)
-        return batch, encodings, np.array([bool(e.overflowing) for e in encodings], np.bool_)
+        return Encoded(batch, encodings, np.array([bool(e.overflowing) for e in encodings], np.bool_))
 
     def windows(
         self, questions: Sequence[str], contexts: Sequence[str], stride: int, names: Sequence[str]
@@ -149,7 +156,7 @@ class TextEncoder:
         Raises:
             InputError: a question so long that no context fits beside it, or a context without a token.
         """
-        encodings = self._load().encode_batch(list(zip(questions, contexts, strict=True)))
+        encodings = self.load().encode_batch(list(zip(questions, contexts, strict=True)))
         ids: list[list[int]] = []
         types: list[list[int]] = []
         contexts_of: list[tuple[int, int]] = []
@@ -181,7 +188,12 @@ class TextEncoder:
             is_context[offset + begin : offset + end] = 1
         return QuestionWindows(batch, is_context, bounds, encodings, shifts)
 
-    def _load(self) -> Tokenizer:
+    def load(self) -> Tokenizer:
+        """The tokenizer, read from the package on first use.
+
+        Raises:
+            PackageError: the tokenizers library cannot read it.
+        """
         if self._tokenizer is None:
             with self._lock:
                 if self._tokenizer is None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from qla_runtime import Engine, LengthConfig, evaluate
 from qla_runtime.convert import convert
 from qla_runtime.convert.card import Provenance
-from qla_runtime.convert.package_writer import manifest_bytes, publish, staging, write_file
+from qla_runtime.convert.package_writer import check_target, json_bytes, update_package
 
 DEFAULT = Path(__file__).resolve().parents[1] / "qla_runtime" / "models" / "minilm-l6-squad"
 PROVENANCE = Provenance(
@@ -28,7 +27,6 @@ PROVENANCE = Provenance(
     base_model="all-MiniLM-L6-v2 (sentence-transformers), Apache-2.0",
     calibration_data="SQuAD 1.1 dev, articles at odd positions (CC BY-SA 4.0)",
 )
-LISTED = ("config.json", "model.safetensors", "tokenizer.json", "length_configs.json")
 
 
 def score(package: Path, dev: Path) -> dict[str, dict[str, evaluate.SquadScore]]:
@@ -40,9 +38,7 @@ def score(package: Path, dev: Path) -> dict[str, dict[str, evaluate.SquadScore]]
         for articles in ("even", "odd"):
             total = len(evaluate.read_squad(dev, articles))
             with tqdm(total=total, desc=f"{name}, {articles} articles", unit="question") as bar:
-                scores[name][articles] = evaluate.squad(
-                    engine, dev, name, articles=articles, progress=bar.update
-                )
+                scores[name][articles] = evaluate.squad(engine, dev, name, articles=articles, progress=bar.update)
     return scores
 
 
@@ -74,23 +70,16 @@ def score_section(scores: dict[str, dict[str, evaluate.SquadScore]]) -> str:
 
 def write_scores(package: Path, scores: dict[str, dict[str, evaluate.SquadScore]]) -> None:
     """Adds accuracies to length_configs.json and the table to the card; the package is replaced at once."""
-    with staging(package) as stage:
-        new = stage / package.name
-        shutil.copytree(package, new)
-        lengths = json.loads((new / "length_configs.json").read_text())
-        for entry in lengths["configs"]:
-            entry["accuracy"] = {
-                "metric": "f1",
-                "value": round(scores[entry["name"]]["even"].f1, 2),
-                "data": "SQuAD 1.1 dev, articles at even positions",
-            }
-        write_file(new / "length_configs.json", (json.dumps(lengths, indent=2) + "\n").encode())
-        contents = {name: (new / name).read_bytes() for name in LISTED}
-        write_file(new / "manifest.json", manifest_bytes(contents))
-        card = (new / "README.md").read_text()
-        head, tail = card.split("## Length configs", 1)
-        write_file(new / "README.md", f"{head}{score_section(scores)}\n## Length configs{tail}".encode())
-        publish(new, package)
+    lengths = json.loads((package / "length_configs.json").read_text())
+    for entry in lengths["configs"]:
+        entry["accuracy"] = {
+            "metric": "f1",
+            "value": round(scores[entry["name"]]["even"].f1, 2),
+            "data": "SQuAD 1.1 dev, articles at even positions",
+        }
+    head, tail = (package / "README.md").read_text().split("## Length configs", 1)
+    card = f"{head}{score_section(scores)}\n## Length configs{tail}"
+    update_package(package, {"length_configs.json": json_bytes(lengths), "README.md": card.encode()})
 
 
 def main() -> None:
@@ -105,6 +94,7 @@ def main() -> None:
         help="for the card",
     )
     args = parser.parse_args()
+    args.out = check_target(args.out)
     lengths = None
     if args.lengths:
         named = json.loads(args.lengths.read_text())

@@ -273,7 +273,7 @@ def test_classify(tiny):
     assert sum(scores.values()) == pytest.approx(1)
     assert result["label"] == max(scores, key=scores.get) and result["score"] == max(scores.values())
     assert len(engine.classify("good", top_k=2)["scores"]) == 2
-    assert set(engine.classify("good")) == {"label", "score", "length", "macs", "truncated"}
+    assert set(engine.classify("good")) == {"label", "score", "length", "macs", "truncated", "budget_met"}
     pairs = engine.classify(["good", "bad"], ["one", "two"])
     assert pairs[0] == engine.classify("good", "one") != engine.classify("good")
 

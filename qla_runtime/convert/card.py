@@ -24,6 +24,9 @@ _USES = {
 }
 
 
+LENGTH_HEADING = "## Length configs"
+
+
 @dataclass(frozen=True)
 class Provenance:
     """Where a model comes from; what is None is taken from the checkpoint's own card, or left out."""
@@ -122,7 +125,15 @@ def write_card(
         "",
         table(report),
         "",
-        "## Length configs",
+        length_section(configs),
+    ]
+    return "\n".join(lines)
+
+
+def length_section(configs: Mapping[str, LengthConfig]) -> str:
+    """The card's part on length configs."""
+    lines = [
+        LENGTH_HEADING,
         "",
         "What each layer keeps: a share of the sequence's own length (`ratio`) or a token count (`tokens`).",
         "",
@@ -135,3 +146,12 @@ def write_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def replace_length_section(card: str, configs: Mapping[str, LengthConfig]) -> str:
+    """A card with other length configs; one without that part, written by hand, stays as it is."""
+    head, heading, tail = card.partition(LENGTH_HEADING)
+    if not heading:
+        return card
+    _, following, rest = tail.partition("\n## ")
+    return head + length_section(configs) + following + rest

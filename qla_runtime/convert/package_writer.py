@@ -23,6 +23,9 @@ WEIGHT_LAYOUT = "k64n16k4"
 ALIGNMENT = 64
 """Bytes: data of a safetensors file begins at, and every tensor's size is, a multiple of this."""
 
+LISTED = ("config.json", "model.safetensors", "tokenizer.json", "length_configs.json")
+"""The files that a manifest lists: all but itself and the card."""
+
 _DTYPES = {np.dtype(np.int8): "I8", np.dtype(np.int32): "I32", np.dtype(np.float32): "F32"}
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
@@ -52,10 +55,10 @@ def write_package(
         length_configs: ``length_configs.json``.
     """
     contents = {
-        "config.json": _json_bytes(config),
+        "config.json": json_bytes(config),
         "model.safetensors": safetensors_bytes(tensors),
         "tokenizer.json": tokenizer_json.encode(),
-        "length_configs.json": _json_bytes(length_configs),
+        "length_configs.json": json_bytes(length_configs),
     }
     for name, data in contents.items():
         write_file(folder / name, data)
@@ -84,6 +87,11 @@ def safetensors_bytes(tensors: Mapping[str, np.ndarray]) -> bytes:
     return b"".join([struct.pack("<Q", len(text)), text, *chunks])
 
 
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """A JSON file of a package. NaN and infinity are no JSON."""
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
 def manifest_bytes(contents: Mapping[str, bytes]) -> bytes:
     """``manifest.json`` over the given files; its own checksum is taken with eight zeros in its place."""
     blank = "0" * 8
@@ -94,7 +102,7 @@ def manifest_bytes(contents: Mapping[str, bytes]) -> bytes:
         "files": {name: {"size": len(data), "crc32c": f"{crc32c(data):08x}"} for name, data in contents.items()},
         "self_crc32c": blank,
     }
-    text = _json_bytes(manifest)
+    text = json_bytes(manifest)
     key = b'"self_crc32c": "'
     return text.replace(key + blank.encode(), key + f"{crc32c(text):08x}".encode())
 
@@ -112,6 +120,33 @@ def write_file(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise InputError(f"cannot write {path.name}: {error.strerror}. Choose an output with room") from error
+
+
+def update_package(package: Path, changes: Mapping[str, bytes]) -> None:
+    """Replaces some files of a package. The new package, its manifest fitting, appears in one step.
+
+    Args:
+        package: the folder.
+        changes: file name -> new bytes, for files of :data:`LISTED` and the card.
+
+    Raises:
+        InputError: no package, no room, no permission, or no such swap here; all is then as it was.
+    """
+    package = check_target(package)  # a link to a package must not take part in the swap itself
+    with staging(package) as stage:
+        new = stage / package.name
+        try:
+            shutil.copytree(package, new)
+            contents = {
+                name: changes[name] if name in changes else (package / name).read_bytes() for name in LISTED
+            }
+        except OSError as error:
+            reason = error.strerror or error  # copytree's own error is a list of files
+            raise InputError(f"cannot copy {package.name!r}: {reason}. Make room beside it") from error
+        for name, data in {**changes, **contents}.items():
+            write_file(new / name, data)
+        write_file(new / "manifest.json", manifest_bytes(contents))
+        publish(new, package)
 
 
 def check_target(out: str | Path) -> Path:
@@ -179,7 +214,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _json_bytes(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -1,0 +1,225 @@
+"""How a policy becomes length configs: what there is to choose from, and who is chosen.
+
+The policies themselves (``LatencyBudget``, ``MaxLoss``, ``Escalate``) are values in :mod:`qla_runtime.length`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from qla_runtime.cost_model import CostModel
+from qla_runtime.errors import InputError, UnsupportedError
+from qla_runtime.length import Accuracy, LengthConfig, MaxLoss, count_macs
+
+if TYPE_CHECKING:
+    from qla_runtime.engine import Engine
+    from qla_runtime.evaluate import Question
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A length config of the package that a policy may choose.
+
+    Attributes:
+        length: what results report and ``length=`` takes: its name, or for an entry of the frontier the config.
+        config: the length config.
+        macs: multiply-accumulates of one sequence of the package's ``max_length`` tokens.
+        accuracy: what was measured with it; None where nothing was.
+    """
+
+    length: str | LengthConfig
+    config: LengthConfig
+    macs: int
+    accuracy: Accuracy | None
+
+
+def read_candidates(
+    package: Mapping[str, Any], info: Mapping[str, Any], task: Mapping[str, Any]
+) -> list[Candidate]:
+    """The named configs and the frontier of ``length_configs.json``, each config once, ``full`` among them."""
+    named = sorted(package["configs"], key=lambda entry: entry["name"] != "full")  # no twin may hide it
+    found: dict[LengthConfig, Candidate] = {}
+    for name, entry in [(e["name"], e) for e in named] + [(None, e) for e in package["frontier"]]:
+        config = LengthConfig(entry["rule"], tuple(entry["values"]), entry.get("keep_cls"))
+        macs = count_macs(info, task, task["max_length"], config)
+        accuracy = Accuracy(**entry["accuracy"]) if entry.get("accuracy") else None
+        found.setdefault(config, Candidate(name or config, config, macs, accuracy))
+    return list(found.values())
+
+
+# --------------------------------------------------------------------------------------------- choosing
+
+
+def within_loss(policy: MaxLoss, candidates: Sequence[Candidate]) -> Candidate:
+    """The cheapest candidate, by MACs, that loses at most ``policy.points`` against ``full``.
+
+    Raises:
+        UnsupportedError: the package does not tell the accuracy of ``full`` and of another config on the same
+            data.
+    """
+    measured = _measured(candidates)
+    if not measured:
+        raise UnsupportedError(
+            f"MaxLoss({policy.points:g}) needs the accuracy of 'full' and of at least one other config on the "
+            "same data, and this package does not hold them; measure with `qla search`, or pass a config's name"
+        )
+    least = _full(measured).accuracy.value - policy.points
+    return min((c for c in measured if c.accuracy.value >= least), key=lambda c: c.macs)
+
+
+def within_time(
+    candidates: Sequence[Candidate], model: CostModel, lengths: ArrayLike, left: Callable[[], float]
+) -> Candidate:
+    """The best candidate predicted, with the model's margin, to run in the time that is left.
+
+    Best is the highest accuracy where the package tells it (of several configs, on the same data as ``full``),
+    else the most MACs. Where none fits it is the one predicted to be fastest.
+
+    Args:
+        candidates: what there is to choose from.
+        model: predicts times.
+        lengths: tokens of each sequence of the call.
+        left: seconds until the budget ends, asked again before each comparison.
+    """
+    measured = _measured(candidates)
+    if measured:
+        ranked = sorted(measured, key=lambda c: (-c.accuracy.value, c.macs))
+    else:
+        ranked = sorted(candidates, key=lambda c: -c.macs)
+    for candidate in ranked:
+        if model.safe_seconds(lengths, candidate.config) <= left():
+            return candidate
+    return min(candidates, key=lambda c: model.seconds(lengths, c.config))
+
+
+def escalate(
+    first: list[Result],
+    confidence: Callable[[Result], float],
+    threshold: float,
+    again: Callable[[list[int]], list[Result]],
+    merge: Callable[[Result, Result], Result],
+) -> list[Result]:
+    """Results of a cheap run, those below the threshold replaced by a second run.
+
+    Args:
+        first: results of the cheap run.
+        confidence: how sure a result is, 0 to 1.
+        threshold: results with less confidence are repeated.
+        again: runs the inputs of these numbers with the dear config.
+        merge: a cheap and a dear result of the same input -> the one to report.
+    """
+    unsure = [i for i, result in enumerate(first) if confidence(result) < threshold]
+    merged = list(first)
+    if unsure:
+        for i, result in zip(unsure, again(unsure), strict=True):
+            merged[i] = merge(first[i], result)
+    return merged
+
+
+def _full(candidates: Sequence[Candidate]) -> Candidate | None:
+    return next((c for c in candidates if c.length == "full"), None)
+
+
+def _measured(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Candidates whose accuracy compares with that of ``full``; empty where no other than ``full`` has one."""
+    full = _full(candidates)
+    if full is None or full.accuracy is None:
+        return []
+    same = (full.accuracy.metric, full.accuracy.data)
+    measured = [c for c in candidates if c.accuracy and (c.accuracy.metric, c.accuracy.data) == same]
+    return measured if len(measured) > 1 else []
+
+
+# ------------------------------------------------------------------------------------------ calibrating
+
+
+def calibrate_escalation(
+    engine: Engine,
+    questions: Sequence[Question],
+    cheap: str | LengthConfig,
+    dear: str | LengthConfig,
+    max_loss: float = 0.5,
+) -> float:
+    """The lowest ``threshold`` for ``Escalate(cheap, dear, threshold)`` that loses little on these questions.
+
+    Choose on other questions than you report on: the loss on these is a little flattered.
+
+    Args:
+        engine: a span-qa model.
+        questions: as ``evaluate.read_squad`` gives them.
+        cheap: the first config.
+        dear: the config of the second run.
+        max_loss: points of F1 that the mean may lie below that of ``dear`` alone.
+
+    Raises:
+        InputError: no questions, or ``max_loss`` is negative or not a finite number.
+        UnsupportedError: the model does not answer questions.
+    """
+    from qla_runtime.evaluate import word_f1  # evaluate imports the engine, which imports this module
+
+    if not questions:
+        raise InputError("there are no questions to calibrate on; give at least one, better some hundreds")
+    _check_loss(max_loss)
+    texts, contexts = [q.question for q in questions], [q.context for q in questions]
+
+    def run(length: str | LengthConfig) -> tuple[list[float], list[float]]:
+        results = engine.answer(texts, contexts, length)
+        pairs = zip(results, questions, strict=True)
+        f1 = [100 * max(word_f1(result["answer"], truth) for truth in q.answers) for result, q in pairs]
+        return [result["score"] for result in results], f1
+
+    confidences, cheap_f1 = run(cheap)
+    return escalation_threshold(confidences, cheap_f1, run(dear)[1], max_loss)
+
+
+def escalation_threshold(
+    confidences: ArrayLike, cheap_scores: ArrayLike, dear_scores: ArrayLike, max_loss: float
+) -> float:
+    """The lowest threshold at which escalating stays within ``max_loss`` of running ``dear`` on everything.
+
+    Args:
+        confidences: of the cheap run, one per input, 0 to 1.
+        cheap_scores: how good the cheap result is, one per input, in any unit.
+        dear_scores: how good the dear result is.
+        max_loss: how far the mean score may lie below the mean of ``dear_scores``.
+
+    Returns:
+        0.0 where nothing needs to be repeated, 1.0 where all must be that is not certain.
+
+    Raises:
+        InputError: empty, unequal numbers, a confidence outside 0 to 1, or a ``max_loss`` that is negative or
+            not a finite number.
+    """
+    _check_loss(max_loss)
+    sure, cheap, dear = (np.asarray(x, np.float64) for x in (confidences, cheap_scores, dear_scores))
+    if not len(sure) or sure.shape != cheap.shape or sure.shape != dear.shape:
+        raise InputError(
+            f"there are {sure.size} confidences, {cheap.size} cheap and {dear.size} dear scores; give one of each "
+            "per input, and at least one"
+        )
+    if not ((sure >= 0) & (sure <= 1)).all():
+        raise InputError("confidences must lie between 0 and 1; give the scores that the cheap run reported")
+    order = np.argsort(sure, kind="stable")
+    sure, gain = sure[order], (dear - cheap)[order]
+    # Loss after repeating the k least sure, for k = 0 to all.
+    loss = np.append(np.cumsum(gain[::-1])[::-1], 0.0) / len(sure)
+    thresholds = np.append(sure, 1.0)
+    # Equal confidences are repeated together: a threshold repeats those strictly below it.
+    separates = np.concatenate([[True], sure[1:] > sure[:-1], [True]])
+    thresholds[0] = 0.0
+    return float(thresholds[np.argmax(separates & (loss <= max_loss + 1e-9))])
+
+
+def _check_loss(max_loss: Any) -> None:
+    number = isinstance(max_loss, Real) and not isinstance(max_loss, bool)
+    if not number or not math.isfinite(max_loss) or max_loss < 0:
+        raise InputError(f"max_loss is {max_loss!r}; it must be a finite number of points, 0 or more")
