@@ -117,8 +117,8 @@ def write_card(
         f"unsigned 8 bit, `{activations}`: {_ACTIVATIONS[activations]}.",
         f"Scales by neural-compressor (static INT8, `{algorithm}`), calibrated dense and under each length",
         "config below.",
-        "Word embeddings: signed 8 bit, one scale per row. Attention products: 8 bit, scales found
-per sequence at run time. Everything else: float32.",
+        "Word embeddings: signed 8 bit, one scale per row. Attention products: 8 bit, scales found",
+        "per sequence at run time. Everything else: float32.",
         "",
         f"INT8 engine against the float32 original, every token kept, on {report['samples']} texts "
         f"({report['tokens']:,} tokens),",
