@@ -459,8 +459,8 @@ def spoil(name: str, value, index: int = 3):
     return change
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_every_float_must_be_finite(tmp_path, value):
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, -10_001.0])
+def test_every_float_must_be_finite_and_of_sane_size(tmp_path, value):
     good = tiny_package("sequence-classification", layers=1)
     for name, array in good.tensors.items():
         if array.dtype != np.float32:
