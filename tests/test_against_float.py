@@ -35,7 +35,8 @@ CONFIGS = {
 
 
 def real_features() -> list[tuple[list[int], list[int]]]:
-    """(ids, token types) of questions with their paragraphs, from the even-numbered articles of SQuAD dev."""
+    """(ids, token types) of questions with paragraphs, from the odd-numbered articles of SQuAD dev: a test that
+    steers development must not look at dev-report."""
     with tarfile.open(SQUAD) as archive:
         name = next(n for n in archive.getnames() if n.endswith("dev-v1.1.json"))
         articles = json.load(archive.extractfile(name))["data"]
@@ -44,7 +45,7 @@ def real_features() -> list[tuple[list[int], list[int]]]:
     tokenizer.enable_truncation(384, strategy="only_second")
     questions = [
         (qa["question"], paragraph["context"])
-        for article in articles[1::2]
+        for article in articles[0::2]
         for paragraph in article["paragraphs"]
         for qa in paragraph["qas"]
     ]
