@@ -80,13 +80,16 @@ class Layer(nn.Module):
         self.ffn_out = nn.Linear(spec.intermediate, spec.hidden)
         self.ffn_norm = nn.LayerNorm(spec.hidden, eps=spec.norm_eps)
 
-    def attend(self, x: Tensor, real: Tensor | None, want_scores: bool) -> tuple[Tensor, Tensor | None]:
+    def attend(
+        self, x: Tensor, real: Tensor | None, want_scores: bool, score_gradient: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """Attention, residual, LayerNorm.
 
         Args:
             x: (B, n, H).
             real: (B, n) bool, which rows are tokens; None when all are.
             want_scores: also return the column sums.
+            score_gradient: let gradients reach the probabilities through them.
 
         Returns:
             (B, n, H), and (B, n) float32: per key the sum over heads and real queries of its probability.
@@ -105,7 +108,7 @@ class Layer(nn.Module):
         y = self.attention_norm(x + self.output(context))
         if not want_scores:
             return y, None
-        votes = probabilities.detach().sum(1, dtype=torch.float32)
+        votes = (probabilities if score_gradient else probabilities.detach()).sum(1, dtype=torch.float32)
         if real is not None:
             votes = votes * real[:, :, None]
         return y, votes.sum(1)
@@ -130,6 +133,7 @@ class Encoder(nn.Module):
         attention_mask: Tensor | None = None,
         length: LengthConfig | None = None,
         skip: Collection[int] = (),
+        score_gradient: bool = False,
     ) -> EncoderOutput:
         """Runs the encoder.
 
@@ -139,6 +143,7 @@ class Encoder(nn.Module):
             attention_mask: (B, n), non-zero on tokens, right-padded; None means no padding at all.
             length: how many tokens each layer keeps; None keeps all. ``keep_cls=None`` counts as True.
             skip: layers to leave out, for LayerDrop: each is the identity and drops no token.
+            score_gradient: make ``scores`` differentiable; which tokens they select never is.
         """
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
@@ -154,12 +159,12 @@ class Encoder(nn.Module):
             if index in skip:
                 output.hidden_states.append(restored)
                 continue
-            y, scores = layer.attend(x, real, want_scores=length is not None)
+            y, scores = layer.attend(x, real, length is not None, score_gradient)
             if length is None:
                 x = restored = layer.feed_forward(y)
             else:
                 current = kept_count(length.rule, length.values[index], original, current)
-                keep, real = _select(scores, current, real, length.keep_cls is not False)
+                keep, real = _select(scores.detach(), current, real, length.keep_cls is not False)
                 positions = positions.gather(1, keep)
                 x = layer.feed_forward(_rows(y, keep))
                 restored = _restore(restored, x, positions, real)
@@ -187,13 +192,14 @@ class Model(nn.Module):
         attention_mask: Tensor | None = None,
         length: LengthConfig | None = None,
         skip: Collection[int] = (),
+        score_gradient: bool = False,
     ) -> tuple[Tensor, EncoderOutput]:
         """Head outputs and encoder outputs; arguments as in :meth:`Encoder.forward`.
 
         Head outputs are (B, n, 2) for span QA, (B, n, labels) for token classification, (B, labels) for
         sequence classification, (B, H) pooled (and normalized, if the task says so) for embeddings.
         """
-        output = self.encoder(input_ids, token_type_ids, attention_mask, length, skip)
+        output = self.encoder(input_ids, token_type_ids, attention_mask, length, skip, score_gradient)
         return self.logits(output.last_hidden, attention_mask), output
 
     def logits(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:

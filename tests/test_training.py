@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import json
+import math
 import os
 import resource
 import signal
@@ -34,6 +35,7 @@ from qla_runtime.length import LengthConfig  # noqa: E402
 from qla_runtime.modeling import Model  # noqa: E402
 from qla_runtime.training import length_drop, loop, losses  # noqa: E402
 from qla_runtime.training.data import Batch, Features, read_labelled, read_questions  # noqa: E402
+from qla_runtime.training.device import Device  # noqa: E402
 from qla_runtime.training.length_drop import LengthDropOptions, train_length_drop  # noqa: E402
 from qla_runtime.training.loop import Diverged, Loop, LoopOptions  # noqa: E402
 from qla_runtime.training.run_folder import RunFolder, read_log  # noqa: E402
@@ -167,26 +169,100 @@ def test_passes_and_their_weights(checkpoint, data):
     class Spy:
         device = torch.device("cpu")
 
-        def forward(self, model, batch, length=None, skip=()):
+        def run(self, model, batch, length=None, skip=(), score_gradient=False):
             calls.append((length, skip))
-            return model(batch.input_ids, batch.token_type_ids, batch.mask, length, skip)[0]
+            return model(batch.input_ids, batch.token_type_ids, batch.mask, length, skip, score_gradient)
+
+        def forward(self, model, batch):
+            return self.run(model, batch)[0]
 
     features = start.features(start.tokenizer(data.parent), False)
-    options = replace(SANDWICH, task_weight=2.0, distill_weight=3.0)
+    options = replace(SANDWICH, task_weight=2.0, distill_weight=3.0, vote_weight=5.0)
     recipe = length_drop.LengthDrop(model, features, Spy(), options)
     batch = recipe.batch(np.arange(5))
     passes = list(recipe.losses(batch, np.random.default_rng(3)))
-    assert [list(part.terms) for part in passes] == [["full"], ["smallest"], ["random"], ["random"]]
+    names = ["smallest", "random", "random"]
+    assert [list(part.terms) for part in passes] == [["full"], *([name, f"{name}_votes"] for name in names)]
     assert calls[0] == (None, ())
     assert len({length for length, _ in calls}) == 4 and all(length is not None for length, _ in calls[1:])
-    for part, weight in zip(passes, (2.0, 3.0, 3.0, 3.0), strict=True):
-        (term,) = part.terms.values()
-        assert part.total.item() == pytest.approx(weight * term.item() / 4)
+    for part, weights in zip(passes, [(2.0,)] + [(3.0, 5.0)] * 3, strict=True):
+        weighted = sum(w * term.item() for w, term in zip(weights, part.terms.values(), strict=True))
+        assert part.total.item() == pytest.approx(weighted / 4)
 
     full = model(batch.input_ids, batch.token_type_ids, batch.mask)[0]
     small = model(batch.input_ids, batch.token_type_ids, batch.mask, *calls[1])[0]
     expected = losses.divergence(model.task, small, full, batch)
     assert passes[1].terms["smallest"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_sub_models_take_turns(checkpoint, data):
+    """A batch runs the full model and one sub-model; over many batches each kind has its share."""
+    start = Start.open(checkpoint, data, max_length=24)
+    features = start.features(start.tokenizer(data.parent), False)
+    options = replace(SANDWICH, random_passes=2, take_turns=True, vote_weight=0.0)
+    recipe = length_drop.LengthDrop(start.load_model(0), features, Device.choose("fp32"), options)
+    batch, seen = recipe.batch(np.arange(2)), Counter()
+    for number in range(60):
+        full, sub = recipe.losses(batch, np.random.default_rng(number))
+        (name,) = sub.terms
+        assert sub.total.item() == pytest.approx(sub.terms[name].item() / 2)
+        assert full.total.item() == pytest.approx(full.terms["full"].item() / 2)
+        seen[name] += 1
+    assert 8 <= seen["smallest"] <= 32 and seen["random"] == 60 - seen["smallest"]  # a third, 60 draws
+
+
+# ---------------------------------------------------------------------------------------------- votes
+
+
+def test_vote_loss_written_out(checkpoint):
+    """Against loops over layers, sequences and tokens; padding, a kept [CLS] and a layer that drops nothing."""
+    source = open_checkpoint(checkpoint, max_length=48)
+    model = source.load_model()
+    lengths, n, margin = [20, 13], 24, 0.5
+    mask = torch.arange(n) < torch.tensor(lengths)[:, None]
+    config = LengthConfig.ratio([0.7, 0.7, 0.35], keep_cls=True)
+    _, output = model(random_ids(2, n), None, mask, config, (), True)
+    weights = torch.rand(2, n, generator=torch.Generator().manual_seed(0)) / n
+    loss = losses.vote_loss(output, weights, mask, True, margin)
+
+    expected = 0.0
+    for b in range(2):
+        alive = list(range(lengths[b]))
+        for scores, kept in zip(output.scores, output.kept, strict=True):
+            votes = dict(zip(alive, scores[b].tolist(), strict=False))
+            stay = [p for p in kept[b].tolist() if p >= 0]
+            if len(stay) < len(alive):
+                lowest = min(votes[p] for p in stay if p != 0)
+                for p in alive[1:]:
+                    lacking = max(0.0, margin + math.log(lowest) - math.log(votes[p]))
+                    expected += weights[b, p].item() * lacking / 2 / len(output.scores)
+            alive = stay
+    assert expected > 0 and loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_votes_are_learned_by_the_attention_of_dropping_layers(checkpoint):
+    model = open_checkpoint(checkpoint, max_length=48).load_model()
+    mask = torch.ones(2, 20, dtype=torch.bool)
+    weights = torch.full((2, 20), 0.05)
+    config = LengthConfig.ratio([0.7, 0.7, 0.7])
+    for gradient in (False, True):
+        model.zero_grad()
+        _, output = model(random_ids(2, 20), None, mask, config, (), gradient)
+        assert output.scores[0].requires_grad == gradient
+    losses.vote_loss(output, weights, mask, True, 0.5).backward()
+    first, last = model.encoder.layers[0], model.encoder.layers[2]
+    assert first.qkv.weight.grad.abs().sum() > 0
+    assert last.qkv.weight.grad is None or (last.qkv.weight.grad == 0).all()  # drops nothing: 0.7 after 0.7
+
+
+def test_importance_is_the_teachers_probability():
+    teacher = torch.randn(2, 5, 2, generator=torch.Generator().manual_seed(0))
+    batch = batch_of([[True] * 5, [True] * 3 + [False] * 2])
+    weights = losses.importance(TaskSpec("span-qa", 384), teacher, batch)
+    for b, n in enumerate([5, 3]):
+        expected = (softmax(teacher[b, :n, 0].numpy()) + softmax(teacher[b, :n, 1].numpy())) / 2
+        assert weights[b, :n].numpy() == pytest.approx(expected, rel=1e-5)
+        assert (weights[b, n:] == 0).all()
 
 
 # -------------------------------------------------------------------------------------------- losses

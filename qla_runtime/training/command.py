@@ -66,6 +66,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     drop.add_argument("--task-weight", type=float, default=1.0, metavar="X", help="of the labels (default: 1)")
     drop.add_argument("--distill-weight", type=float, default=1.0, metavar="X", help="of the teacher (default: 1)")
+    drop.add_argument(
+        "--vote-weight", type=float, default=1.0, metavar="X",
+        help="span QA: of the votes that answers lack to survive; 0 is the papers' training (default: 1)",
+    )  # fmt: skip
+    drop.add_argument(
+        "--vote-margin", type=float, default=0.5, metavar="X",
+        help="by how much they must lead, in log votes (default: 0.5)",
+    )  # fmt: skip
+    drop.add_argument(
+        "--take-turns", action="store_true", help="one sub-model per batch, at random, in place of all: faster"
+    )
 
     train = parser.add_argument_group("training")
     train.add_argument("--batch-tokens", type=int, default=8192, metavar="N", help="per batch (default: 8192)")
@@ -140,6 +151,9 @@ def run(arguments: argparse.Namespace, read_length: Callable[[str], str | Length
             layer_drop=arguments.layer_drop,
             task_weight=arguments.task_weight,
             distill_weight=arguments.distill_weight,
+            vote_weight=arguments.vote_weight,
+            vote_margin=arguments.vote_margin,
+            take_turns=arguments.take_turns,
             batch_tokens=arguments.batch_tokens,
         ),
         task=arguments.task,

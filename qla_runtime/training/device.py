@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qla_runtime.errors import UnsupportedError
 from qla_runtime.length import LengthConfig
-from qla_runtime.modeling import Model
+from qla_runtime.modeling import EncoderOutput, Model
 from qla_runtime.training.data import Batch
 
 PRECISIONS = ("auto", "bf16", "fp32")
@@ -50,9 +50,20 @@ class Device:
         self, model: Model, batch: Batch, length: LengthConfig | None = None, skip: Collection[int] = ()
     ) -> Tensor:
         """The model's head outputs for a batch that lies on this device."""
+        return self.run(model, batch, length, skip)[0]
+
+    def run(
+        self,
+        model: Model,
+        batch: Batch,
+        length: LengthConfig | None = None,
+        skip: Collection[int] = (),
+        score_gradient: bool = False,
+    ) -> tuple[Tensor, EncoderOutput]:
+        """Head outputs and encoder outputs; arguments as in :meth:`qla_runtime.modeling.Encoder.forward`."""
         # A context per pass: autocast keeps bf16 copies of the weights until it ends.
         with self.autocast():
-            return model(batch.input_ids, batch.token_type_ids, batch.mask, length, skip)[0]
+            return model(batch.input_ids, batch.token_type_ids, batch.mask, length, skip, score_gradient)
 
     def prepare(self, model: Model, optimizer: torch.optim.Optimizer):
         """Model and optimizer on the device, with Intel's extension where it is installed.

@@ -31,7 +31,7 @@ from qla_runtime.training.data import Batch, Features
 from qla_runtime.training.device import Device
 from qla_runtime.training.export import export
 from qla_runtime.training.loop import Loop, LoopOptions, Pass
-from qla_runtime.training.losses import divergence, task_loss
+from qla_runtime.training.losses import divergence, importance, task_loss, vote_loss
 from qla_runtime.training.run_folder import RunFolder
 from qla_runtime.training.start import Start, fingerprint, open_teacher
 from qla_runtime.training.teacher import FixedTeacher
@@ -48,6 +48,10 @@ class LengthDropOptions:
         layer_drop: probability that a sub-model leaves a layer out; that layer drops no tokens either.
         task_weight: of the full model's loss against the labels.
         distill_weight: of each distance to the teacher.
+        vote_weight: of the votes that the tokens which matter lack to survive, for span QA
+            (:func:`qla_runtime.training.losses.vote_loss`); 0 is the papers' training.
+        vote_margin: by how much, in log votes, they must lead the lowest vote that is kept.
+        take_turns: each batch runs one of its sub-models, drawn at random, in place of all of them.
         batch_tokens: tokens of a batch, padding included.
 
     Raises:
@@ -59,6 +63,9 @@ class LengthDropOptions:
     layer_drop: float = 0.0
     task_weight: float = 1.0
     distill_weight: float = 1.0
+    vote_weight: float = 1.0
+    vote_margin: float = 0.5
+    take_turns: bool = False
     batch_tokens: int = 8192
 
     def __post_init__(self) -> None:
@@ -68,6 +75,8 @@ class LengthDropOptions:
             "layer_drop": (0.0, 0.9),
             "task_weight": (0.0, math.inf),
             "distill_weight": (0.0, math.inf),
+            "vote_weight": (0.0, math.inf),
+            "vote_margin": (0.0, 10.0),
             "batch_tokens": (16, math.inf),
         }
         for name, (least, most) in limits.items():
@@ -143,7 +152,10 @@ class LengthDrop:
         One draw of sub-models serves the whole batch. With a fixed teacher the full pass is distilled too.
         """
         task, options, layers = self.model.task, self._options, self.model.encoder.spec.layers
-        passes = 2 + options.random_passes
+        kinds = [("smallest", smallest)] + [("random", random)] * options.random_passes
+        if options.take_turns:
+            kinds = [kinds[draw.integers(len(kinds))]]
+        passes = 1 + len(kinds)
 
         full = self._device.forward(self.model, batch)
         target = full.detach() if self._teacher is None else self._teacher.outputs(batch)
@@ -157,11 +169,18 @@ class LengthDrop:
         del full
         yield Pass(terms, total / passes)
 
-        for name, choose in [("smallest", smallest)] + [("random", random)] * options.random_passes:
+        votes = options.vote_weight > 0 and task.kind == "span-qa"
+        for name, choose in kinds:
             chosen = choose(layers, options, task.keep_cls, draw)
-            outputs = self._device.forward(self.model, batch, chosen.length, chosen.skip)
+            outputs, inside = self._device.run(self.model, batch, chosen.length, chosen.skip, votes)
             distance = divergence(task, outputs, target, batch)
-            yield Pass({name: distance}, options.distill_weight * distance / passes)
+            terms, total = {name: distance}, options.distill_weight * distance
+            if votes:
+                weights = importance(task, target, batch)
+                lacking = vote_loss(inside, weights, batch.mask, task.keep_cls, options.vote_margin)
+                terms[f"{name}_votes"] = lacking
+                total = total + options.vote_weight * lacking
+            yield Pass(terms, total / passes)
 
 
 def train_length_drop(

@@ -6,15 +6,21 @@ classification and regression, (B, H) for embeddings. Everything is computed in 
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from qla_runtime.convert.spec import TaskSpec
 from qla_runtime.errors import InputError
+from qla_runtime.modeling import EncoderOutput
 from qla_runtime.training.data import Batch
 
 _NEVER = -1e4
 """A logit whose probability is exactly 0 in float32, and whose product with it is 0 and not NaN."""
+
+
+_LEAST = 1e-6
+"""Votes below this are alike: a vote is a sum of heads x queries probabilities."""
 
 
 def check_task(task: TaskSpec) -> None:
@@ -59,6 +65,48 @@ def divergence(task: TaskSpec, student: Tensor, teacher: Tensor, batch: Batch) -
         return F.mse_loss(student.float(), teacher.float())
     student, teacher = student.float().log_softmax(-1), teacher.float().log_softmax(-1)
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def importance(task: TaskSpec, teacher: Tensor, batch: Batch) -> Tensor:
+    """(B, n) float32: the share of a span QA teacher's start and end probability that each token holds."""
+    return _spans(teacher.detach(), batch.mask).softmax(-1).mean(1)
+
+
+def vote_loss(output: EncoderOutput, weights: Tensor, mask: Tensor, keep_cls: bool, margin: float) -> Tensor:
+    """How far the tokens that matter are from surviving: what teaches attention to vote for them.
+
+    A token is dropped where its column sum is among the lowest, and no gradient passes through that choice: the
+    distance of a sub-model's outputs alone never tells a layer that it voted out the answer. Here it costs, in
+    every layer that drops, a token's weight times what its vote lacks, in logarithms, to lead the lowest vote
+    that was kept by ``margin``.
+
+    Args:
+        output: of a dropping pass with ``score_gradient``.
+        weights: (B, n), of every original position; a sequence's sum is at most 1.
+        mask: (B, n) bool, True on tokens.
+        keep_cls: the first token survives without votes.
+        margin: in units of log vote.
+
+    Returns:
+        The mean over sequences and layers, a scalar.
+    """
+    weights = weights.masked_fill(~mask, 0.0)
+    if keep_cls:
+        weights = weights.index_fill(1, torch.zeros(1, dtype=torch.long, device=weights.device), 0.0)
+    total, real = weights.new_zeros(()), mask
+    positions = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    for scores, kept in zip(output.scores, output.kept, strict=True):
+        survives = kept >= 0
+        count = survives.sum(1, keepdim=True)
+        ranked = scores.detach().masked_fill(~real, -1.0)
+        if keep_cls:
+            ranked[:, 0] = torch.inf
+        lowest = ranked.sort(dim=1, descending=True).values.gather(1, count - 1)
+        lacking = F.relu(margin + lowest.clamp_min(_LEAST).log() - scores.clamp_min(_LEAST).log())
+        here = weights.gather(1, positions) * (real & (count < real.sum(1, keepdim=True)))
+        total = total + (here * lacking).sum(1).mean()
+        positions, real = kept.clamp_min(0), survives
+    return total / len(output.scores)
 
 
 def _spans(outputs: Tensor, mask: Tensor) -> Tensor:
