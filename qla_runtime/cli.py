@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shutil
 import sys
 import time
 import warnings
@@ -31,6 +32,7 @@ from qla_runtime import (
 )
 from qla_runtime.length import Length
 from qla_runtime.search import command as searching
+from qla_runtime.trace import trace
 from qla_runtime.training import command as training
 
 STEP = 256
@@ -166,6 +168,20 @@ def _tag(arguments: argparse.Namespace) -> None:
             print(f"  {span['label']:<8} {span['score']:.4f}  {place:>9}  {render.one_line(span['text'])}")
 
 
+def _trace(arguments: argparse.Namespace) -> None:
+    context = _file_or_text(arguments.context)
+    lengths = [_length(text) for text in arguments.length] if arguments.length else None
+    found = trace(_open(arguments), arguments.question, context, lengths)
+    if arguments.html is not None:
+        found.write_html(arguments.html)
+        print(f"wrote {arguments.html}", file=sys.stderr)
+    if arguments.json:
+        _print_json(found.json())
+    elif arguments.html is None:
+        plain = not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+        print(found.text(styled=not plain, width=shutil.get_terminal_size().columns))
+
+
 def _explain(arguments: argparse.Namespace) -> None:
     engine = _open(arguments)
     if not arguments.json:
@@ -296,6 +312,17 @@ def _parser() -> argparse.ArgumentParser:
     answer.add_argument("question", metavar="QUESTION")
     answer.add_argument("--context", required=True, metavar="TEXT|@FILE", help="the text that holds the answer")
     answer.add_argument("--show-kept", action="store_true", help="draw the tokens that each layer keeps")
+
+    follow = add("trace", _trace, [engine, output], "show which words survive each layer")
+    follow.add_argument("question", metavar="QUESTION")
+    follow.add_argument("--context", required=True, metavar="TEXT|@FILE", help="the text that holds the answer")
+    follow.add_argument(
+        "--length",
+        action="append",
+        metavar="NAME|VALUES",
+        help="a length config, as in qla answer; repeat it to compare (default: all that the package names)",
+    )
+    follow.add_argument("--html", metavar="FILE", help="write a page with a slider over the layers instead")
 
     encode = add("encode", _encode, run, "turn sentences into embeddings")
     encode.add_argument("texts", nargs="+", metavar="TEXT|@FILE|-", help=_TEXTS_HELP)

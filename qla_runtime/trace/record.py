@@ -1,0 +1,304 @@
+"""What a trace holds, and how an engine makes one."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qla_runtime.engine import Engine
+from qla_runtime.errors import InputError
+from qla_runtime.length import LengthConfig, NamedLength
+
+SPECIAL, QUESTION, CONTEXT = "special", "question", "context"
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of the input.
+
+    Attributes:
+        text: as the tokenizer spells it.
+        part: ``"special"``, ``"question"`` or ``"context"``.
+        start: its first character in the question or the context; 0 for a special token.
+        end: one past its last character there; 0 for a special token.
+    """
+
+    text: str
+    part: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one length config did.
+
+    Attributes:
+        length: the config's name, or the LengthConfig that was passed.
+        answer: as ``engine.answer`` finds it.
+        score: of the answer, 0 to 1.
+        start: the answer's first character in the context.
+        end: one past its last.
+        macs: multiply-accumulates, over all windows.
+        share: ``macs`` as a share of keeping every token.
+        kept: per layer, the tokens that it keeps, over all windows.
+        depth: for each of the trace's tokens, how many layers kept it. A token that several windows read has
+            the depth of the window that kept it longest.
+    """
+
+    length: str | LengthConfig
+    answer: str
+    score: float
+    start: int
+    end: int
+    macs: int
+    share: float
+    kept: tuple[int, ...]
+    depth: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of text whose characters share one fate.
+
+    Attributes:
+        text: from the original text; of special tokens the tokenizer's spelling.
+        depth: how many layers kept it; None for characters that belong to no token.
+        is_answer: whether it lies in the answer.
+    """
+
+    text: str
+    depth: int | None
+    is_answer: bool
+
+
+@dataclass(frozen=True)
+class Part:
+    """Pieces of the same kind, in reading order: ``kind`` is that of their tokens, as in :class:`Token`."""
+
+    kind: str
+    pieces: list[Piece]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Which tokens of a question and its context survive each layer, with some length configs.
+
+    Attributes:
+        model: the package's name.
+        question: as it was passed.
+        context: as it was passed.
+        layers: of the model.
+        windows: the sequences that the model read.
+        tokens: the input, each token once.
+        tokens_read: the tokens of all windows, so that what windows share counts in each.
+        runs: one per length config, in the order in which they were passed.
+    """
+
+    model: str
+    question: str
+    context: str
+    layers: int
+    windows: int
+    tokens: tuple[Token, ...]
+    tokens_read: int
+    runs: tuple[Run, ...]
+
+    def parts(self, run: Run) -> list[Part]:
+        """The input as ``run`` treated it. The pieces of the context, joined, are the whole context."""
+        found = []
+        numbered = enumerate(self.tokens)
+        for kind, members in groupby(numbered, key=lambda member: member[1].part):
+            fates = [(token, run.depth[i]) for i, token in members]
+            if kind == SPECIAL:
+                pieces = [Piece(token.text, depth, False) for token, depth in fates]
+            elif kind == QUESTION:
+                pieces = _pieces(self.question, fates, 0, 0)
+            else:
+                pieces = _pieces(self.context, fates, run.start, run.end)
+            found.append(Part(kind, pieces))
+        return found
+
+    def text(self, *, styled: bool = False, width: int = 80) -> str:
+        """The trace for a terminal.
+
+        Args:
+            styled: the text itself, faded by ANSI codes; False lists per layer the words that it drops.
+            width: columns that lines are broken at; the plain form has long lines instead.
+        """
+        from qla_runtime.trace import terminal
+
+        return terminal.styled(self, width) if styled else terminal.plain(self)
+
+    def html(self) -> str:
+        """The trace as a page that needs nothing else: no network, no other file, no script to be legible."""
+        from qla_runtime.trace import page
+
+        return page.html(self)
+
+    def write_html(self, path: str | os.PathLike[str]) -> None:
+        """Writes :meth:`html` to a file, in UTF-8.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        try:
+            Path(path).write_text(self.html(), encoding="utf-8")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{path}: cannot be written ({reason}); give a file that you may write") from error
+
+    def json(self) -> dict[str, Any]:
+        """The trace as plain dicts, lists, texts and numbers."""
+        return {
+            "model": self.model,
+            "question": self.question,
+            "context": self.context,
+            "layers": self.layers,
+            "windows": self.windows,
+            "tokens_read": self.tokens_read,
+            "tokens": [vars(token) for token in self.tokens],
+            "runs": [vars(run) | {"length": str(run.length)} for run in self.runs],
+        }
+
+
+def trace(
+    engine: Engine,
+    question: str,
+    context: str,
+    lengths: Sequence[str | LengthConfig | NamedLength] | None = None,
+) -> Trace:
+    """Follows the tokens of a question and its context through the layers.
+
+    Args:
+        engine: a span-qa model.
+        question: the question.
+        context: the text that holds the answer; longer than the model reads, it is read in overlapping windows.
+        lengths: the configs to compare, as names or LengthConfigs; None: every config that the package names.
+
+    Raises:
+        InputError: an empty text, a question that leaves no room for a context, no lengths, or an unknown one.
+        UnsupportedError: the model does not answer questions.
+    """
+    for name, value in (("question", question), ("context", context)):
+        if not isinstance(value, str):
+            raise InputError(f"{name} is of type {type(value).__name__}; it must be one text. Trace one at a time")
+    chosen = list(engine.lengths) if lengths is None else list(lengths)
+    if not chosen:
+        raise InputError("there are no lengths to trace; pass at least one name or LengthConfig, or None for all")
+    answers = [engine.answer(question, context, length) for length in chosen]
+
+    tokens = _tokens(engine, question, context)
+    ids, types, sources = _windows(engine, question, context, tokens)
+    count = len(ids)
+    # Full runs whether it is asked for or not: the others' costs are shares of its.
+    per_sequence = [length for length in (*chosen, "full") for _ in range(count)]
+    repeats = len(chosen) + 1
+    output = engine.forward(ids * repeats, token_type_ids=types and types * repeats, length=per_sequence)
+    full_macs = int(output.macs[-count:].sum())
+
+    runs = []
+    for i, found in enumerate(answers):
+        mine = slice(i * count, (i + 1) * count)
+        kept = output.kept[mine]
+        macs = int(output.macs[mine].sum())
+        runs.append(
+            Run(
+                length=found["length"],
+                answer=found["answer"],
+                score=found["score"],
+                start=found["start"],
+                end=found["end"],
+                macs=macs,
+                share=macs / full_macs,
+                kept=tuple(sum(map(len, layer)) for layer in zip(*kept, strict=True)),
+                depth=tuple(_depth(kept, sources, len(tokens)).tolist()),
+            )
+        )
+    return Trace(
+        model=engine.name,
+        question=question,
+        context=context,
+        layers=engine.layers,
+        windows=count,
+        tokens=tuple(tokens),
+        tokens_read=sum(map(len, ids)),
+        runs=tuple(runs),
+    )
+
+
+def _tokens(engine: Engine, question: str, context: str) -> list[Token]:
+    """The input before it is cut into windows."""
+    encoding = engine._texts.encode([(question, context)], with_offsets=True).encodings[0]
+    parts = {None: SPECIAL, 0: QUESTION, 1: CONTEXT}
+    return [
+        Token(text, parts[sequence], *offsets)
+        for text, sequence, offsets in zip(encoding.tokens, encoding.sequence_ids, encoding.offsets, strict=True)
+    ]
+
+
+def _windows(
+    engine: Engine, question: str, context: str, tokens: Sequence[Token]
+) -> tuple[list[list[int]], list[list[int]] | None, list[NDArray[np.int64]]]:
+    """Per window its ids, their types (None where the model has but one), and which of ``tokens`` it reads."""
+    made = engine._windows([question], [context], slice(0, 1), single=True)
+    cuts = made.batch.offsets[1:-1]
+    ids = [row.tolist() for row in np.split(made.batch.ids, cuts)]
+    types = None if made.batch.type_ids is None else [row.tolist() for row in np.split(made.batch.type_ids, cuts)]
+
+    widths = [int(flags.sum()) for flags in np.split(made.is_context, cuts)]
+    of_context = [i for i, token in enumerate(tokens) if token.part == CONTEXT]
+    begin, end = of_context[0], of_context[-1] + 1
+    # Windows follow each other at equal distances, and the last one ends where the context does.
+    last = end - begin - widths[-1]
+    shifts = [window * last // max(1, len(widths) - 1) for window in range(len(widths))]
+    everything = np.arange(len(tokens))
+    sources = [
+        np.concatenate([everything[:begin], everything[begin + shift :][:width], everything[end:]])
+        for shift, width in zip(shifts, widths, strict=True)
+    ]
+    return ids, types, sources
+
+
+def _depth(
+    kept: Sequence[Sequence[NDArray[np.int32]]], sources: Sequence[NDArray[np.int64]], tokens: int
+) -> NDArray[np.int16]:
+    """int16 (tokens,): layers that kept each token, in the window that kept it longest."""
+    depth = np.zeros(tokens, np.int16)
+    for layers, source in zip(kept, sources, strict=True):
+        of_window = np.zeros(len(source), np.int16)
+        for positions in layers:
+            of_window[positions] += 1
+        depth[source] = np.maximum(depth[source], of_window)
+    return depth
+
+
+def _pieces(text: str, fates: Iterable[tuple[Token, int]], start: int, end: int) -> list[Piece]:
+    """Cuts a text where the fate of its characters changes, or the answer begins or ends."""
+    none = -1
+    fate = np.full(len(text), none, np.int16)
+    for token, depth in fates:
+        # Tokens of single bytes share a character.
+        fate[token.start : token.end] = np.maximum(fate[token.start : token.end], depth)
+    for i in range(1, len(text)):
+        # Accents and joiners that the tokenizer drops or splits off are drawn with what they modify.
+        if unicodedata.combining(text[i]) or (fate[i] == none and not text[i].isspace()):
+            fate[i] = fate[i - 1]
+    known = np.flatnonzero(fate != none)
+    for before, after in zip(known[:-1], known[1:], strict=True):
+        if fate[before] == fate[after]:  # white space between equals is no border
+            fate[before:after] = fate[before]
+
+    characters = zip(text, fate.tolist(), (start <= i < end for i in range(len(text))), strict=True)
+    return [
+        Piece("".join(character for character, *_ in members), None if depth == none else depth, is_answer)
+        for (depth, is_answer), members in groupby(characters, key=lambda character: character[1:])
+    ]
