@@ -192,11 +192,21 @@ bool check_length_config(const JsonEntry& entry, int layers) {
   return !tokens && value == 1.0;
 }
 
+void check_escalation(const JsonEntry& entry, const std::set<std::string>& names) {
+  entry.check_keys({"cheap", "dear", "threshold"}, {"accuracy"});
+  for (const char* key : {"cheap", "dear"}) {
+    if (names.count(entry[key].text()) == 0) entry[key].bad("the name of a config");
+  }
+  const double threshold = entry["threshold"].number();
+  if (!(threshold >= 0.0 && threshold <= 1.0)) entry["threshold"].bad("a confidence, 0 to 1");
+  if (entry.has("accuracy")) check_accuracy(entry["accuracy"]);
+}
+
 void check_length_configs(std::string_view text, int layers) {
   const nlohmann::json root = parse_json(text, kLengthsFile, kMaxJsonSize);
   const JsonEntry file(root, kLengthsFile);
   file.check_version();
-  file.check_keys({"format_version", "configs", "frontier"});
+  file.check_keys({"format_version", "configs", "frontier"}, {"escalations"});
 
   std::set<std::string> names;
   for (const JsonEntry& entry : file["configs"].items()) {
@@ -213,6 +223,8 @@ void check_length_configs(std::string_view text, int layers) {
     entry.check_keys({"rule", "values", "keep_cls"}, {"name", "macs_share", "accuracy"});
     if (entry.has("name")) entry["name"].text();
   }
+  if (!file.has("escalations")) return;
+  for (const JsonEntry& entry : file["escalations"].items()) check_escalation(entry, names);
 }
 
 // ---- model.safetensors

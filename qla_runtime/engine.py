@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from qla_runtime import _core, heads, inputs, policies
+from qla_runtime import _core, heads, inputs, policies, stages
 from qla_runtime.cost_model import CostModel, load_or_fit
 from qla_runtime.errors import InputError, UnsupportedError
 from qla_runtime.hub import find_package
@@ -102,6 +102,7 @@ class Engine:
             cut=self._task["kind"] != "span-qa",
             with_types=self._info["type_vocab_size"] > 1,
         )
+        self._profile = stages.asked_for()
         self._costs: CostModel | None = None
         self._costs_lock = threading.Lock()
 
@@ -519,6 +520,7 @@ class Engine:
         latency_ms: float | None = None,
         output_hidden_states: bool = False,
         output_scores: bool = False,
+        output_stages: bool = False,
     ) -> EncoderOutput:
         """Runs the encoder and the model's head on token ids. Nothing is truncated.
 
@@ -531,6 +533,7 @@ class Engine:
             latency_ms: sugar for ``length=LatencyBudget(latency_ms)``.
             output_hidden_states: keep the states after every layer.
             output_scores: keep the attention that each token received in every layer.
+            output_stages: time the stages of the forward pass.
 
         Returns:
             :class:`EncoderOutput`; its arrays have the real length of each sequence, not the padded one.
@@ -549,6 +552,8 @@ class Engine:
             want.add("hidden_states")
         if output_scores:
             want.add("scores")
+        if output_stages:
+            want.add("stages")
         arrays = self._run(batch, plan.index, plan, want)
         labels = [plan.label(i) for i in range(batch.count)]
         return EncoderOutput(arrays, batch.offsets, self.task, labels, _budget_met(asked, began))
@@ -706,6 +711,8 @@ class Engine:
                 f"Escalate repeats what a confidence shows to be unsure, and {no_confidence} without one; pass a "
                 "name, a LengthConfig or another policy as length="
             )
+        if isinstance(plan, Escalate):
+            return policies.with_threshold(plan, json.loads(self._core.length_configs_json))
         if isinstance(plan, MaxLoss):
             chosen = policies.within_loss(plan, self._candidates)
             return LengthPlan((chosen.config,), (0,) * count, (chosen.length,))
@@ -724,7 +731,11 @@ class Engine:
         """One native call: ``index`` says per sequence which of the plan's configs it runs."""
         chosen = None if len(plan.configs) == 1 else np.asarray(index, np.int32)
         lengths = [config.to_native() for config in plan.configs]
-        return self._core.run(batch.ids, batch.offsets, batch.type_ids, lengths, chosen, want)
+        if not self._profile:
+            return self._core.run(batch.ids, batch.offsets, batch.type_ids, lengths, chosen, want)
+        arrays = self._core.run(batch.ids, batch.offsets, batch.type_ids, lengths, chosen, want | {"stages"})
+        stages.report(stages.by_name(arrays["stages"]), batch.count, len(batch.ids))
+        return arrays
 
     def _require(self, task: str, method: str) -> None:
         if self.task != task:

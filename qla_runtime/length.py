@@ -164,7 +164,8 @@ class Escalate:
     """Policy: run ``cheap`` first, and again with ``dear`` where the result is less sure than ``threshold``.
 
     How sure a result is: the ``score`` of an answer or a label; for ``tag`` the ``confidence`` of its spans.
-    ``policies.calibrate_escalation`` finds a threshold.
+    ``policies.calibrate_escalation`` finds a threshold. None is the one that the package holds for these two
+    names, or 0.5 where it holds none.
 
     Raises:
         InputError: ``cheap`` or ``dear`` is neither a name nor a LengthConfig, or ``threshold`` is no number
@@ -173,12 +174,13 @@ class Escalate:
 
     cheap: str | LengthConfig
     dear: str | LengthConfig
-    threshold: float = 0.5
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
-        _check_amount("Escalate's threshold", self.threshold, "confidence, at most 1")
-        if self.threshold > 1:
-            raise InputError(f"Escalate's threshold is {self.threshold!r}; a confidence lies between 0 and 1")
+        if self.threshold is not None:
+            _check_amount("Escalate's threshold", self.threshold, "confidence, at most 1")
+            if self.threshold > 1:
+                raise InputError(f"Escalate's threshold is {self.threshold!r}; a confidence lies between 0 and 1")
         for field, value in (("cheap", self.cheap), ("dear", self.dear)):
             if not isinstance(value, (str, LengthConfig, NamedLength)):
                 raise InputError(f"Escalate's {field} is {value!r}; it must be a config's name or a LengthConfig")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qla_runtime import stages
 from qla_runtime.length import LengthConfig
 
 
@@ -98,6 +99,12 @@ class EncoderOutput:
     def scores(self) -> list[NDArray[np.float32]] | None:
         """float32 (L, n_i): attention each token received, NaN where dropped before; None if not asked."""
         return self._by_layer("scores")
+
+    @cached_property
+    def stage_seconds(self) -> dict[str, float] | None:
+        """Wall time by stage of the forward pass, in seconds, on the calling thread; None if not asked."""
+        seconds = self._arrays.get("stages")
+        return None if seconds is None else stages.by_name(seconds)
 
     def padded(self, fill: float = 0.0) -> NDArray[np.float32]:
         """``last_hidden_state`` as one float32 (sequences, longest n_i, H), ``fill`` behind shorter ones."""

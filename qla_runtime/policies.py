@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from qla_runtime.cost_model import CostModel
 from qla_runtime.errors import InputError, UnsupportedError
-from qla_runtime.length import Accuracy, LengthConfig, MaxLoss, count_macs
+from qla_runtime.length import Accuracy, Escalate, LengthConfig, MaxLoss, NamedLength, count_macs
 
 if TYPE_CHECKING:
     from qla_runtime.engine import Engine
@@ -54,6 +54,19 @@ def read_candidates(
         accuracy = Accuracy(**entry["accuracy"]) if entry.get("accuracy") else None
         found.setdefault(config, Candidate(name or config, config, macs, accuracy))
     return list(found.values())
+
+
+UNCALIBRATED = 0.5
+"""Escalate's threshold where neither the caller nor the package has one."""
+
+
+def with_threshold(policy: Escalate, package: Mapping[str, Any]) -> Escalate:
+    """The policy with its threshold settled: its own, else that of ``length_configs.json`` for its two names."""
+    if policy.threshold is not None:
+        return policy
+    pair = tuple(c.name if isinstance(c, NamedLength) else c for c in (policy.cheap, policy.dear))
+    stored = {(entry["cheap"], entry["dear"]): entry["threshold"] for entry in package.get("escalations", ())}
+    return replace(policy, threshold=stored.get(pair, UNCALIBRATED))
 
 
 # --------------------------------------------------------------------------------------------- choosing

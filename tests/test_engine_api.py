@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from package_tools import tiny_package
 
 import qla_runtime
-from qla_runtime import Engine, LengthConfig, UnsupportedError, heads, hub, windows
+from qla_runtime import Engine, InputError, LengthConfig, UnsupportedError, _core, heads, hub, windows
 
 QUESTION = "Where was the analytical engine designed?"
 PASSAGE = "The analytical engine was designed by Charles Babbage in London."
@@ -433,3 +434,30 @@ assert "tokenizers" in sys.modules
 """
     environment = os.environ | {"PYTHONPATH": str(Path(qla_runtime.__file__).parent.parent)}
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+
+
+# ---- stages -----------------------------------------------------------------------------------------
+
+
+def test_stages_are_timed_on_request(tiny):
+    engine = tiny("span-qa")
+    ids = [[1, 2, 3], [4, 5, 6, 7]]
+    assert engine.forward(ids).stage_seconds is None
+    began = time.perf_counter()
+    seconds = engine.forward(ids, output_stages=True).stage_seconds
+    assert list(seconds) == list(_core.STAGES)
+    assert all(value >= 0 for value in seconds.values())
+    assert 0 < sum(seconds.values()) <= time.perf_counter() - began
+
+
+def test_verbose_writes_a_line_per_native_call(tiny, monkeypatch, capfd):
+    tiny("span-qa").forward([[1, 2, 3]])
+    assert capfd.readouterr() == ("", "")
+    monkeypatch.setenv("QLA_VERBOSE", "profile")
+    tiny("span-qa").forward([[1, 2, 3], [4, 5, 6, 7]])
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("qla profile: 2 sequences, 7 tokens, ")
+    assert all(f" {name} " in err for name in _core.STAGES)
+    monkeypatch.setenv("QLA_VERBOSE", "yes")
+    with pytest.raises(InputError, match="QLA_VERBOSE is 'yes'; it must be 'profile'"):
+        tiny("span-qa")

@@ -360,6 +360,8 @@ def test_json_attacks(folder, file, text, rule):
 
 # ---- length_configs.json ---------------------------------------------------------------------------
 
+ESCALATION = {"cheap": "fast", "dear": "full", "threshold": 0.5}
+
 
 @pytest.mark.parametrize(
     "path, value, rule",
@@ -386,6 +388,17 @@ def test_json_attacks(folder, file, text, rule):
         ("frontier.0.values", [20, 0], r"frontier\[0\].values\[1\] is 0; it must be an integer from 1"),
         ("frontier.0.values", [20, 2.5], r"frontier\[0\].values\[1\] is 2.5"),
         ("frontier.0.rule", 3, r"frontier\[0\].rule is 3"),
+        ("escalations", {}, "escalations is an object; it must be an array"),
+        ("escalations", [{"cheap": "fast", "dear": "full"}], r"'escalations\[0\].threshold' is missing"),
+        (
+            "escalations",
+            [ESCALATION | {"cheap": "quick"}],
+            r"escalations\[0\].cheap is 'quick'; it must",
+        ),
+        ("escalations", [ESCALATION | {"dear": 1}], r"escalations\[0\].dear is 1"),
+        ("escalations", [ESCALATION | {"threshold": 1.5}], r"threshold is 1.5; it must be a confidence"),
+        ("escalations", [ESCALATION, ESCALATION | {"x": 1}], r"unknown key 'x' in escalations\[1\]"),
+        ("escalations", [ESCALATION | {"accuracy": {}}], r"escalations\[0\].accuracy"),
     ],
 )
 def test_length_config_rules(folder, path, value, rule):

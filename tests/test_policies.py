@@ -485,6 +485,20 @@ def test_escalation_of_nothing_and_of_everything(tiny):
     assert result["length"] == "full" and len(result["kept"]) == 2
 
 
+def test_the_packages_threshold_is_the_default(tmp_path):
+    package = tiny_package()
+    package.length_configs["escalations"] = [{"cheap": "fast", "dear": "full", "threshold": 1.0}]
+    engine = Engine(package.save(tmp_path / "package"))
+    full, fast = (engine.answer("who?", "ada", length) for length in ("full", "fast"))
+    assert full["score"] > fast["score"] / 2 and fast["score"] < 1
+    for cheap in ("fast", engine.lengths["fast"]):
+        assert engine.answer("who?", "ada", Escalate(cheap, "full"))["length"] == "full"
+    assert engine.answer("who?", "ada", Escalate("fast", "full", 0.0)) == fast
+    assert policies.with_threshold(Escalate("balanced", "full"), package.length_configs).threshold == 0.5
+    config = LengthConfig.ratio((0.5, 0.5))
+    assert policies.with_threshold(Escalate(config, "full"), package.length_configs).threshold == 0.5
+
+
 def test_escalation_of_labels(tiny):
     engine = tiny("sequence-classification")
     full = engine.classify(["a", "b"], ["c", "d"])
@@ -531,7 +545,7 @@ def test_bad_policies_are_refused_before_anything_runs(tiny, policy, words):
     refused(InputError, lambda: tiny().answer(QUESTIONS, CONTEXTS, policy), *words)
 
 
-@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan"), "0.5", None, True])
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan"), "0.5", True])
 def test_a_threshold_is_a_confidence(threshold):
     refused(InputError, lambda: Escalate("fast", "full", threshold), "threshold", repr(threshold))
 

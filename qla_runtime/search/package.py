@@ -82,7 +82,8 @@ class Package:
         """Rewrites ``length_configs.json``, and the list of configs in the card, all at once.
 
         Args:
-            named: replaces or joins the package's configs; those of other names stay.
+            named: replaces or joins the package's configs; those of other names stay. Escalation thresholds
+                of a replaced config go with it.
             frontier: replaces the package's frontier.
 
         Raises:
@@ -92,7 +93,10 @@ class Package:
         entries = {name: {"name": name, **self._entry(*found)} for name, found in named.items()}
         entries |= {entry["name"]: entry for entry in old["configs"] if entry["name"] not in named}
         new = old | {"configs": list(entries.values()), "frontier": [self._entry(*found) for found in frontier]}
-        changes = {"length_configs.json": json_bytes(new)}
+        # A threshold belongs to the two configs that it was calibrated with.
+        kept = [e for e in old.get("escalations", ()) if not {e["cheap"], e["dear"]} & set(named)]
+        new = {key: value for key, value in new.items() if key != "escalations"}
+        changes = {"length_configs.json": json_bytes(new | ({"escalations": kept} if kept else {}))}
         card = self.path / "README.md"
         if card.is_file():
             configs = {
