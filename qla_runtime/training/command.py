@@ -67,8 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     drop.add_argument("--task-weight", type=float, default=1.0, metavar="X", help="of the labels (default: 1)")
     drop.add_argument("--distill-weight", type=float, default=1.0, metavar="X", help="of the teacher (default: 1)")
     drop.add_argument(
-        "--vote-weight", type=float, default=1.0, metavar="X",
-        help="span QA: of the votes that answers lack to survive; 0 is the papers' training (default: 1)",
+        "--vote-weight", type=float, default=10.0, metavar="X",
+        help="span QA: of the votes that answers lack to survive; 0 is the papers' training (default: 10)",
     )  # fmt: skip
     drop.add_argument(
         "--vote-margin", type=float, default=0.5, metavar="X",

@@ -6,6 +6,8 @@ model learns the task; sub-models learn its outputs. What differs from the publi
 
 - ratios of the sequence's real length instead of counts of a padded one, and votes from real queries only:
   exactly what the runtime does;
+- span QA trains the votes as well, by which a layer chooses what it keeps
+  (:func:`qla_runtime.training.losses.vote_loss`): no other loss tells a layer that it dropped the answer;
 - KL(teacher || student), on both start and end logits (:func:`qla_runtime.training.losses.divergence`);
 - LayerDrop never touches the full pass, whose outputs are the target;
 - no dropout, so scores are sums of the probabilities that the runtime will see.
@@ -63,7 +65,7 @@ class LengthDropOptions:
     layer_drop: float = 0.0
     task_weight: float = 1.0
     distill_weight: float = 1.0
-    vote_weight: float = 1.0
+    vote_weight: float = 10.0
     vote_margin: float = 0.5
     take_turns: bool = False
     batch_tokens: int = 8192
