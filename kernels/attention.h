@@ -53,7 +53,7 @@ QLA_INLINE SymmetricScale symmetric_scale(const uint16_t* x, int n) {
 // A key's dims become 4-byte words 64 bytes apart: 16 keys side by side are the columns of a dot
 // product.
 QLA_INLINE void pack_keys(const AttentionArgs& a, const AttentionScratch& w) {
-  alignas(64) int32_t lanes[16];
+  alignas(64) uint8_t bytes[kRowBytes];
   for (int j = 0; j < w.ld; ++j) {
     int8_t* block = w.keys + static_cast<size_t>(j / 16) * 16 * kRowBytes + j % 16 * 4;
     if (j >= a.n) {
@@ -68,10 +68,13 @@ QLA_INLINE void pack_keys(const AttentionArgs& a, const AttentionScratch& w) {
     for (int d = 0; d < a.head_dim; d += 16) {
       const f32x16 x = round_even(load_bf16(key + d) * set1(scale.inverse));
       sum = sum + x;
-      store(lanes, to_int(x));
-      for (int i = 0; i < 16; ++i) {
-        block[(d + i) / 4 * 64 + i % 4] = static_cast<int8_t>(lanes[i]);
-      }
+      store_u8(bytes + d, to_int(x) + set1(128));
+    }
+    for (int quad = 0; quad < a.head_dim / 4; ++quad) {
+      uint32_t word;
+      __builtin_memcpy(&word, bytes + quad * 4, 4);
+      word ^= 0x80808080u;  // the 128 taken back, four bytes at once
+      __builtin_memcpy(block + quad * 64, &word, 4);
     }
     for (int quad = a.head_dim / 4; quad < 16; ++quad) __builtin_memset(block + quad * 64, 0, 4);
     w.key_scale[j] = scale.step;

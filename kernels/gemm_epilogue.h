@@ -32,23 +32,35 @@ QLA_INLINE f32x16 dequantize(const GemmArgs& g, i32x16 acc, int row, int col) {
   return fma(to_float(sum), scale, load(g.bias + col));
 }
 
-// The first column block of a kBiasGelu row has nothing to compare with yet.
-QLA_INLINE void track_range(const GemmArgs& g, f32x16 y, int row, int col) {
-  float* lo = g.row_min + 16 * row;
-  float* hi = g.row_max + 16 * row;
-  store(lo, col == 0 ? y : min(y, load(lo)));
-  store(hi, col == 0 ? y : max(y, load(hi)));
-}
+// Per-lane range of a kBiasGelu row's outputs: found in registers, merged into memory once per
+// block.
+struct Range {
+  f32x16 lo = set1(3.4028235e38f), hi = set1(-3.4028235e38f);
+
+  QLA_INLINE void add(f32x16 y) {
+    lo = min(y, lo);
+    hi = max(y, hi);
+  }
+  // `col` is the block's first; the first block of a row has nothing to compare with yet.
+  template <Epilogue kEpilogue>
+  QLA_INLINE void merge(const GemmArgs& g, int row, int col) const {
+    if constexpr (kEpilogue != Epilogue::kBiasGelu) return;
+    float* to_lo = g.row_min + 16 * row;
+    float* to_hi = g.row_max + 16 * row;
+    store(to_lo, col == 0 ? lo : min(lo, load(to_lo)));
+    store(to_hi, col == 0 ? hi : max(hi, load(to_hi)));
+  }
+};
 
 template <Epilogue kEpilogue>
-QLA_INLINE void finish(const GemmArgs& g, i32x16 acc, int row, int col) {
+QLA_INLINE void finish(const GemmArgs& g, i32x16 acc, int row, int col, Range& range) {
   const f32x16 y = dequantize(g, acc, row, col);
   if constexpr (kEpilogue == Epilogue::kBias) {
     store(g.c + static_cast<size_t>(row) * g.ldc + col, y);
   } else if constexpr (kEpilogue == Epilogue::kBiasGelu) {
     const f32x16 activated = gelu(y);
     store(g.c + static_cast<size_t>(row) * g.ldc + col, activated);
-    track_range(g, activated, row, col);
+    range.add(activated);
   } else {
     // Column blocks of 16 never straddle heads: head_dim is 32 or 64, a power of two.
     const int head = col >> __builtin_ctz(static_cast<unsigned>(g.head_dim));

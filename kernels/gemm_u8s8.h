@@ -37,10 +37,12 @@ void gemm_block(const GemmArgs& g, int row, int col) {
   }
 #pragma GCC unroll 6
   for (int m = 0; m < kRows; ++m) {
+    Range range;
 #pragma GCC unroll 4
     for (int j = 0; j < kGemmPanels; ++j) {
-      finish<kEpilogue>(g, total(sum[m][j]), row + m, col + 16 * j);
+      finish<kEpilogue>(g, total(sum[m][j]), row + m, col + 16 * j, range);
     }
+    range.merge<kEpilogue>(g, row + m, col);
   }
 }
 

@@ -66,8 +66,10 @@ void finish_block(const GemmArgs& g, Block at, const BlockScratch& in) {
   const int rows = g.rows - at.row < 32 ? g.rows - at.row : 32;
   for (int r = 0; r < rows; ++r) {
     const int half = r / 16 * 2;
-    finish<kEpilogue>(g, load(in.tile[half][r % 16]), at.row + r, at.col);
-    finish<kEpilogue>(g, load(in.tile[half + 1][r % 16]), at.row + r, at.col + 16);
+    Range range;
+    finish<kEpilogue>(g, load(in.tile[half][r % 16]), at.row + r, at.col, range);
+    finish<kEpilogue>(g, load(in.tile[half + 1][r % 16]), at.row + r, at.col + 16, range);
+    range.merge<kEpilogue>(g, at.row + r, at.col);
   }
 }
 
