@@ -222,20 +222,20 @@ def test_vote_loss_written_out(checkpoint):
     mask = torch.arange(n) < torch.tensor(lengths)[:, None]
     config = LengthConfig.ratio([0.7, 0.7, 0.35], keep_cls=True)
     _, output = model(random_ids(2, n), None, mask, config, (), True)
-    weights = torch.rand(2, n, generator=torch.Generator().manual_seed(0)) / n
+    weights = torch.rand(3, 2, n, generator=torch.Generator().manual_seed(0)) / n
     loss = losses.vote_loss(output, weights, mask, True, margin)
 
     expected = 0.0
     for b in range(2):
         alive = list(range(lengths[b]))
-        for scores, kept in zip(output.scores, output.kept, strict=True):
+        for scores, kept, weight in zip(output.scores, output.kept, weights, strict=True):
             votes = dict(zip(alive, scores[b].tolist(), strict=False))
             stay = [p for p in kept[b].tolist() if p >= 0]
             if len(stay) < len(alive):
                 lowest = min(votes[p] for p in stay if p != 0)
                 for p in alive[1:]:
                     lacking = max(0.0, margin + math.log(lowest) - math.log(votes[p]))
-                    expected += weights[b, p].item() * lacking / 2 / len(output.scores)
+                    expected += weight[b, p].item() * lacking / 2 / len(output.scores)
             alive = stay
     assert expected > 0 and loss.item() == pytest.approx(expected, rel=1e-4)
 
@@ -243,7 +243,7 @@ def test_vote_loss_written_out(checkpoint):
 def test_votes_are_learned_by_the_attention_of_dropping_layers(checkpoint):
     model = open_checkpoint(checkpoint, max_length=48).load_model()
     mask = torch.ones(2, 20, dtype=torch.bool)
-    weights = torch.full((2, 20), 0.05)
+    weights = torch.full((3, 2, 20), 0.05)
     config = LengthConfig.ratio([0.7, 0.7, 0.7])
     for gradient in (False, True):
         model.zero_grad()
@@ -255,14 +255,28 @@ def test_votes_are_learned_by_the_attention_of_dropping_layers(checkpoint):
     assert last.qkv.weight.grad is None or (last.qkv.weight.grad == 0).all()  # drops nothing: 0.7 after 0.7
 
 
-def test_importance_is_the_teachers_probability():
+def test_importance_is_the_teachers_probability_and_at_first_the_question():
     teacher = torch.randn(2, 5, 2, generator=torch.Generator().manual_seed(0))
-    batch = batch_of([[True] * 5, [True] * 3 + [False] * 2])
-    weights = losses.importance(TaskSpec("span-qa", 384), teacher, batch)
-    for b, n in enumerate([5, 3]):
-        expected = (softmax(teacher[b, :n, 0].numpy()) + softmax(teacher[b, :n, 1].numpy())) / 2
-        assert weights[b, :n].numpy() == pytest.approx(expected, rel=1e-5)
-        assert (weights[b, n:] == 0).all()
+    framing = torch.tensor([[True, True, False, False, True], [True, False, True, False, False]])
+    batch = replace(batch_of([[True] * 5, [True] * 3 + [False] * 2]), framing=framing)
+    weights = losses.importance(TaskSpec("span-qa", 384), teacher, batch, 4)
+    for layer in range(4):
+        for b, n in enumerate([5, 3]):
+            expected = (softmax(teacher[b, :n, 0].numpy()) + softmax(teacher[b, :n, 1].numpy())) / 2
+            expected += (0.75, 0.5, 0.25, 0.0)[layer] * framing[b, :n].numpy() / framing[b].sum().item()
+            assert weights[layer][b, :n].numpy() == pytest.approx(expected, rel=1e-5)
+            assert (weights[layer][b, n:] == 0).all()
+
+
+def test_framing_is_all_but_the_context(checkpoint, data):
+    start = Start.open(checkpoint, data, max_length=24)
+    features = start.features(start.tokenizer(data.parent), False)
+    batch = features.batch(np.arange(7))
+    for row in range(7):
+        n = int(batch.mask[row].sum())
+        types, framing = batch.token_type_ids[row, :n], batch.framing[row]
+        assert framing[:n].tolist() == [t == 0 or i == n - 1 for i, t in enumerate(types.tolist())]
+        assert not framing[n:].any()
 
 
 # -------------------------------------------------------------------------------------------- losses

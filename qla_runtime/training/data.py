@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,6 +71,7 @@ class Batch:
         mask: (B, n) bool, True on tokens.
         labels: (B, 2) int64 start and end for span QA, (B,) int64 classes or float32 scores; None without.
         rows: which features these are.
+        framing: (B, n) bool, for span QA: the question and the special tokens; None for other tasks.
     """
 
     input_ids: Tensor
@@ -78,6 +79,7 @@ class Batch:
     mask: Tensor
     labels: Tensor | None
     rows: NDArray[np.int64]
+    framing: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -86,8 +88,9 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
-        moved = (self.input_ids, self.token_type_ids, self.mask, self.labels)
-        return Batch(*(None if t is None else t.to(device, non_blocking=True) for t in moved), self.rows)
+        parts = (self.input_ids, self.token_type_ids, self.mask, self.labels, self.framing)
+        *moved, framing = (None if t is None else t.to(device, non_blocking=True) for t in parts)
+        return Batch(*moved, self.rows, framing)
 
 
 @dataclass(frozen=True)
@@ -98,11 +101,13 @@ class Features:
         ragged: the sequences.
         labels: (N, 2) int64, (N,) int64 or float32, or None, as in :class:`Batch`.
         limit: positions that the model has; batches are not padded beyond.
+        framing: (tokens,) bool for span QA, as in :class:`Batch`; else None.
     """
 
     ragged: Ragged
     labels: NDArray | None
     limit: int
+    framing: NDArray[np.bool_] | None = None
 
     @classmethod
     def of(cls, parts: Sequence[Ragged], labels: NDArray | None, spec: EncoderSpec) -> Features:
@@ -138,7 +143,12 @@ class Features:
         ids[mask] = self.ragged.ids[tokens]
         types[mask] = self.ragged.type_ids[tokens]
         labels = None if self.labels is None else torch.from_numpy(self.labels[rows])
-        return Batch(torch.from_numpy(ids), torch.from_numpy(types), torch.from_numpy(mask), labels, rows)
+        framing = None
+        if self.framing is not None:
+            flags = np.zeros(mask.shape, np.bool_)
+            flags[mask] = self.framing[tokens]
+            framing = torch.from_numpy(flags)
+        return Batch(torch.from_numpy(ids), torch.from_numpy(types), torch.from_numpy(mask), labels, rows, framing)
 
     def plan(self, budget: int, draw: np.random.Generator) -> list[NDArray[np.int64]]:
         """Every feature once, in batches of like lengths and at most ``budget`` tokens, in random order.
@@ -172,6 +182,7 @@ def span_features(
     A window that does not hold the whole answer points to [CLS], its token 0, for both.
     """
     parts: list[Ragged] = []
+    framing: list[NDArray[np.bool_]] = []
     labels: list[tuple[int, int]] = []
     with bar(len(questions), "tokenizing", progress) as shown:
         for part in batches([q.context for q in questions], [q.question for q in questions]):
@@ -183,11 +194,12 @@ def span_features(
                 [q.place for q in chosen],
             )
             parts.append(windows.batch)
+            framing.append(windows.is_context == 0)
             for i, question in enumerate(chosen):
                 for window in range(windows.questions[i], windows.questions[i + 1]):
                     labels.append(windows.locate(i, window, question.start, question.end) or (0, 0))
             shown.update(len(chosen))
-    return Features.of(parts, np.array(labels, np.int64), spec)
+    return replace(Features.of(parts, np.array(labels, np.int64), spec), framing=np.concatenate(framing))
 
 
 def text_features(

@@ -178,7 +178,7 @@ class LengthDrop:
             distance = divergence(task, outputs, target, batch)
             terms, total = {name: distance}, options.distill_weight * distance
             if votes:
-                weights = importance(task, target, batch)
+                weights = importance(task, target, batch, len(inside.scores))
                 lacking = vote_loss(inside, weights, batch.mask, task.keep_cls, options.vote_margin)
                 terms[f"{name}_votes"] = lacking
                 total = total + options.vote_weight * lacking

@@ -6,6 +6,8 @@ classification and regression, (B, H) for embeddings. Everything is computed in 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -67,22 +69,31 @@ def divergence(task: TaskSpec, student: Tensor, teacher: Tensor, batch: Batch) -
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
-def importance(task: TaskSpec, teacher: Tensor, batch: Batch) -> Tensor:
-    """(B, n) float32: the share of a span QA teacher's start and end probability that each token holds."""
-    return _spans(teacher.detach(), batch.mask).softmax(-1).mean(1)
+def importance(task: TaskSpec, teacher: Tensor, batch: Batch, layers: int) -> list[Tensor]:
+    """What each layer should keep, for span QA: per layer (B, n) float32, weights of the original positions.
+
+    The tokens that the teacher would answer with, by their share of its start and end probability; and the
+    question and the special tokens, evenly, with a sum that falls from nearly 1 in the first layer to 0 in the
+    last, where the context has read them.
+    """
+    answer = _spans(teacher.detach(), batch.mask).softmax(-1).mean(1)
+    framing = batch.framing / batch.framing.sum(1, keepdim=True)
+    return [answer + (1 - layer / layers) * framing for layer in range(1, layers + 1)]
 
 
-def vote_loss(output: EncoderOutput, weights: Tensor, mask: Tensor, keep_cls: bool, margin: float) -> Tensor:
+def vote_loss(
+    output: EncoderOutput, weights: Sequence[Tensor], mask: Tensor, keep_cls: bool, margin: float
+) -> Tensor:
     """How far the tokens that matter are from surviving: what teaches attention to vote for them.
 
     A token is dropped where its column sum is among the lowest, and no gradient passes through that choice: the
-    distance of a sub-model's outputs alone never tells a layer that it voted out the answer. Here it costs, in
-    every layer that drops, a token's weight times what its vote lacks, in logarithms, to lead the lowest vote
-    that was kept by ``margin``.
+    distance of a sub-model's outputs alone never tells a layer that it voted out the answer, or the question.
+    Here it costs, in every layer that drops, a token's weight times what its vote lacks, in logarithms, to lead
+    the lowest vote that was kept by ``margin``.
 
     Args:
         output: of a dropping pass with ``score_gradient``.
-        weights: (B, n), of every original position; a sequence's sum is at most 1.
+        weights: per layer that ran (B, n), of every original position.
         mask: (B, n) bool, True on tokens.
         keep_cls: the first token survives without votes.
         margin: in units of log vote.
@@ -90,20 +101,18 @@ def vote_loss(output: EncoderOutput, weights: Tensor, mask: Tensor, keep_cls: bo
     Returns:
         The mean over sequences and layers, a scalar.
     """
-    weights = weights.masked_fill(~mask, 0.0)
-    if keep_cls:
-        weights = weights.index_fill(1, torch.zeros(1, dtype=torch.long, device=weights.device), 0.0)
-    total, real = weights.new_zeros(()), mask
+    total, real = mask.new_zeros((), dtype=torch.float32), mask
     positions = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
-    for scores, kept in zip(output.scores, output.kept, strict=True):
+    for scores, kept, weight in zip(output.scores, output.kept, weights, strict=True):
         survives = kept >= 0
         count = survives.sum(1, keepdim=True)
         ranked = scores.detach().masked_fill(~real, -1.0)
+        here = weight.gather(1, positions) * (real & (count < real.sum(1, keepdim=True)))
         if keep_cls:
             ranked[:, 0] = torch.inf
+            here[:, 0] = 0.0
         lowest = ranked.sort(dim=1, descending=True).values.gather(1, count - 1)
         lacking = F.relu(margin + lowest.clamp_min(_LEAST).log() - scores.clamp_min(_LEAST).log())
-        here = weights.gather(1, positions) * (real & (count < real.sum(1, keepdim=True)))
         total = total + (here * lacking).sum(1).mean()
         positions, real = kept.clamp_min(0), survives
     return total / len(output.scores)
