@@ -1,45 +1,94 @@
-"""Makes the packaged default model: convert, score, and write the scores into the package.
+"""Makes the packaged default model: convert, search, score, and write the scores into the package.
 
-    python recipes/default_model.py CHECKPOINT dev-v1.1.json [--lengths lengths.json] [--training-data "..."]
+    python recipes/default_model.py CHECKPOINT dev-v1.1.json --training-data TEXT [--search RUN] [--master FOLDER]
 
-Calibration sees SQuAD dev articles at odd positions only (dev-select); the scores that the package and its card
-carry are of the even ones (dev-report) and of the whole set. The weights depend on the checkpoint and the
-calibration texts alone, so running this again gives the same bytes.
+Calibration, search and escalation thresholds see SQuAD dev articles at odd positions only (dev-select); the
+accuracies that the package promises are of the even ones (dev-report), which nothing is chosen by. The weights
+depend on the checkpoint alone, so running this again gives the same ones.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from qla_runtime import Engine, LengthConfig, evaluate
+from qla_runtime import Engine, Escalate, LengthConfig, evaluate, policies
 from qla_runtime.convert import convert
 from qla_runtime.convert.card import Provenance
 from qla_runtime.convert.package_writer import check_target, json_bytes, update_package
+from qla_runtime.length import Accuracy
+from qla_runtime.search import SearchOptions, search
+from qla_runtime.search.package import Package
 
-DEFAULT = Path(__file__).resolve().parents[1] / "qla_runtime" / "models" / "minilm-l6-squad"
+ROOT = Path(__file__).resolve().parents[1]
+DEFAULT = ROOT / "qla_runtime" / "models" / "minilm-l6-squad"
+DATA = "SQuAD 1.1 dev, articles at even positions"
+ESCALATION = ("fast", "full")
+ESCALATION_LOSS = 0.25
+"""Points of F1 below ``full`` that escalating may cost, on the articles that the threshold is chosen by."""
+FRONTIER_LOSS = 5.0
+"""Points of F1 below ``full`` beyond which a config of the frontier is not worth offering."""
+
 PROVENANCE = Provenance(
     license="the base model is Apache-2.0; SQuAD 1.1 is by Rajpurkar, Zhang, Lopyrev and Liang, CC BY-SA 4.0",
     base_model="all-MiniLM-L6-v2 (sentence-transformers), Apache-2.0",
     calibration_data="SQuAD 1.1 dev, articles at odd positions (CC BY-SA 4.0)",
 )
+SEARCH = SearchOptions(sample=3000, screen=500, generations=8, population=12, mutations=16, crossovers=16)
+
+Scores = dict[str, dict[str, evaluate.SquadScore]]
+"""By length, then by articles: ``even`` (dev-report) and ``odd`` (dev-select)."""
 
 
-def score(package: Path, dev: Path) -> dict[str, dict[str, evaluate.SquadScore]]:
-    """EM and F1 of every named config, by articles: ``even`` (dev-report) and ``odd`` (dev-select)."""
-    engine = Engine.from_pretrained(package)
-    scores: dict[str, dict[str, evaluate.SquadScore]] = {}
-    for name in engine.lengths:
-        scores[name] = {}
-        for articles in ("even", "odd"):
-            total = len(evaluate.read_squad(dev, articles))
-            with tqdm(total=total, desc=f"{name}, {articles} articles", unit="question") as bar:
-                scores[name][articles] = evaluate.squad(engine, dev, name, articles=articles, progress=bar.update)
-    return scores
+@dataclass(frozen=True)
+class Lengths:
+    """What the package will offer: its named configs, and the frontier that the search drew."""
+
+    named: dict[str, LengthConfig]
+    frontier: list[LengthConfig]
+
+    @classmethod
+    def read(cls, path: Path) -> Lengths:
+        """A file like ``{"balanced": [ratios], "fast": [ratios]}``."""
+        return cls({name: _ratio(values) for name, values in json.loads(path.read_text()).items()}, [])
+
+    @classmethod
+    def search(cls, checkpoint: str, dev: Path, run: Path) -> Lengths:
+        """Searches on dev-select with a package of its own, so that the default appears once, complete."""
+        with tempfile.TemporaryDirectory() as folder:
+            package = Path(folder) / DEFAULT.name
+            convert(checkpoint, package, dev, name=DEFAULT.name, articles="odd", provenance=PROVENANCE)
+            found = search(package, dev, SEARCH, run=run)
+        named = {name: _ratio(entry["values"]) for name, entry in found["configs"].items() if name != "full"}
+        worthwhile = [entry for entry in found["frontier"] if entry["loss"] <= FRONTIER_LOSS]
+        return cls(named, [_ratio(entry["values"]) for entry in worthwhile])
+
+
+def _ratio(values: Iterable[float]) -> LengthConfig:
+    return LengthConfig.ratio(values, keep_cls=True)
+
+
+def measure(engine: Engine, dev: Path, name: str, length: object, articles: str) -> evaluate.SquadScore:
+    """EM, F1 and MACs at one length, with a progress bar."""
+    total = len(evaluate.read_squad(dev, articles))
+    with tqdm(total=total, desc=f"{name}, {articles} articles", unit="question") as bar:
+        return evaluate.squad(engine, dev, length, articles=articles, progress=bar.update)
+
+
+def score(engine: Engine, dev: Path, lengths: dict[str, object]) -> Scores:
+    """Every length on both halves of the set."""
+    return {
+        name: {articles: measure(engine, dev, name, length, articles) for articles in ("even", "odd")}
+        for name, length in lengths.items()
+    }
 
 
 def whole(parts: dict[str, evaluate.SquadScore], what: str) -> float:
@@ -48,13 +97,14 @@ def whole(parts: dict[str, evaluate.SquadScore], what: str) -> float:
     return sum(getattr(part, what) * part.questions for part in parts.values()) / questions
 
 
-def score_section(scores: dict[str, dict[str, evaluate.SquadScore]]) -> str:
+def score_section(scores: Scores) -> str:
     """The card's table of scores."""
     lines = [
         "## Scores",
         "",
         "SQuAD 1.1 dev, INT8, windows of 384 tokens sharing 128; dev-report is the articles at even positions,",
-        "which no decision looked at. Print them with `qla eval squad dev-v1.1.json --length NAME`.",
+        "which no decision looked at. Print them with `qla eval squad dev-v1.1.json --length NAME`",
+        "(or `--escalate CHEAP:DEAR`). MACs count real lengths.",
         "",
         "| length | EM | F1 | F1, dev-report | MACs per question, of full |",
         "|---|---|---|---|---|",
@@ -68,48 +118,87 @@ def score_section(scores: dict[str, dict[str, evaluate.SquadScore]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_scores(package: Path, scores: dict[str, dict[str, evaluate.SquadScore]]) -> None:
-    """Adds accuracies to length_configs.json and the table to the card; the package is replaced at once."""
+def accuracy(f1: float) -> Accuracy:
+    """What the package promises."""
+    return Accuracy("f1", round(f1, 2), DATA)
+
+
+def finish(package: Path, dev: Path, frontier: list[LengthConfig]) -> Scores:
+    """Measures, and writes what was measured: accuracies, the frontier, the threshold, the card's table."""
+    engine = Engine.from_pretrained(package)
+    cheap, dear = ESCALATION
+    questions = evaluate.read_squad(dev, "odd")
+    threshold = round(policies.calibrate_escalation(engine, questions, cheap, dear, ESCALATION_LOSS), 4)
+    escalate = f"escalate {cheap}:{dear}:{threshold:g}"
+    scores = score(
+        engine, dev, {name: name for name in engine.lengths} | {escalate: Escalate(cheap, dear, threshold)}
+    )
+
+    named = {n: (engine.lengths[n].config, accuracy(scores[n]["even"].f1)) for n in engine.lengths}
+    measured = []
+    for number, config in enumerate(frontier, 1):
+        found = measure(engine, dev, f"frontier, {number} of {len(frontier)}", config, "even")
+        measured.append((config, accuracy(found.f1)))
+    Package(package).write_lengths(named, measured)
+
     lengths = json.loads((package / "length_configs.json").read_text())
-    for entry in lengths["configs"]:
-        entry["accuracy"] = {
-            "metric": "f1",
-            "value": round(scores[entry["name"]]["even"].f1, 2),
-            "data": "SQuAD 1.1 dev, articles at even positions",
-        }
+    promised = vars(accuracy(scores[escalate]["even"].f1))
+    lengths["escalations"] = [{"cheap": cheap, "dear": dear, "threshold": threshold, "accuracy": promised}]
     head, tail = (package / "README.md").read_text().split("## Length configs", 1)
     card = f"{head}{score_section(scores)}\n## Length configs{tail}"
     update_package(package, {"length_configs.json": json_bytes(lengths), "README.md": card.encode()})
+    return scores
+
+
+def keep_master(checkpoint: Path, folder: Path, trained_on: str, scores: Scores) -> None:
+    """Copies the half-precision checkpoint: re-quantization and later training start from it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(checkpoint, folder)
+    em, f1 = whole(scores["full"], "exact_match"), whole(scores["full"], "f1")
+    card = f"""# minilm-l6-squad, the master
+
+The half-precision Hugging Face checkpoint that the packaged default model was converted from. Not in the wheel.
+
+- Base model: {PROVENANCE.base_model}
+- Training data: {trained_on}
+- Licence and attribution: {PROVENANCE.license}
+- SQuAD 1.1 dev, converted to INT8, every token kept: EM {em:.2f}, F1 {f1:.2f}
+
+[recipes/default_model.py](../../recipes/default_model.py) makes the package from it; the scores of every length
+config are on the [package's card](../../qla_runtime/models/minilm-l6-squad/README.md); how it was trained is in
+[docs/training.md](../../docs/training.md).
+"""
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint")
+    parser.add_argument("checkpoint", type=Path)
     parser.add_argument("dev", type=Path, help="SQuAD 1.1 dev-v1.1.json")
     parser.add_argument("--out", type=Path, default=DEFAULT)
-    parser.add_argument("--lengths", type=Path, help='JSON: {"balanced": [ratios], "fast": [ratios]}')
-    parser.add_argument(
-        "--training-data",
-        default="SQuAD 1.1 train (Rajpurkar et al., 2016), one epoch, plain fine-tuning",
-        help="for the card",
-    )
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--search", type=Path, metavar="RUN", help="search length configs; RUN is its folder")
+    choice.add_argument("--lengths", type=Path, help='JSON: {"balanced": [ratios], "fast": [ratios]}')
+    parser.add_argument("--master", type=Path, metavar="FOLDER", help="also keep the checkpoint here")
+    parser.add_argument("--training-data", required=True, help="for the cards: data, recipe, steps, time")
     args = parser.parse_args()
     args.out = check_target(args.out)
-    lengths = None
-    if args.lengths:
-        named = json.loads(args.lengths.read_text())
-        lengths = {name: LengthConfig.ratio(values, keep_cls=True) for name, values in named.items()}
+    if args.search:
+        lengths = Lengths.search(args.checkpoint, args.dev, args.search)
+    else:
+        lengths = Lengths.read(args.lengths) if args.lengths else None
     convert(
         args.checkpoint,
         args.out,
         args.dev,
         name=DEFAULT.name,
         articles="odd",
-        length_configs=lengths,
+        length_configs=lengths.named if lengths else None,
         provenance=Provenance(**{**vars(PROVENANCE), "training_data": args.training_data}),
     )
-    scores = score(args.out, args.dev)
-    write_scores(args.out, scores)
+    scores = finish(args.out, args.dev, lengths.frontier if lengths else [])
+    if args.master:
+        keep_master(args.checkpoint, args.master, args.training_data, scores)
     print(score_section(scores), file=sys.stderr)
 
 

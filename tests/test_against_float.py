@@ -2,7 +2,8 @@
 
 The float side is written here, in PyTorch, from docs/architecture.md's length semantics and the Hugging Face
 checkpoint's own tensor names; it shares nothing with qla_runtime. It needs the checkpoint that the default
-package was converted from (QLA_CHECKPOINT) and SQuAD dev (QLA_DATA); without them it skips and says so.
+package was converted from (models/, or QLA_CHECKPOINT) and SQuAD dev (QLA_DATA); without them it skips and says
+so.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ torch = pytest.importorskip("torch", reason="the float reference needs torch (pi
 safetensors = pytest.importorskip("safetensors.torch", reason="reads the float checkpoint")
 tokenizers = pytest.importorskip("tokenizers")
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-CHECKPOINT = Path(os.environ.get("QLA_CHECKPOINT", SHARED / "models" / "minilm-l6-squad"))
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+CHECKPOINT = Path(os.environ.get("QLA_CHECKPOINT", ROOT / "models" / "minilm-l6-squad"))
 SQUAD = Path(os.environ.get("QLA_DATA", SHARED / "data")) / "squad1.1.tar.xz"
 FEATURES = 200
 
