@@ -1,27 +1,23 @@
-"""The whole encoder by pytest-benchmark, over shapes.txt, at full length and with a length config.
+"""The whole encoder by pytest-benchmark: every case of shapes.txt, with all its length configs.
 
-    pytest bench --benchmark-json=encoder.json
+    pytest bench/test_encoder.py --benchmark-json=encoder.json
 
-`extra_info` carries what a number needs beside it: instruction set, threads, MACs. QLA_PACKAGE and QLA_THREADS
-choose another package and thread count. Ratios against other runtimes come from peers.py, not from here.
+`extra_info` carries what a number needs beside it. QLA_PACKAGE and QLA_THREADS choose another package and thread
+count; QLA_SQUAD (dev-v1.1.json) and QLA_STS (sts-test.csv) give the real texts. Ratios against other runtimes come
+from `qla bench peers`, not from here.
 """
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-import numpy as np
 import pytest
 
-from qla_runtime import Engine, LengthConfig, _core
+from bench import workloads
+from bench.worker.runtimes import parse_length
+from qla_runtime import Engine, InputError, _core
 
-SHAPES = [
-    tuple(int(x) for x in line.split("x"))
-    for line in (Path(__file__).parent / "shapes.txt").read_text().splitlines()
-    if line and not line.startswith("#")
-]
-PUBLISHED = (315, 251, 242, 159, 142, 33)  # QuaLA-MiniLM's headline config at 384 tokens
+RUNS = [(case, length) for case in workloads.read() for length in ("full", *case.lengths)]
 
 
 @pytest.fixture(scope="session")
@@ -31,15 +27,22 @@ def engine() -> Engine:
     )
 
 
-@pytest.mark.parametrize("keep", ["full", "published"])
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")
-def test_encoder(benchmark, engine: Engine, shape: tuple[int, int], keep: str) -> None:
-    if keep == "published" and engine.layers != len(PUBLISHED):
-        pytest.skip(f"the published config is for 6 layers; this model has {engine.layers}")
-    length = "full" if keep == "full" else LengthConfig.ratio([k / 384 for k in PUBLISHED])
-    ids = np.random.default_rng(0).integers(1000, engine._info["vocab_size"] - 1, shape)
-    output = engine.forward(ids, length=length)
+@pytest.mark.parametrize(("case", "length"), RUNS, ids=[f"{case.name}-{length}" for case, length in RUNS])
+def test_encoder(benchmark, engine: Engine, case: workloads.Case, length: str) -> None:
+    config = parse_length(length)
+    try:
+        batches = workloads.batches(case, engine, os.environ.get("QLA_SQUAD"), os.environ.get("QLA_STS"))
+        macs = sum(int(engine.forward(rows, length=config).macs.sum()) for rows in batches)
+    except InputError as error:  # no such file, or no such config in this package
+        pytest.skip(str(error))
+    sequences = sum(map(len, batches))
+    tokens = sum(len(row) for rows in batches for row in rows)
     benchmark.extra_info.update(
-        isa=_core.available_isas()[-1], threads=engine.num_threads, macs=int(sum(output.macs)), length=keep
+        isa=_core.available_isas()[-1],
+        threads=engine.num_threads,
+        sequences=sequences,
+        tokens=tokens,
+        macs=macs,
+        length=length,
     )
-    benchmark(engine.forward, ids, length=length)
+    benchmark(lambda: [engine.forward(rows, length=config) for rows in batches])

@@ -26,6 +26,7 @@ from qla_runtime import (
     LengthConfig,
     MaxLoss,
     QlaError,
+    UnsupportedError,
     __version__,
     evaluate,
     render,
@@ -374,6 +375,7 @@ def _parser() -> argparse.ArgumentParser:
 
     find = add("search", _search, [output], "find the length configs worth having, by evolution")
     searching.add_arguments(find)
+    _add_bench(commands)
     return parser
 
 
@@ -435,6 +437,33 @@ def _add_convert(add: Callable[..., argparse.ArgumentParser], output: argparse.A
     )
     convert.add_argument(
         "--articles", choices=("all", "odd"), default="all", help="articles of a SQuAD file to calibrate on"
+    )
+
+
+def _add_bench(commands: Any) -> None:
+    """The benchmarks are in bench/ of a source checkout, which an installed package does not bring."""
+    text = "measure speed, beside other runtimes too (needs a source checkout)"
+    root = Path(__file__).resolve().parents[1]
+    if (root / "bench" / "command.py").is_file():
+        sys.path.insert(0, str(root))
+        try:
+            from bench import command as benchmarks
+        finally:
+            sys.path.remove(str(root))
+        bench = commands.add_parser("bench", help=text, description="Measure speed.")
+        bench.set_defaults(command=benchmarks.run)
+        benchmarks.add_arguments(bench)
+        return
+    # Without its options every argument is just a word, so that all calls get the one helpful sentence.
+    bench = commands.add_parser("bench", help=text, prefix_chars="\0", add_help=False)
+    bench.add_argument("words", nargs="*")
+    bench.set_defaults(command=_bench_is_elsewhere)
+
+
+def _bench_is_elsewhere(_: argparse.Namespace) -> NoReturn:
+    raise UnsupportedError(
+        "qla bench runs from a source checkout only: clone the repository, pip install -e '.[bench]' there, and "
+        "call its qla"
     )
 
 

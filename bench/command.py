@@ -1,0 +1,135 @@
+"""``qla bench``: arguments and words."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+PEERS_EPILOG = """\
+Peers run in processes of their own, each in the interpreter that --peer-python gives it; what each needs is in
+bench/requirements-peers.txt. One that cannot be imported is reported as absent, with the reason. Report figures of
+an idle machine only.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """``qla bench {kernels,encoder,peers}``."""
+    kinds = parser.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
+    report = argparse.ArgumentParser(add_help=False)
+    output = report.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print JSON, and nothing else, on standard output")
+    output.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
+    report.add_argument(
+        "--isa", metavar="ISA", help="go no higher than avx2, avxvnni, avx512vnni or amx; peers too"
+    )
+    cases = argparse.ArgumentParser(add_help=False)
+    cases.add_argument("--cases", nargs="+", metavar="CASE", help="of bench/shapes.txt (default: all)")
+    cases.add_argument("--threads", type=int, metavar="N", help="per call (default: what this process may use)")
+    cases.add_argument("--squad", metavar="FILE", help="dev-v1.1.json, for the cases squad and squad-sorted")
+    cases.add_argument("--sts", metavar="FILE", help="sts-test.csv, for the cases sts and sts-sorted")
+
+    kernels = kinds.add_parser(
+        "kernels", parents=[report], help="every kernel on one core, as a share of that core's dot-product peak",
+        description="Build and run kernel_bench: every kernel, every instruction set present, one core.",
+    )  # fmt: skip
+    _add_rounds(kernels, 9)
+    kernels.add_argument("--build", type=Path, metavar="FOLDER", help="of CMake (default: build/bench)")
+    kernels.set_defaults(benchmark=_kernels)
+
+    encoder = kinds.add_parser(
+        "encoder", parents=[report, cases], help="the whole encoder: shapes, real texts, length configs, streams",
+        description="Time the whole encoder on the cases of bench/shapes.txt.",
+    )  # fmt: skip
+    _add_rounds(encoder, 15)
+    encoder.add_argument("--model", help="package folder or hub id (default: the packaged SQuAD model)")
+    encoder.set_defaults(benchmark=_encoder)
+
+    peers = kinds.add_parser(
+        "peers", parents=[report, cases], help="the same weights in other runtimes, round by round",
+        description="Time the same weights and token ids in other runtimes, interleaved with ours.",
+        epilog=PEERS_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    _add_rounds(peers, 15)
+    peers.add_argument("--checkpoint", required=True, metavar="FOLDER", help="Hugging Face folder that peers load")
+    peers.add_argument(
+        "--package", metavar="FOLDER", help="the same weights as a qla package (default: the packaged model)"
+    )
+    peers.add_argument("--peers", nargs="*", metavar="PEER", help="which (default: all)")
+    peers.add_argument(
+        "--peer-python", action="append", default=[], metavar="[PEER=]PATH",
+        help="interpreter of a peer (ipex-int8, or ipex for all that begin so), or of all; repeatable",
+    )  # fmt: skip
+    peers.add_argument("--openings", type=int, default=3, metavar="N", help="fresh starts each (default: 3)")
+    peers.add_argument(
+        "--case-seconds", type=float, default=180.0, metavar="S",
+        help="begin no round of a case after so long, but three in any case (default: 180)",
+    )  # fmt: skip
+    peers.add_argument(
+        "--artifacts", metavar="FOLDER",
+        help="keep converted models here and use them again; empty it when the checkpoint changes",
+    )  # fmt: skip
+    peers.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="write report.json, report.md and the plots here"
+    )
+    peers.set_defaults(benchmark=_peers)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the benchmark that the arguments of :func:`add_arguments` name, and prints its report."""
+    record, text = arguments.benchmark(arguments)
+    print(json.dumps(record, indent=1) if arguments.json else text)
+
+
+def _add_rounds(parser: argparse.ArgumentParser, default: int) -> None:
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=default,
+        metavar="N",
+        help="interleaved; figures are medians (default: %(default)s)",
+    )
+
+
+def _kernels(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from bench import kernels, report
+
+    folder = arguments.build or kernels.BUILD
+    record = kernels.record(folder, rounds=arguments.rounds, isa=arguments.isa)
+    return record, report.kernels_text(record, arguments.markdown)
+
+
+def _encoder(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from bench import encoder, report
+
+    names = ("model", "threads", "isa", "cases", "rounds", "squad", "sts")
+    record = encoder.record(**{name: getattr(arguments, name) for name in names})
+    return record, report.encoder_text(record, arguments.markdown)
+
+
+def _peers(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from bench import peers, report
+
+    options = peers.Options(
+        checkpoint=arguments.checkpoint,
+        package=arguments.package,
+        peers=peers.PEERS if arguments.peers is None else arguments.peers,
+        pythons=arguments.peer_python,
+        cases=arguments.cases,
+        threads=arguments.threads,
+        isa=arguments.isa,
+        rounds=arguments.rounds,
+        openings=arguments.openings,
+        case_seconds=arguments.case_seconds,
+        squad=arguments.squad,
+        sts=arguments.sts,
+        artifacts=arguments.artifacts,
+    )
+    record = peers.compare(options)
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        (arguments.out / "report.json").write_text(json.dumps(record, indent=1) + "\n")
+        (arguments.out / "report.md").write_text(report.peers_text(record, markdown=True) + "\n")
+        report.draw(record, arguments.out)
+    return record, report.peers_text(record, arguments.markdown)

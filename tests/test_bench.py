@@ -1,0 +1,234 @@
+"""The benchmarks' own machinery, on canned measurements and on a tiny package: no figure here means anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from package_tools import tiny_package
+
+from qla_runtime import Engine, InputError, cli
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # bench/ is no part of an installed package
+from bench import peers, report, workloads  # noqa: E402
+
+RECORD = {
+    "machine": {"cpu": "Canned CPU"},
+    "machine_in_words": "Canned CPU, 2 CPUs",
+    "model": "canned",
+    "threads": 2,
+    "isa": None,
+    "kernels": {"gemm_u8s8": "gemm_u8s8_amx"},
+    "accuracy": {
+        "full": {"metric": "f1", "value": 84.0, "data": "dev"},
+        "fast": {"metric": "f1", "value": 80.0, "data": "dev"},
+        "never-run": {"metric": "f1", "value": 70.0, "data": "dev"},
+    },
+    "peers": ["slow", "quick"],
+    "versions": {"slow": {"torch": "2.8.0"}, "quick": {"torch": "2.13.0"}},
+    "opening": {"qla": {"import_load_ms": [30, 20, 22], "first_call_ms": [5, 4, 6], "peak_rss_mb": [58, 58, 59]}},
+    "times": {
+        "1x32": {"qla": [1.0, 9.0, 1.1], "slow": [4.0, 4.0, 4.0]},
+        "1x384": {
+            "qla": [6.0, 6.2, 50.0],
+            "qla fast": [3.1, 3.1, 3.1],
+            "slow": [20, 20, 21],
+            "quick": [12.4, 3, 13],
+        },
+    },
+    "absent": {"gone": "ModuleNotFoundError: No module named 'gone'"},
+    "refused": {"quick": {"1x32": "too short for it", "8x128": "too short for it"}},
+}
+
+
+def cells(text: str, name: str) -> list[str]:
+    """The figures of a table's line."""
+    line = next(line for line in text.splitlines() if line.startswith(f"| {name} "))
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+class TestReport:
+    def test_medians_and_ratios_to_the_fastest_peer(self) -> None:
+        text = report.peers_text(RECORD, markdown=True)
+        assert cells(text, "case") == ["qla", "slow", "quick", "fastest peer", "ratio"]
+        assert cells(text, "1x384") == ["6.20", "20.0", "12.4", "quick", "2.00x"]
+
+    def test_a_length_config_is_compared_with_the_peers_whole_encoder(self) -> None:
+        assert cells(report.peers_text(RECORD, markdown=True), "1x384 fast")[0] == "3.10"
+        assert cells(report.peers_text(RECORD, markdown=True), "1x384 fast")[-2:] == ["quick", "4.00x"]
+
+    def test_what_was_not_measured_is_a_dash_and_a_sentence(self) -> None:
+        text = report.peers_text(RECORD, markdown=True)
+        assert cells(text, "1x32") == ["1.10", "4.00", "-", "slow", "3.64x"]
+        assert "gone is absent: ModuleNotFoundError: No module named 'gone'" in text
+        assert "quick did not run 1x32, 8x128: too short for it" in text
+
+    def test_no_peer_at_all(self) -> None:
+        text = report.peers_text(RECORD | {"peers": []}, markdown=True)
+        assert cells(text, "1x32") == ["1.10", "-", "-"]
+
+    def test_says_what_the_figures_were_taken_with(self) -> None:
+        text = report.peers_text(RECORD | {"isa": "avx2"}, markdown=False)
+        for words in ("Canned CPU", "2 threads", "3 interleaved rounds", "capped to avx2", "gemm_u8s8_amx"):
+            assert words in text
+        assert "- slow: torch 2.8.0\n- quick: torch 2.13.0" in text
+
+    def test_opening_shows_medians(self) -> None:
+        assert cells(report.peers_text(RECORD, markdown=True), "qla")[-3:] == ["22", "5", "58"]
+
+    def test_accuracy_against_latency_has_the_configs_that_were_run(self) -> None:
+        assert report.accuracy_points(RECORD) == {"full": (6.2, 84.0), "fast": (3.1, 80.0)}
+
+    def test_plots(self, tmp_path) -> None:
+        pytest.importorskip("matplotlib")
+        assert [path.name for path in report.draw(RECORD, tmp_path)] == ["speed.png", "accuracy.png"]
+        assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
+
+    def test_kernels_as_a_share_of_the_peak_of_their_instruction_set(self) -> None:
+        kernels = [
+            {"operation": "peak", "case": "registers", "isa": "amx", "macs": 4000, "bytes": 0, "ns": [1, 2, 9]},
+            {"operation": "gemm", "case": "a", "isa": "amx", "macs": 1000, "bytes": 30, "ns": [1]},
+            {"operation": "gemm", "case": "a", "isa": "ref", "macs": 1000, "bytes": 30, "ns": [100]},
+        ]
+        text = report.kernels_text({"machine_in_words": "Canned CPU", "kernels": kernels}, markdown=True)
+        lines = [line for line in text.splitlines() if line.startswith("| gemm a")]
+        assert [line.split("|")[-2].strip() for line in lines] == ["50%", "-"]
+        assert [line.split("|")[4].strip() for line in lines] == ["2.000", "0.020"]
+
+    def test_throughput_is_relative_to_one_thread_and_one_stream(self) -> None:
+        found = [
+            {"case": "8x384", "threads": 1, "streams": 1, "sequences_per_second": [50, 52, 51]},
+            {"case": "8x384", "threads": 2, "streams": 1, "sequences_per_second": [99, 102, 103]},
+        ]
+        text = report.throughput_table(found, markdown=True)
+        assert [line.split("|")[-2].strip() for line in text.splitlines()[2:]] == ["1.00x", "2.00x"]
+
+
+class TestShapes:
+    def test_the_file_itself(self) -> None:
+        cases = {case.name: case for case in workloads.read()}
+        assert cases["8x384"].shape == (8, 384)
+        assert cases["8x384"].lengths == ("balanced", "fast", "315,251,242,159,142,33")
+        assert cases["squad"].shape is None
+
+    def test_comments_and_empty_lines(self) -> None:
+        assert workloads.parse("# all\n\n1x2 fast # small\n") == [workloads.Case("1x2", ("fast",))]
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("1x32\n8by128", "line 2: '8by128' is no case; use BATCHxTOKENS"),
+            ("0x32", "out of range"),
+            ("1x513", "1 to 512 tokens"),
+            ("glue", "squad, squad-sorted, sts, sts-sorted"),
+            ("1x32\n1x32 fast", "line 2: '1x32' is there already"),
+            ("1x32 315;251", "'315;251'; use a name, or counts"),
+            ("# nothing", "there is no case"),
+        ],
+    )
+    def test_errors_name_the_line_and_the_remedy(self, text: str, words: str) -> None:
+        with pytest.raises(InputError) as error:
+            workloads.parse(text)
+        assert str(error.value).startswith("shapes.txt: ") and words in str(error.value)
+
+    def test_an_unknown_choice(self) -> None:
+        with pytest.raises(InputError, match="no case 3x3"):
+            workloads.read(["1x32", "3x3"])
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory) -> Path:
+    return Path(tiny_package("span-qa").save(tmp_path_factory.mktemp("bench") / "tiny"))
+
+
+class TestBatches:
+    def test_the_same_ids_each_time_and_never_padding(self, package: Path) -> None:
+        engine = Engine.from_pretrained(package)
+        first, second = (workloads.batches(workloads.Case("2x5"), engine, None, None) for _ in range(2))
+        assert np.array_equal(first, second) and np.shape(first) == (1, 2, 5)
+        assert np.min(first) > 0
+
+    def test_real_texts_need_their_file(self, package: Path) -> None:
+        with pytest.raises(InputError, match="squad-sorted needs --squad FILE"):
+            workloads.batches(workloads.Case("squad-sorted"), Engine.from_pretrained(package), None, None)
+
+
+class TestPeers:
+    def test_one_run(self, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Ours for real; one peer whose interpreter cannot import it, one without an interpreter, one uncapped."""
+        broken = tmp_path / "python"
+        broken.write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'openvino'\" >&2\nexit 1\n")
+        broken.chmod(0o755)
+        monkeypatch.setattr(workloads, "SHAPES", tmp_path / "shapes.txt")
+        monkeypatch.setattr(peers, "FIRST_CALL", "1x4")
+        monkeypatch.setattr(peers, "PAUSE", 0)
+        workloads.SHAPES.write_text("1x4 nonsense\n2x8\nsts\n")
+        options = peers.Options(
+            checkpoint="none",
+            package=str(package),
+            peers=["openvino-int8", "torch-fp32", "onnxruntime-int8"],
+            pythons=[f"openvino={broken}", f"torch-fp32={tmp_path / 'nowhere'}"],
+            threads=1,
+            rounds=2,
+            openings=1,
+            turn_seconds=0,
+            isa=next((isa for isa in peers.ISAS if isa in peers._core.available_isas()), None),
+        )
+        record = peers.compare(options)
+        assert {case: list(runners) for case, runners in record["times"].items()} == {
+            "1x4": ["qla"],
+            "2x8": ["qla"],
+        }
+        assert [len(runners["qla"]) for runners in record["times"].values()] == [2, 2]
+        assert record["absent"]["openvino-int8"] == "ModuleNotFoundError: No module named 'openvino'"
+        assert "nowhere cannot be started" in record["absent"]["torch-fp32"]
+        if options.isa:
+            assert "cannot be capped" in record["absent"]["onnxruntime-int8"]
+        assert "nonsense" in record["refused"]["qla nonsense"]["1x4"]
+        assert record["refused"]["everybody"] == {"sts": "the case sts needs --sts FILE"}
+        assert record["opening"]["qla"]["peak_rss_mb"][0] > 1
+        assert "gemm_u8s8" in record["kernels"]
+        assert str(package) not in json.dumps(record["explain"])
+        report.peers_text(record, markdown=True)
+
+    def test_a_worker_that_ends_is_absent_from_there_on(self) -> None:
+        command = [sys.executable, "-c", "print('{}', flush=True); input(); raise MemoryError('too large')"]
+        worker = peers.Worker(command, os.environ)
+        with pytest.raises(peers.Absent, match="MemoryError: too large"):
+            worker.ask("1x4")
+        worker.close()
+
+    def test_interpreters(self) -> None:
+        pythons = ["ipex=/ipex", "/all", "openvino-bf16=/bf16"]
+        chosen = {
+            name: peers.interpreter(name, pythons) for name in ("ipex-int8", "openvino-bf16", "openvino-int8")
+        }
+        assert chosen == {"ipex-int8": "/ipex", "openvino-bf16": "/bf16", "openvino-int8": "/all"}
+        assert peers.interpreter("torch-fp32", ["ipex=/ipex"]) == sys.executable
+
+    def test_caps(self) -> None:
+        ours = peers.environment("qla", 2, "avxvnni")
+        assert (ours["QLA_MAX_ISA"], ours["ONEDNN_MAX_CPU_ISA"], ours["OMP_NUM_THREADS"]) == (
+            "avxvnni",
+            "AVX2_VNNI",
+            "2",
+        )
+        assert peers.environment("ipex-int8", 2, "avxvnni")["ATEN_CPU_CAPABILITY"] == "avx2_vnni"
+        with pytest.raises(peers.Absent, match="MLAS"):
+            peers.environment("onnxruntime-int8", 2, "avx2")
+
+
+class TestCommand:
+    def test_unknown_peers_are_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["bench", "peers", "--checkpoint", "none", "--peers", "tvm"]) == 2
+        assert "no peer tvm; use openvino-int8" in capsys.readouterr().err
+
+    def test_outside_a_checkout(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cli, "__file__", "/somewhere/site-packages/qla_runtime/cli.py")
+        assert cli.main(["bench", "kernels", "--rounds", "3"]) == 2
+        assert "source checkout" in capsys.readouterr().err
