@@ -8,7 +8,7 @@ from qla_runtime import Engine, LengthConfig
 
 context = (Path(__file__).parents[1] / "paragraph.txt").read_text()
 questions = [
-    "What did Smeaton use to bind the blocks of granite?",
+    "What mortar did Smeaton rediscover?",
     "What set fire to the lantern?",
     "When was the tower in use today lit?",
 ]
