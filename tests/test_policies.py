@@ -613,7 +613,7 @@ def test_calibration_keeps_the_loss_on_its_data(tiny):
     [
         (LatencyBudget(5), "LatencyBudget(ms=5)"),
         (MaxLoss(0.5), "MaxLoss(points=0.5)"),
-        (Escalate("fast", "full"), "Escalate(cheap='fast', dear='full', threshold=0.5)"),
+        (Escalate("fast", "full"), "Escalate(cheap='fast', dear='full', threshold=None)"),
     ],
 )
 def test_policies_are_values(policy, shown):

@@ -160,7 +160,10 @@ def test_pieces_are_the_text(engine, context):
         parts = {part.kind: part.pieces for part in found.parts(run)}
         assert "".join(piece.text for piece in parts["question"]) == found.question
         assert "".join(piece.text for piece in parts["context"]) == context
-        assert "".join(piece.text for piece in parts["context"] if piece.is_answer) == run.answer
+        # An accent that the answer ends before is marked with its letter.
+        accents = "".join(map(chr, range(0x300, 0x370)))
+        marked = "".join(piece.text for piece in parts["context"] if piece.is_answer)
+        assert marked.startswith(run.answer) and not marked[len(run.answer) :].strip(accents)
         tokenless = "".join(piece.text for piece in parts["context"] if piece.depth is None)
         assert not any(character.isalnum() for character in tokenless)
 

@@ -292,6 +292,8 @@ def _pieces(text: str, fates: Iterable[tuple[Token, int]], start: int, end: int)
         # Accents and joiners that the tokenizer drops or splits off are drawn with what they modify.
         if unicodedata.combining(text[i]) or (fate[i] == none and not text[i].isspace()):
             fate[i] = fate[i - 1]
+    while start < end < len(text) and unicodedata.combining(text[end]):
+        end += 1
     known = np.flatnonzero(fate != none)
     for before, after in zip(known[:-1], known[1:], strict=True):
         if fate[before] == fate[after]:  # white space between equals is no border

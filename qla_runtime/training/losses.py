@@ -115,7 +115,7 @@ def vote_loss(
         lacking = F.relu(margin + lowest.clamp_min(_LEAST).log() - scores.clamp_min(_LEAST).log())
         total = total + (here * lacking).sum(1).mean()
         positions, real = kept.clamp_min(0), survives
-    return total / len(output.scores)
+    return total / max(1, len(output.scores))  # LayerDrop may leave every layer out
 
 
 def _spans(outputs: Tensor, mask: Tensor) -> Tensor:
