@@ -169,35 +169,35 @@ def test_nothing_is_measured_twice_and_only_accepted_children_count():
         judged.append(sum(genome) >= 30)
         return judged[-1]
 
-    start = [space.full, space.smallest, *space.spaced(sum, 5), space.full]
+    start = dict.fromkeys([space.full, space.smallest, *space.spaced(sum, 5)], "constant")
     points = evolve(space, start, accept, measure, Plan(4, 6, 3, 0))
     assert [point.genome for point in points] == seen and len(set(seen)) == len(seen)
     born = [point for point in points if point.origin != "constant"]
-    assert len(points) - len(born) == len(set(start))
+    assert len(points) - len(born) == len(start)
     assert [point.origin for point in born] == 4 * (6 * ["mutation"] + 3 * ["crossover"])
     assert all(sum(point.genome) >= 30 for point in born) and judged.count(False) > 0
 
 
 def test_evolution_beats_where_it_began():
     space = Space(3, 16, 1, 0.5)
-    start = [space.full, space.smallest, *space.spaced(sum, 4)]
+    start = dict.fromkeys([space.full, space.smallest, *space.spaced(sum, 4)], "constant")
     points = evolve(space, start, lambda genome: True, toy, Plan(12, 8, 8, 0))
-    began, ended = frontier(points[: len(set(start))]), frontier(points)
+    began, ended = frontier(points[: len(start)]), frontier(points)
     assert len(ended) > len(began)
     assert all(any(b.cost <= a.cost and b.accuracy >= a.accuracy for b in ended) for a in began)
 
 
 def test_more_generations_begin_with_those_of_fewer():
     space = Space(3, 16, 1, 0.5)
-    short, long = (
-        evolve(space, [space.full, space.smallest], lambda _: True, toy, Plan(n, 4, 4, 7)) for n in (2, 5)
-    )
+    start = {space.full: "constant", space.smallest: "constant"}
+    short, long = (evolve(space, start, lambda _: True, toy, Plan(n, 4, 4, 7)) for n in (2, 5))
     assert long[: len(short)] == short
 
 
 def test_an_exhausted_space_ends_the_search():
     space = Space(2, 3, 1, 0.5)
-    points = evolve(space, [space.full, space.smallest], lambda _: True, toy, Plan(30, 10, 10, 0))
+    start = {space.full: "constant", space.smallest: "constant"}
+    points = evolve(space, start, lambda _: True, toy, Plan(30, 10, 10, 0))
     assert sorted(point.genome for point in points) == [(1, 1), (2, 1), (2, 2), (3, 1), (3, 2), (3, 3)]
 
 
@@ -386,6 +386,17 @@ def test_the_frontier_is_drawn(package, data, tmp_path):
     assert (tmp_path / "run" / "frontier.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_given_configs_are_measured_first(package, data, tmp_path):
+    """To the grid's nearest step; and one that no constant rate comes near is found again on the frontier."""
+    options = replace(OPTIONS, start=((1.0, 0.49, 0.07), (1.0, 1.0, 1.0)), generations=0)
+    run(package, data, tmp_path / "run", options)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()]
+    assert (lines[0]["genome"], lines[0]["origin"]) == ([16, 8, 1], "given")
+    assert (lines[1]["genome"], lines[1]["origin"]) == ([16, 16, 16], "constant")  # full is the baseline's, too
+    with pytest.raises(InputError, match="has 2 entries, but this model has 3 layers"):
+        run(package, data, tmp_path / "other", replace(OPTIONS, start=((1.0, 0.5),)))
+
+
 def test_a_missing_matplotlib_is_told_before_the_search(package, data, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UnsupportedError, match="pip install matplotlib; or pass --no-plot"):
@@ -397,6 +408,7 @@ def test_command_line(package, data, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ["search", str(package), str(data), "--no-plot", "--sample", "4", "--generations", "1"]
     arguments += ["--population", "2", "--mutations", "2", "--crossovers", "1", "--grid", "8", "--threads", "1"]
+    arguments += ["--start", "1,.5,.25", "--start", "1,1,.5"]
     assert cli.main([*arguments, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report == json.loads((tmp_path / "package-search" / "result.json").read_text())
@@ -584,6 +596,7 @@ def test_unfit_data(package, tmp_path):
         ({"grid": 1}, "--grid is 1; it must be a whole number from 2"),
         ({"lowest": 0.0}, "--lowest is 0.0"),
         ({"drop_bound": 1.0}, "--drop-bound is 1.0"),
+        ({"start": ((0.5, 0.6),)}, "entries may not rise"),
         ({"fast_loss": float("nan")}, "--fast-loss is nan"),
     ],
 )

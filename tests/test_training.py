@@ -132,6 +132,22 @@ def test_random_lies_between_the_bound_and_the_layer_before():
     assert np.abs(shrinks.mean(0) - 0.1).max() < 0.02  # uniform
 
 
+def test_smallest_of_any_shape():
+    """Given as a config: random sub-models drop, layer by layer, up to the share of their tokens that it drops."""
+    shape = (1.0, 0.8, 0.8, 0.4, 0.2, 0.05)
+    options, draw = LengthDropOptions(smallest=shape), np.random.default_rng(0)
+    assert length_drop.smallest(6, options, True, draw).length.values == pytest.approx(shape)
+    least = np.array(shape) / np.array((1.0, *shape[:-1]))
+    kept = []
+    for _ in range(500):
+        ratios = np.array([1.0, *length_drop.random(6, options, True, draw).length.values])
+        kept.append(ratios[1:] / ratios[:-1])
+    assert (np.array(kept) >= least - 1e-12).all() and (np.array(kept) <= 1 + 1e-12).all()
+    assert np.mean(kept, axis=0) == pytest.approx((1 + least) / 2, abs=0.05)  # 500 draws: 5 sigma is 0.048
+    with pytest.raises(InputError, match="6 entries, but this model has 2 layers"):
+        length_drop.smallest(2, options, True, draw)
+
+
 def test_layer_that_is_left_out_drops_no_tokens():
     options = LengthDropOptions(layer_drop=0.5)
     draw = np.random.default_rng(1)
@@ -676,6 +692,7 @@ def test_command(checkpoint, data, tmp_path):
     command = qla_train(
         checkpoint, data, out, "--steps", 150, "--batch-tokens", 256, "--max-length", 24, "--json",
         "--eval", data, "--eval-length", ".9,.6,.3", "--eval-sample", 4, "--log-steps", 1,
+        "--smallest", ".9,.5,.2",
     )  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
     while not (out / "log.jsonl").is_file() or len(read_log(out)) < 4:
@@ -778,6 +795,8 @@ def test_bad_options(wrong):
 def test_bad_sandwich():
     with pytest.raises(InputError, match="ratio_bound is 1.0"):
         LengthDropOptions(ratio_bound=1.0)
+    with pytest.raises(InputError, match="entries may not rise"):
+        LengthDropOptions(smallest=(0.5, 0.6))
 
 
 def test_intel_extension_keeps_plain_float32(checkpoint, data, tmp_path, monkeypatch):

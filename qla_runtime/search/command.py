@@ -48,6 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
     evolution = parser.add_argument_group("evolution")
+    evolution.add_argument(
+        "--start", type=_shares, action="append", default=[], metavar="VALUES",
+        help="a config to begin with besides constant rates, such as 1,.9,.7,.5,.2,.1; repeatable",
+    )  # fmt: skip
     for name, text in (
         ("generations", "rounds"),
         ("population", "constant-rate configs to begin with"),
@@ -81,7 +85,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Searches as the arguments of :func:`add_arguments` say; returns the report of ``search``."""
     from qla_runtime.search.pipeline import search
 
-    options = SearchOptions(**{field.name: getattr(arguments, field.name) for field in fields(SearchOptions)})
+    chosen = {field.name: getattr(arguments, field.name) for field in fields(SearchOptions)}
+    options = SearchOptions(**chosen | {"start": tuple(arguments.start)})
     return search(
         arguments.package,
         arguments.data,
@@ -114,4 +119,9 @@ def _count_or_all(text: str) -> int | None:
     return None if text == "all" else int(text)
 
 
+def _shares(text: str) -> tuple[float, ...]:
+    return tuple(float(value) for value in text.split(","))
+
+
+_shares.__name__ = "list of shares"
 _count_or_all.__name__ = "number"  # argparse: "invalid number value: 'x'"

@@ -7,7 +7,7 @@ points of equal cost the frontier keeps one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,7 @@ class Point:
 
     Attributes:
         genome: which.
-        origin: ``constant``, ``mutation`` or ``crossover``.
+        origin: ``given``, ``constant``, ``mutation`` or ``crossover``.
         cost: as a share of keeping every token.
         accuracy: in percent.
     """
@@ -61,7 +61,7 @@ def frontier(points: Iterable[Point]) -> list[Point]:
 
 def evolve(
     space: Space,
-    start: Sequence[Genome],
+    start: Mapping[Genome, str],
     accept: Callable[[Genome], bool],
     measure: Callable[[Genome, str], Point],
     plan: Plan,
@@ -74,7 +74,8 @@ def evolve(
 
     Args:
         space: what genomes there are.
-        start: what to begin with; full and the smallest are parents in every generation.
+        start: what to begin with, and each one's origin; full and the smallest are parents in every
+            generation.
         accept: whether a child is worth measuring.
         measure: called once per genome, with its origin.
         plan: how long.
@@ -82,7 +83,7 @@ def evolve(
     Returns:
         Every measured point, in the order of measurement.
     """
-    points = {genome: measure(genome, "constant") for genome in dict.fromkeys(start)}
+    points = {genome: measure(genome, origin) for genome, origin in start.items()}
     for generation in range(plan.generations):
         draw = np.random.default_rng([plan.seed, generation])
         parents = sorted({point.genome for point in frontier(points.values())} | {space.full, space.smallest})

@@ -60,6 +60,15 @@ class Space:
         """What the engine runs."""
         return LengthConfig.ratio([step / self.grid for step in genome])
 
+    def nearest(self, config: LengthConfig) -> Genome:
+        """A ratio config on the grid.
+
+        Raises:
+            InputError: it has not one entry per layer.
+        """
+        config.check_layers(self.layers)
+        return tuple(max(self.lowest, round(value * self.grid)) for value in config.values)
+
     def constant_rate(self, rate: float) -> Genome:
         """Every layer drops the share ``rate`` of what it has: (1 - rate)^i in layer i, to the nearest step."""
         shares = [(1 - rate) ** i for i in range(1, self.layers + 1)]

@@ -9,6 +9,7 @@ from numbers import Integral, Real
 
 from qla_runtime.errors import InputError
 from qla_runtime.evaluate import ARTICLES
+from qla_runtime.length import LengthConfig
 
 COSTS = ("macs", "time")
 
@@ -23,6 +24,8 @@ class SearchOptions:
         screen: evolve on this many of them, and measure only the frontier on the whole sample; None evolves
             on the whole sample.
         cost: ``macs`` (on the real lengths of the sample) or ``time`` (of this machine).
+        start: configs to begin with, besides full and constant rates: a share per layer, such as those that
+            the model was trained around.
         generations: rounds of mutation and crossover.
         population: constant-rate configs to begin with, besides full and the smallest.
         mutations: accepted per generation.
@@ -43,6 +46,7 @@ class SearchOptions:
     sample: int | None = 1000
     screen: int | None = None
     cost: str = "macs"
+    start: tuple[tuple[float, ...], ...] = ()
     generations: int = 30
     population: int = 20
     mutations: int = 30
@@ -68,6 +72,8 @@ class SearchOptions:
         _check_number("drop-bound", self.drop_bound, "a share above 0 and below 1", lambda share: 0 < share < 1)
         for name, points in (("balanced-loss", self.balanced_loss), ("fast-loss", self.fast_loss)):
             _check_number(name, points, "points of the metric, 0 or more", lambda points: points >= 0)
+        for values in self.start:
+            LengthConfig.ratio(values)
         if self.screen is not None and self.sample is not None and self.screen >= self.sample:
             raise InputError(
                 f"--screen {self.screen} is no smaller than --sample {self.sample}; give fewer, or leave it out"

@@ -11,7 +11,7 @@ from typing import Any
 from qla_runtime import _core
 from qla_runtime.convert.package_writer import crc32c
 from qla_runtime.errors import InputError
-from qla_runtime.length import Accuracy
+from qla_runtime.length import Accuracy, LengthConfig
 from qla_runtime.search.cost import Cost, macs_share, time_share
 from qla_runtime.search.evolve import Plan, Point, evolve, frontier
 from qla_runtime.search.genome import Genome, Space
@@ -71,7 +71,12 @@ def search(
     settings = _settings(searched, Path(data), options)
     folder = Path(f"{searched.path.name}-search" if run is None else run)
     with RunFolder(folder, settings) as log:
-        expected = options.population + 2 + options.generations * (options.mutations + options.crossovers)
+        expected = (
+            2
+            + options.population
+            + len(options.start)
+            + options.generations * (options.mutations + options.crossovers)
+        )
         with bar(expected, "search", progress, unit="config") as shown:
             bench = Bench(searched, first, options.cost, space, log, shown)
             points = _evolved(bench, options)
@@ -165,7 +170,9 @@ class Outcome:
 def _evolved(bench: Bench, options: SearchOptions) -> list[Point]:
     """Everything that evolution measured."""
     space = bench.space
-    start = [space.full, space.smallest, *space.spaced(bench.macs, options.population)]
+    rates = [space.full, space.smallest, *space.spaced(bench.macs, options.population)]
+    given = [space.nearest(LengthConfig.ratio(values)) for values in options.start]
+    start = dict.fromkeys(given, "given") | dict.fromkeys(rates, "constant")
     cheapest = bench.macs(space.smallest)
     plan = Plan(options.generations, options.mutations, options.crossovers, options.seed)
     return evolve(space, start, lambda genome: bench.macs(genome) >= cheapest, bench.measure, plan)

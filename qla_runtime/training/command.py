@@ -56,6 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="largest share of its tokens that a layer drops (default: %(default)s)",
     )  # fmt: skip
     drop.add_argument(
+        "--smallest", metavar="VALUES",
+        help="the smallest sub-model in place of a constant rate, such as .97,.8,.6,.4,.2,.1",
+    )  # fmt: skip
+    drop.add_argument(
         "--random-passes", type=int, default=1, metavar="N", help="sub-models per batch (default: 1)"
     )
     drop.add_argument(
@@ -122,10 +126,13 @@ def run(arguments: argparse.Namespace, read_length: Callable[[str], str | Length
     from qla_runtime.training.length_drop import LengthDropOptions, train_length_drop
     from qla_runtime.training.loop import LoopOptions
 
-    lengths = {text: read_length(text) for text in arguments.assess_lengths}
-    names = [text for text, config in lengths.items() if isinstance(config, str)]
-    if names:
-        raise InputError(f"--eval-length {names[0]!r} is no length config; give one value per layer")
+    lengths = {text: _config("--eval-length", text, read_length) for text in arguments.assess_lengths}
+    smallest = None
+    if arguments.smallest is not None:
+        config = _config("--smallest", arguments.smallest, read_length)
+        if config.rule != "ratio":
+            raise InputError(f"--smallest {arguments.smallest!r} holds counts; give shares of the sequence")
+        smallest = config.values
     report = train_length_drop(
         arguments.checkpoint,
         arguments.data,
@@ -147,6 +154,7 @@ def run(arguments: argparse.Namespace, read_length: Callable[[str], str | Length
         ),
         options=LengthDropOptions(
             ratio_bound=arguments.ratio_bound,
+            smallest=smallest,
             random_passes=arguments.random_passes,
             layer_drop=arguments.layer_drop,
             task_weight=arguments.task_weight,
@@ -170,3 +178,10 @@ def run(arguments: argparse.Namespace, read_length: Callable[[str], str | Length
 
         plot(Path(arguments.out), arguments.plot)
     return report
+
+
+def _config(option: str, text: str, read_length: Callable[[str], str | LengthConfig]) -> LengthConfig:
+    config = read_length(text)
+    if isinstance(config, str):
+        raise InputError(f"{option} {text!r} is no length config; give one value per layer")
+    return config

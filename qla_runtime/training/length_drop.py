@@ -46,6 +46,9 @@ class LengthDropOptions:
     Attributes:
         ratio_bound: largest share of its tokens that a layer drops, p: the smallest sub-model keeps (1-p)^i
             of the sequence in layer i, a random one r_i uniform in [(1-p) r_(i-1), r_(i-1)].
+        smallest: the smallest sub-model itself, a share of the sequence per layer, in place of ``ratio_bound``:
+            layer i of a random one drops up to the share of its tokens that layer i of this one drops. Configs
+            worth having are no constant rate, and sub-models far from them teach little about them.
         random_passes: random sub-models per batch.
         layer_drop: probability that a sub-model leaves a layer out; that layer drops no tokens either.
         task_weight: of the full model's loss against the labels.
@@ -61,6 +64,7 @@ class LengthDropOptions:
     """
 
     ratio_bound: float = 0.2
+    smallest: tuple[float, ...] | None = None
     random_passes: int = 1
     layer_drop: float = 0.0
     task_weight: float = 1.0
@@ -85,6 +89,15 @@ class LengthDropOptions:
             value = getattr(self, name)
             if not least <= value <= most:
                 raise InputError(f"{name} is {value}; it must be between {least:g} and {most:g}")
+        if self.smallest is not None:
+            LengthConfig.ratio(self.smallest)
+
+    def bounds(self, layers: int) -> NDArray[np.float64]:
+        """The largest share of its tokens that each layer drops."""
+        if self.smallest is None:
+            return np.full(layers, self.ratio_bound)
+        LengthConfig.ratio(self.smallest).check_layers(layers)
+        return 1.0 - np.asarray(self.smallest) / np.asarray((1.0, *self.smallest[:-1]))
 
 
 @dataclass(frozen=True)
@@ -98,22 +111,23 @@ class SubModel:
 def smallest(layers: int, options: LengthDropOptions, keep_cls: bool, draw: np.random.Generator) -> SubModel:
     """Every layer drops as much as it may. ``draw`` decides LayerDrop alone."""
     skip = _layer_drop(layers, options, draw)
-    return _sub_model([0.0 if i in skip else options.ratio_bound for i in range(layers)], skip, keep_cls)
+    return _sub_model(options.bounds(layers), skip, keep_cls)
 
 
 def random(layers: int, options: LengthDropOptions, keep_cls: bool, draw: np.random.Generator) -> SubModel:
     """Every layer drops a random share, up to the bound."""
     skip = _layer_drop(layers, options, draw)
-    shares = options.ratio_bound * draw.random(layers)
-    return _sub_model([0.0 if i in skip else shares[i] for i in range(layers)], skip, keep_cls)
+    return _sub_model(options.bounds(layers) * draw.random(layers), skip, keep_cls)
 
 
 def _layer_drop(layers: int, options: LengthDropOptions, draw: np.random.Generator) -> frozenset[int]:
     return frozenset(np.flatnonzero(draw.random(layers) < options.layer_drop).tolist())
 
 
-def _sub_model(shares: list[float], skip: frozenset[int], keep_cls: bool) -> SubModel:
-    ratios = np.cumprod(1.0 - np.asarray(shares))
+def _sub_model(shares: NDArray[np.float64], skip: frozenset[int], keep_cls: bool) -> SubModel:
+    kept = 1.0 - shares
+    kept[list(skip)] = 1.0
+    ratios = np.cumprod(kept)
     return SubModel(LengthConfig.ratio(ratios.tolist(), keep_cls=keep_cls), skip)
 
 
