@@ -30,7 +30,7 @@ class DotProducts {
  private:
   // Queries r.., key blocks j..; 16 keys each.
   template <int kPanels>
-  void score_block(int r, int j) const {
+  QLA_BLOCK_FUNCTION void score_block(int r, int j) const {
     constexpr int kBlockBytes = 16 * kRowBytes;
     Dot16 sum[kScoreQueries][kPanels];
     for (int p = 0; p < kPanels; ++p) {
@@ -62,7 +62,7 @@ class DotProducts {
     }
   }
 
-  void value_block(int q0, int r, int d, int rows, const float* inverse) const {
+  QLA_BLOCK_FUNCTION void value_block(int q0, int r, int d, int rows, const float* inverse) const {
     Dot16 sum[kValueQueries][kValuePanels];
     for (int q = 0; q < kValueQueries; ++q) {
       for (int p = 0; p < kValuePanels; ++p) sum[q][p] = dot_from(set1(0));

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "rounding.h"
 
 namespace qla {
 namespace {
@@ -79,12 +80,18 @@ QLA_INLINE void quantize(const float* x, int n, const float* lane_min, const flo
     }
     row_scale(reduce_min(lo), reduce_max(hi), scale, &inverse, zero_point);
   }
-  // Clamped before the conversion too: a static scale may meet a value no int32 can hold.
-  const f32x16 factor = set1(inverse), floor = set1(-512.0f), ceiling = set1(512.0f);
-  const i32x16 shift = set1(-*zero_point);
+  // Zero point and rounding in one addition; only 255 can be overshot, by one.
+  const f32x16 factor = set1(inverse);
+  const f32x16 round = set1(kRound + static_cast<float>(*zero_point));
+  const auto put = [&](int i, f32x16 t) { store_u8(q + i, bits(t) - bits(set1(kRound))); };
+  if (!how.is_static) {
+    for (int i = 0; i < n; i += 16) put(i, fma(load(x + i), factor, round));
+    return;
+  }
+  // A static scale may meet a value that no int32 can hold.
+  const f32x16 floor = set1(-512.0f), ceiling = set1(512.0f);
   for (int i = 0; i < n; i += 16) {
-    const f32x16 t = max(min(load(x + i) * factor, ceiling), floor);
-    store_u8(q + i, to_int(t) - shift);
+    put(i, max(min(load(x + i) * factor, ceiling), floor) + round);
   }
 }
 

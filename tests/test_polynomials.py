@@ -43,20 +43,20 @@ def test_exp2() -> None:
     got = np.ldexp(horner(series, t - whole).astype(np.float64), whole.astype(int))
     error = np.abs(got / np.exp2(t.astype(np.float64)) - 1).max()
     print(f"\nexp2: largest relative error {error:.2e} over [-125, 0]")
-    assert len(series) == 6
+    assert len(series) == 4
     assert got[-1] == 1.0
-    assert error <= 1.7e-7
+    assert error <= 1.02e-4
 
 
 @pytest.mark.parametrize("limit", [7.0, 1000.0])
 def test_gelu(limit: float) -> None:
     series = coefficients("gemm_epilogue.h", "gelu")
     x = np.linspace(-limit, limit, 400_001).astype(np.float32)
-    t = np.clip(x, np.float32(-4.5), np.float32(4.5))
+    t = np.clip(x, np.float32(-3.95), np.float32(3.95))
     got = x * fma(horner(series, t * t), t, np.float32(0.5))
     exact = np.array([0.5 * v * math.erfc(-v / math.sqrt(2)) for v in x.astype(np.float64)])
     error = np.abs(got - exact)
     print(f"\ngelu: largest error {error.max():.2e} at x = {x[error.argmax()]:.3f} over [-{limit}, {limit}]")
-    assert len(series) == 10
+    assert len(series) == 7
     # Beyond the clamp Phi is 1 or 0 up to its last rounding, which x multiplies.
-    assert (error <= np.maximum(4.3e-5, 1e-6 * np.abs(x))).all()
+    assert (error <= np.maximum(1.7e-4, 1e-6 * np.abs(x))).all()

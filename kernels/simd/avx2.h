@@ -43,6 +43,9 @@ QLA_INLINE f32x16 operator-(f32x16 a, f32x16 b) {
 QLA_INLINE f32x16 operator*(f32x16 a, f32x16 b) {
   return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)};
 }
+QLA_INLINE f32x16 operator/(f32x16 a, f32x16 b) {
+  return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)};
+}
 QLA_INLINE i32x16 operator-(i32x16 a, i32x16 b) {
   return {_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)};
 }
@@ -65,6 +68,19 @@ QLA_INLINE f32x16 min(f32x16 a, f32x16 b) {
 QLA_INLINE f32x16 max(f32x16 a, f32x16 b) {
   return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)};
 }
+QLA_INLINE __m256 clamp_magnitude(__m256 x, __m256 limit) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  return _mm256_or_ps(_mm256_min_ps(_mm256_andnot_ps(sign, x), limit), _mm256_and_ps(sign, x));
+}
+QLA_INLINE f32x16 clamp_magnitude(f32x16 x, float limit) {
+  const __m256 all = _mm256_set1_ps(limit);
+  return {clamp_magnitude(x.lo, all), clamp_magnitude(x.hi, all)};
+}
+QLA_INLINE f32x16 where_above(f32x16 x, float limit, f32x16 a) {
+  const __m256 all = _mm256_set1_ps(limit);
+  return {_mm256_and_ps(_mm256_cmp_ps(x.lo, all, _CMP_GT_OQ), a.lo),
+          _mm256_and_ps(_mm256_cmp_ps(x.hi, all, _CMP_GT_OQ), a.hi)};
+}
 QLA_INLINE f32x16 to_float(i32x16 a) {
   return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)};
 }
@@ -75,19 +91,21 @@ QLA_INLINE f32x16 round_even(f32x16 a) {
 }
 
 QLA_INLINE __m256 scale_exponent(__m256 a, __m256 n) {
-  const __m256i shifted = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
-  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), shifted));
+  const __m256i exponent = _mm256_cvtps_epi32(_mm256_max_ps(n, _mm256_set1_ps(-127.0f)));
+  const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(exponent, _mm256_set1_epi32(127)), 23);
+  return _mm256_mul_ps(a, _mm256_castsi256_ps(power));
 }
 QLA_INLINE f32x16 scale_exponent(f32x16 a, f32x16 n) {
   return {scale_exponent(a.lo, n.lo), scale_exponent(a.hi, n.hi)};
 }
 
-QLA_INLINE f32x16 keep_first(f32x16 a, int count) {
+QLA_INLINE f32x16 keep_first(f32x16 a, int count, float other) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   const __m256i lo = _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane);
   const __m256i hi = _mm256_cmpgt_epi32(_mm256_set1_epi32(count - 8), lane);
-  return {_mm256_and_ps(a.lo, _mm256_castsi256_ps(lo)),
-          _mm256_and_ps(a.hi, _mm256_castsi256_ps(hi))};
+  const __m256 rest = _mm256_set1_ps(other);
+  return {_mm256_blendv_ps(rest, a.lo, _mm256_castsi256_ps(lo)),
+          _mm256_blendv_ps(rest, a.hi, _mm256_castsi256_ps(hi))};
 }
 
 QLA_INLINE __m256i bf16_bits(__m256 a) {
@@ -119,6 +137,12 @@ QLA_INLINE void store_u8(uint8_t* p, i32x16 a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
 }
 
+QLA_INLINE i32x16 bits(f32x16 a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
+QLA_INLINE void store_low_bytes(uint8_t* p, i32x16 a) {
+  const __m256i low = _mm256_set1_epi32(0xff);
+  store_u8(p, {_mm256_and_si256(a.lo, low), _mm256_and_si256(a.hi, low)});
+}
+
 QLA_INLINE __m256i interleave_bytes(__m256i a, __m256i b, __m256i c, __m256i d) {
   const __m256i low = _mm256_set1_epi32(0xff);
   const __m256i ab =
@@ -129,6 +153,31 @@ QLA_INLINE __m256i interleave_bytes(__m256i a, __m256i b, __m256i c, __m256i d) 
 }
 QLA_INLINE i32x16 interleave_bytes(i32x16 a, i32x16 b, i32x16 c, i32x16 d) {
   return {interleave_bytes(a.lo, b.lo, c.lo, d.lo), interleave_bytes(a.hi, b.hi, c.hi, d.hi)};
+}
+
+struct Magnitudes {
+  __m256i lo, hi;
+};
+QLA_INLINE Magnitudes magnitudes(const uint16_t* p) {
+  const __m256i magnitude = _mm256_set1_epi16(0x7fff);
+  const __m256i* from = reinterpret_cast<const __m256i*>(p);
+  return {_mm256_and_si256(_mm256_loadu_si256(from), magnitude),
+          _mm256_and_si256(_mm256_loadu_si256(from + 1), magnitude)};
+}
+QLA_INLINE Magnitudes max(Magnitudes a, Magnitudes b) {
+  return {_mm256_max_epu16(a.lo, b.lo), _mm256_max_epu16(a.hi, b.hi)};
+}
+QLA_INLINE float reduce_max(Magnitudes a) {
+  const __m256i m16 = _mm256_max_epu16(a.lo, a.hi);
+  const __m128i m8 = _mm_max_epu16(_mm256_castsi256_si128(m16), _mm256_extracti128_si256(m16, 1));
+  // The instruction finds a smallest one.
+  const __m128i ones = _mm_set1_epi16(-1);
+  const __m128i m = _mm_xor_si128(_mm_minpos_epu16(_mm_xor_si128(m8, ones)), ones);
+  return _mm_cvtss_f32(_mm_castsi128_ps(_mm_slli_epi32(m, 16)));
+}
+QLA_INLINE void store(uint16_t* p, Magnitudes a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.lo);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p) + 1, a.hi);
 }
 
 QLA_INLINE float reduce_add(f32x16 a) {

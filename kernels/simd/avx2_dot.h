@@ -7,6 +7,10 @@
 
 #include "simd/avx2.h"
 
+// A block's product is no part of its caller's loops, whose variables would push its sums out of
+// the 16 registers.
+#define QLA_BLOCK_FUNCTION __attribute__((noinline))
+
 namespace qla {
 namespace {
 

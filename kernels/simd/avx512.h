@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #define QLA_INLINE inline __attribute__((always_inline))
+#define QLA_BLOCK_FUNCTION
 
 namespace qla {
 namespace {
@@ -56,6 +57,7 @@ QLA_INLINE void store(float* p, f32x16 a) { _mm512_storeu_ps(p, a.v); }
 QLA_INLINE f32x16 operator+(f32x16 a, f32x16 b) { return {_mm512_add_ps(a.v, b.v)}; }
 QLA_INLINE f32x16 operator-(f32x16 a, f32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 QLA_INLINE f32x16 operator*(f32x16 a, f32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+QLA_INLINE f32x16 operator/(f32x16 a, f32x16 b) { return {_mm512_div_ps(a.v, b.v)}; }
 QLA_INLINE i32x16 operator-(i32x16 a, i32x16 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 QLA_INLINE i32x16 operator*(i32x16 a, i32x16 b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
 QLA_INLINE i32x16 operator+(i32x16 a, i32x16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
@@ -63,16 +65,23 @@ QLA_INLINE f32x16 abs(f32x16 a) { return {_mm512_abs_ps(a.v)}; }
 QLA_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 QLA_INLINE f32x16 min(f32x16 a, f32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 QLA_INLINE f32x16 max(f32x16 a, f32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
+QLA_INLINE f32x16 clamp_magnitude(f32x16 x, float limit) {
+  constexpr int kSmallerMagnitudeSignOfFirst = 2;
+  return {_mm512_range_ps(x.v, _mm512_set1_ps(limit), kSmallerMagnitudeSignOfFirst)};
+}
+QLA_INLINE f32x16 where_above(f32x16 x, float limit, f32x16 a) {
+  const __mmask16 above = _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(limit), _CMP_GT_OQ);
+  return {_mm512_maskz_mov_ps(above, a.v)};
+}
 QLA_INLINE f32x16 to_float(i32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 QLA_INLINE i32x16 to_int(f32x16 a) { return {_mm512_cvtps_epi32(a.v)}; }  // nearest even
 QLA_INLINE f32x16 round_even(f32x16 a) { return {_mm512_roundscale_ps(a.v, 0)}; }
 
-// a * 2^n for integral n; a and the result are normal numbers.
 QLA_INLINE f32x16 scale_exponent(f32x16 a, f32x16 n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 
-// Lanes at or beyond `count` become zero.
-QLA_INLINE f32x16 keep_first(f32x16 a, int count) {
-  return {_mm512_maskz_mov_ps(static_cast<__mmask16>((1u << count) - 1), a.v)};
+QLA_INLINE f32x16 keep_first(f32x16 a, int count, float other) {
+  const __mmask16 first = static_cast<__mmask16>((1u << count) - 1);
+  return {_mm512_mask_mov_ps(_mm512_set1_ps(other), first, a.v)};
 }
 
 // bf16 is fp32's upper half, rounded to nearest even. Inputs are results of FTZ arithmetic, so
@@ -100,7 +109,10 @@ QLA_INLINE void store_u8(uint8_t* p, i32x16 a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtusepi32_epi8(x));
 }
 
-// The low bytes of a, b, c, d side by side in each 32-bit lane.
+QLA_INLINE void store_low_bytes(uint8_t* p, i32x16 a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
+}
+QLA_INLINE i32x16 bits(f32x16 a) { return {_mm512_castps_si512(a.v)}; }
 QLA_INLINE i32x16 interleave_bytes(i32x16 a, i32x16 b, i32x16 c, i32x16 d) {
   const __m512i low = _mm512_set1_epi32(0xff);
   const __m512i ab =
@@ -109,6 +121,24 @@ QLA_INLINE i32x16 interleave_bytes(i32x16 a, i32x16 b, i32x16 c, i32x16 d) {
                                      _mm512_slli_epi32(d.v, 24));
   return {_mm512_or_si512(ab, cd)};
 }
+
+struct Magnitudes {
+  __m512i v;
+};
+QLA_INLINE Magnitudes magnitudes(const uint16_t* p) {
+  return {_mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi16(0x7fff))};
+}
+QLA_INLINE Magnitudes max(Magnitudes a, Magnitudes b) { return {_mm512_max_epu16(a.v, b.v)}; }
+QLA_INLINE float reduce_max(Magnitudes a) {
+  const __m256i m16 =
+      _mm256_max_epu16(_mm512_castsi512_si256(a.v), _mm512_extracti64x4_epi64(a.v, 1));
+  const __m128i m8 = _mm_max_epu16(_mm256_castsi256_si128(m16), _mm256_extracti128_si256(m16, 1));
+  // The instruction finds a smallest one.
+  const __m128i ones = _mm_set1_epi16(-1);
+  const __m128i m = _mm_xor_si128(_mm_minpos_epu16(_mm_xor_si128(m8, ones)), ones);
+  return _mm_cvtss_f32(_mm_castsi128_ps(_mm_slli_epi32(m, 16)));
+}
+QLA_INLINE void store(uint16_t* p, Magnitudes a) { _mm512_storeu_si512(p, a.v); }
 
 // The one reduction tree: lanes l and l+8, then l and l+4, l+2, l+1.
 QLA_INLINE float reduce_add(f32x16 a) {

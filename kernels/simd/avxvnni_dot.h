@@ -3,6 +3,8 @@
 
 #include "simd/avx2.h"
 
+#define QLA_BLOCK_FUNCTION
+
 namespace qla {
 namespace {
 

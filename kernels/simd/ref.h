@@ -6,6 +6,7 @@
 #include <cstring>
 
 #define QLA_INLINE inline
+#define QLA_BLOCK_FUNCTION
 
 namespace qla {
 namespace {
@@ -60,6 +61,9 @@ QLA_INLINE f32x16 operator-(f32x16 a, f32x16 b) {
 QLA_INLINE f32x16 operator*(f32x16 a, f32x16 b) {
   return lanes<f32x16>([&](int l) { return a.v[l] * b.v[l]; });
 }
+QLA_INLINE f32x16 operator/(f32x16 a, f32x16 b) {
+  return lanes<f32x16>([&](int l) { return a.v[l] / b.v[l]; });
+}
 QLA_INLINE i32x16 operator-(i32x16 a, i32x16 b) {
   return lanes<i32x16>([&](int l) { return a.v[l] - b.v[l]; });
 }
@@ -82,6 +86,15 @@ QLA_INLINE f32x16 min(f32x16 a, f32x16 b) {
 QLA_INLINE f32x16 max(f32x16 a, f32x16 b) {
   return lanes<f32x16>([&](int l) { return a.v[l] > b.v[l] ? a.v[l] : b.v[l]; });
 }
+// x between -limit and limit; a zero keeps its sign.
+QLA_INLINE f32x16 clamp_magnitude(f32x16 x, float limit) {
+  return lanes<f32x16>(
+      [&](int l) { return std::copysign(std::fmin(std::fabs(x.v[l]), limit), x.v[l]); });
+}
+// a where x is above limit, else 0.
+QLA_INLINE f32x16 where_above(f32x16 x, float limit, f32x16 a) {
+  return lanes<f32x16>([&](int l) { return x.v[l] > limit ? a.v[l] : 0.0f; });
+}
 QLA_INLINE f32x16 to_float(i32x16 a) {
   return lanes<f32x16>([&](int l) { return static_cast<float>(a.v[l]); });
 }
@@ -91,13 +104,17 @@ QLA_INLINE i32x16 to_int(f32x16 a) {
 QLA_INLINE f32x16 round_even(f32x16 a) {
   return lanes<f32x16>([&](int l) { return std::nearbyintf(a.v[l]); });
 }
+// a * 2^n for integral n of at most 127; a is within a factor of 2 of 1. Results below the normal
+// numbers become 0, as in any arithmetic of FTZ mode.
 QLA_INLINE f32x16 scale_exponent(f32x16 a, f32x16 n) {
   return lanes<f32x16>([&](int l) {
-    return float_of(bits_of(a.v[l]) + (static_cast<uint32_t>(static_cast<int32_t>(n.v[l])) << 23));
+    const float exponent = n.v[l] > -127.0f ? n.v[l] : -127.0f;
+    return a.v[l] * float_of(static_cast<uint32_t>(static_cast<int32_t>(exponent) + 127) << 23);
   });
 }
-QLA_INLINE f32x16 keep_first(f32x16 a, int count) {
-  return lanes<f32x16>([&](int l) { return l < count ? a.v[l] : 0.0f; });
+// Lanes at or beyond `count` become `other`.
+QLA_INLINE f32x16 keep_first(f32x16 a, int count, float other) {
+  return lanes<f32x16>([&](int l) { return l < count ? a.v[l] : other; });
 }
 QLA_INLINE uint32_t bf16_bits(float x) {
   const uint32_t u = bits_of(x);
@@ -117,6 +134,14 @@ QLA_INLINE void store_u8(uint8_t* p, i32x16 a) {
     p[l] = static_cast<uint8_t>(a.v[l] < 0 ? 0 : a.v[l] > 255 ? 255 : a.v[l]);
   }
 }
+// Each lane's lowest byte.
+QLA_INLINE void store_low_bytes(uint8_t* p, i32x16 a) {
+  for (int l = 0; l < 16; ++l) p[l] = static_cast<uint8_t>(a.v[l]);
+}
+QLA_INLINE i32x16 bits(f32x16 a) {
+  return lanes<i32x16>([&](int l) { return static_cast<int32_t>(bits_of(a.v[l])); });
+}
+// The low bytes of a, b, c, d side by side in each 32-bit lane.
 QLA_INLINE i32x16 interleave_bytes(i32x16 a, i32x16 b, i32x16 c, i32x16 d) {
   return lanes<i32x16>([&](int l) {
     const uint32_t bytes = (a.v[l] & 0xff) | (b.v[l] & 0xff) << 8 | (c.v[l] & 0xff) << 16 |
@@ -124,6 +149,26 @@ QLA_INLINE i32x16 interleave_bytes(i32x16 a, i32x16 b, i32x16 c, i32x16 d) {
     return static_cast<int32_t>(bytes);
   });
 }
+
+// |x| of 32 bf16, as the integers that their bits are: these order like the numbers.
+struct Magnitudes {
+  uint16_t v[32];
+};
+QLA_INLINE Magnitudes magnitudes(const uint16_t* p) {
+  Magnitudes m;
+  for (int l = 0; l < 32; ++l) m.v[l] = p[l] & 0x7fff;
+  return m;
+}
+QLA_INLINE Magnitudes max(Magnitudes a, Magnitudes b) {
+  for (int l = 0; l < 32; ++l) a.v[l] = a.v[l] > b.v[l] ? a.v[l] : b.v[l];
+  return a;
+}
+QLA_INLINE float reduce_max(Magnitudes a) {
+  uint16_t m = 0;
+  for (int l = 0; l < 32; ++l) m = a.v[l] > m ? a.v[l] : m;
+  return float_of(uint32_t(m) << 16);
+}
+QLA_INLINE void store(uint16_t* p, Magnitudes a) { memcpy(p, a.v, sizeof a.v); }
 
 // Four u8 activations, the same for all columns; 16 columns of 4 s8 weights; their running sums.
 struct Quad {

@@ -58,9 +58,9 @@ struct Symmetric {
     float peak = 0;
     for (int i = 0; i < count; ++i) peak = std::max(peak, std::abs(bf16_to_float(x[i * stride])));
     step = peak / 127.0f;
+    const double inverse = 127.0f / peak;
     for (int i = 0; i < count; ++i) {
-      q.push_back(
-          static_cast<int>(std::nearbyintf(bf16_to_float(x[i * stride]) * (127.0f / peak))));
+      q.push_back(static_cast<int>(std::nearbyint(bf16_to_float(x[i * stride]) * inverse)));
     }
   }
 };
@@ -94,15 +94,18 @@ TEST(Attention, MatchesDoublePrecision) {
             want += e[j] / total * v;
             magnitude += std::abs(v);
           }
-          // Every weight is rounded to a 255th of its row's largest: at most half of that off. fp32
-          // roundings before it move a weight by far less than a hundredth of such a step.
+          // Every weight is rounded to a 255th of its row's largest: at most half of that off. The
+          // exponential before it is off by 1.02e-4 at most, 0.026 of such a step, and so is the
+          // sum that divides.
           const float out = got.out[static_cast<size_t>(i) * (head_dim + 16) + d];
-          ASSERT_NEAR(out, want, magnitude / total * 0.51 / 255) << n << " " << head_dim;
+          ASSERT_NEAR(out, want, magnitude / total * 0.56 / 255) << n << " " << head_dim;
         }
       }
       for (int j = 0; j < n; ++j) {
-        // n probabilities, each from about 20 fp32 roundings on logits of up to a few tens.
-        ASSERT_NEAR(got.column_sum[j], sums[j], sums[j] * (n + 20 * 32) * std::ldexp(1.0, -24));
+        // n probabilities, each a quotient of exponentials that are off by 1.02e-4 at most, and of
+        // about 20 fp32 roundings on logits of up to a few tens.
+        const double roundings = (n + 20 * 32) * std::ldexp(1.0, -24);
+        ASSERT_NEAR(got.column_sum[j], sums[j], sums[j] * (2 * 1.02e-4 + roundings));
       }
     }
   }

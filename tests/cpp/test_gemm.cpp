@@ -144,9 +144,9 @@ TEST_P(Gemm, GeluAndItsRange) {
     for (int c = 0; c < p.n; ++c) {
       const float got = out.c[static_cast<size_t>(r) * p.n + c];
       const double x = linear.c[static_cast<size_t>(r) * p.n + c];
-      // docs/numerics.md: the polynomial is within 4.3e-5 on [-7, 7], and beyond that
+      // docs/numerics.md: the polynomial is within 1.7e-4 on [-7, 7], and beyond that
       // within the relative error of Phi's last coefficient.
-      ASSERT_NEAR(got, gelu(x), 4.3e-5 + 1e-6 * std::abs(x));
+      ASSERT_NEAR(got, gelu(x), 1.7e-4 + 1e-6 * std::abs(x));
       lo = std::min(lo, got);
       hi = std::max(hi, got);
     }
