@@ -8,7 +8,7 @@
 // Per block of 16 queries
 //   Q  u8 = s8 + 128, symmetric, one scale per query
 //   S = Q K^T                     exact int32, the 128 taken back by -128 * sum of the key
-//   E = 2^(S * ck - max)          ck = both scales * softmax scale * log2(e); 0 < E <= 1
+//   E = 2^(S * ck - max)          ck = both scales * softmax scale * log2(e); 0 <= E <= 1
 //   sum of E per query            fp32, 16 virtual lanes and the fixed tree
 //   column sums += E / sum        only when somebody asked: queries ascending, blocks ascending
 //   out = (u8(255 E) V) / sum     exact int32, then the scales
@@ -36,12 +36,12 @@ QLA_INLINE f32x16 exp2_nonpositive(f32x16 t) {
   return scale_exponent(p, n);
 }
 
-// Per row of up to 16 bf16 rows, head_dim wide and contiguous: the scale that maps [-max, max] onto
-// [-127, 127], and its inverse. A row of zeros has neither.
+// The scales that map [-peak, peak] onto [-127, 127], and their inverses; a peak of 0 has neither.
 QLA_INLINE void symmetric_scales(f32x16 peak, float* step, float* inverse) {
   store(step, where_above(peak, 1e-30f, peak / set1(127.0f)));
   store(inverse, where_above(peak, 1e-30f, set1(127.0f) / peak));
 }
+// Of up to 16 bf16 rows, head_dim wide and contiguous.
 QLA_INLINE void row_scales(const uint16_t* x, int rows, int head_dim, float* step, float* inverse) {
   alignas(64) float peak[16] = {};
   for (int r = 0; r < rows; ++r, x += head_dim) {
@@ -158,7 +158,10 @@ QLA_INLINE float softmax_row(const AttentionScratch& w, int r, int n, float scal
   for (int j = 0; j < whole; j += 16) take(j, weight(j));
   if (tail > 0) take(whole, keep_first(weight(whole), tail, 0.0f));
   for (int j = round_up(n, 16); j < w.ld; j += 16) store_low_bytes(weights + j, set1(0));
-  return 1.0f / reduce_add(sum);
+  // The largest E is 1 up to the rounding of peak * c, which only logits beyond 2^24 make felt:
+  // then the sum may even be 0, and what matters is that the result is a number.
+  const float total_e = reduce_add(sum);
+  return 1.0f / (total_e > 0.5f ? total_e : 0.5f);
 }
 
 QLA_INLINE void add_column_sums(const AttentionScratch& w, const float* inverse, int rows, int n,

@@ -80,7 +80,7 @@ QLA_INLINE void quantize(const float* x, int n, const float* lane_min, const flo
     }
     row_scale(reduce_min(lo), reduce_max(hi), scale, &inverse, zero_point);
   }
-  // Zero point and rounding in one addition; only 255 can be overshot, by one.
+  // Zero point and rounding in one addition; 0 and 255 may each be overshot by one.
   const f32x16 factor = set1(inverse);
   const f32x16 round = set1(kRound + static_cast<float>(*zero_point));
   const auto put = [&](int i, f32x16 t) { store_u8(q + i, bits(t) - bits(set1(kRound))); };

@@ -14,47 +14,37 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from safetensors.numpy import load_file, save
-
-from qla_runtime.convert.package_writer import publish, staging, write_file
+from qla_runtime.convert.checkpoint import open_checkpoint
 from qla_runtime.errors import InputError, QlaError
-
-WEIGHTS = "model.safetensors"
+from qla_runtime.training.export import export
 
 
 def mean_of_checkpoints(out: Path, parts: Sequence[tuple[float, Path]]) -> None:
     """Writes ``out``, a Hugging Face folder with weights in float16.
 
     Args:
-        out: the folder; it appears in one step, and an older one is replaced in one.
+        out: the folder; it appears in one step. An older checkpoint there is replaced.
         parts: shares, which add up to 1, and the folders they are of.
 
     Raises:
-        InputError: shares that are negative or do not add up to 1, or checkpoints of different models.
+        InputError: shares that are negative or do not add up to 1, checkpoints of different models, or ``out``
+            is something else.
     """
     shares = [share for share, _ in parts]
     if not shares or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
         raise InputError(f"shares are {shares}; they must be 0 or more and add up to 1")
-    total: dict[str, NDArray[np.float32]] = {}
-    for share, folder in parts:
-        if not (folder / WEIGHTS).is_file():
-            raise InputError(f"{folder}: has no {WEIGHTS}; give checkpoint folders")
-        tensors = load_file(folder / WEIGHTS)
-        if total and {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in total.items()}:
-            raise InputError(f"{folder}: has other tensors than {parts[0][1]}; give fine-tunes of one model")
-        for name, tensor in tensors.items():
-            total[name] = total.get(name, np.float32(0)) + np.float32(share) * tensor.astype(np.float32)
-    with staging(out) as stage:
-        new = stage / "new"
-        new.mkdir()
-        for path in parts[0][1].iterdir():
-            if path.is_file() and path.suffix in (".json", ".txt"):
-                write_file(new / path.name, path.read_bytes())
-        halves = {name: tensor.astype(np.float16) for name, tensor in total.items()}
-        write_file(new / WEIGHTS, save(halves, metadata={"format": "pt"}))
-        publish(new, out)
+    if out.exists() and not (out / "config.json").is_file():
+        raise InputError(f"{out}: exists and is no checkpoint; it is left alone. Choose another folder")
+    sources = [open_checkpoint(folder) for _, folder in parts]
+    first = sources[0]
+    for source in sources[1:]:
+        if (source.encoder, source.task) != (first.encoder, first.task):
+            raise InputError(f"{source.source}: is another model than {first.source}; give fine-tunes of one")
+    model = first.load_model()
+    states = [source.load_model().state_dict() for source in sources]
+    mean = {name: sum(s * state[name] for s, state in zip(shares, states, strict=True)) for name in states[0]}
+    model.load_state_dict(mean)
+    export(model, first, out)
 
 
 def main() -> None:

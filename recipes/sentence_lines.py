@@ -2,9 +2,9 @@
 
     python recipes/sentence_lines.py TEXT OUT.txt [--count N] [--seed N]
 
-A sentence ends at ``.``, ``!`` or ``?`` before white space and a capital, a digit or a quotation mark, or at the
-end of a line. Those of 4 to 60 words stay, each once, in random order: training takes batches of like length
-anyway, and ``--count`` then takes an even sample.
+A sentence ends at ``.``, ``!`` or ``?``, closing quotes and brackets included, before white space and a capital
+or a digit, opening quotes and brackets included; or at the end of a line. Those of 4 to 60 words stay, each
+once, in random order: training takes batches of like length anyway, and ``--count`` then takes an even sample.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-_END = re.compile(r"""(?<=[.!?])["')]*\s+(?=["'(]?[A-Z0-9])""")
+_END = re.compile(r"""(?:(?<=[.!?])|(?<=[.!?]["')]))\s+(?=["'(]?[^\W_a-zß-öø-ÿ])""")
 FEWEST_WORDS, MOST_WORDS = 4, 60
 
 

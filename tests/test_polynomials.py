@@ -38,7 +38,7 @@ def horner(series: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 def test_exp2() -> None:
     series = coefficients("attention.h", "exp2_nonpositive")
-    t = np.linspace(-125, 0, 4_000_001).astype(np.float32)
+    t = np.linspace(-125, 0, 4_000_001).astype(np.float32)  # below, results leave the normal numbers
     whole = np.rint(t)
     got = np.ldexp(horner(series, t - whole).astype(np.float64), whole.astype(int))
     error = np.abs(got / np.exp2(t.astype(np.float64)) - 1).max()

@@ -6,52 +6,84 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-pytest.importorskip("safetensors", reason="recipes need safetensors")
-from safetensors.numpy import load_file, save_file  # noqa: E402
+torch = pytest.importorskip("torch", reason="recipes need the [convert] extra")
+transformers = pytest.importorskip("transformers", reason="recipes need the [convert] extra")
+
+from safetensors.torch import load_file, save_file  # noqa: E402
+from test_convert import add_sentence_layout, save_checkpoint  # noqa: E402
+
+from qla_runtime.convert.checkpoint import open_checkpoint  # noqa: E402
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
 
-def mean(out: Path, *parts: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(RECIPES / "mean_of_checkpoints.py"), str(out), *map(str, parts)]
+def recipe(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(RECIPES / name), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def checkpoint(folder: Path, seed: int, rows: int = 3) -> Path:
-    folder.mkdir()
-    draw = np.random.default_rng(seed)
-    save_file(
-        {"a": draw.normal(size=(rows, 2)).astype(np.float16), "b": np.ones(2, np.float16)},
-        folder / "model.safetensors",
-    )
-    (folder / "config.json").write_text(f'{{"seed": {seed}}}')
+def other(first: Path, folder: Path) -> Path:
+    """A fine-tune of the same model: every tensor a little elsewhere."""
+    open_checkpoint(first)  # it is one
+    subprocess.run(["cp", "-r", str(first), str(folder)], check=True)
+    tensors = {name: t + 0.1 * torch.randn_like(t) for name, t in load_file(first / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
-def test_mean_of_checkpoints(tmp_path):
-    first, second = checkpoint(tmp_path / "first", 1), checkpoint(tmp_path / "second", 2)
-    done = mean(tmp_path / "mean", 0.75, first, 0.25, second)
+@pytest.mark.parametrize("kind", ["span-qa", "embedding"])
+def test_mean_of_checkpoints(tmp_path, kind):
+    first = save_checkpoint(tmp_path / "first", "Bert", kind)
+    if kind == "embedding":
+        add_sentence_layout(first)
+    second = other(first, tmp_path / "second")
+    done = recipe("mean_of_checkpoints.py", tmp_path / "mean", 0.75, first, 0.25, second)
     assert done.returncode == 0, done.stderr
-    one, two, found = (load_file(folder / "model.safetensors") for folder in (first, second, tmp_path / "mean"))
-    expected = 0.75 * one["a"].astype(np.float64) + 0.25 * two["a"].astype(np.float64)
-    # Rounded to float16 once, and to float32 twice before.
-    assert np.abs(found["a"] - expected).max() <= 2.0**-11 * np.abs(expected).max() * (1 + 2.0**-10)
-    assert (found["b"] == 1).all() and found["a"].dtype == np.float16
-    assert (tmp_path / "mean" / "config.json").read_text() == '{"seed": 1}'
+    one, two, mean = (open_checkpoint(tmp_path / name) for name in ("first", "second", "mean"))
+    assert mean.task == one.task and mean.tokenizer_json == one.tokenizer_json
+    states = [source.load_model().state_dict() for source in (one, two, mean)]
+    for name, found in states[2].items():
+        expected = 0.75 * states[0][name].double() + 0.25 * states[1][name].double()
+        # Rounded to float16 once, after float32 roundings that are 2^13 times smaller.
+        assert (found - expected).abs().max() <= 2.0**-11 * expected.abs().max() * (1 + 2.0**-9)
 
 
 def test_mean_refuses(tmp_path):
-    first, other = checkpoint(tmp_path / "first", 1), checkpoint(tmp_path / "other", 2, rows=4)
+    first = save_checkpoint(tmp_path / "first", "Bert", "span-qa")
+    wider = save_checkpoint(tmp_path / "wider", "Bert", "span-qa", intermediate_size=192)
     for parts, message in (
         ((0.7, first, 0.7, first), "add up to 1"),
-        ((0.5, first, 0.5, other), "has other tensors"),
-        ((1, tmp_path), "has no model.safetensors"),
+        ((0.5, first, 0.5, wider), "is another model"),
+        ((1, tmp_path / "nothing"), "nothing"),
         ((0.5, first, 0.5), "a share before each checkpoint"),
         ((first, 0.5), "a share before each checkpoint"),
     ):
-        done = mean(tmp_path / "mean", *parts)
+        done = recipe("mean_of_checkpoints.py", tmp_path / "mean", *parts)
         assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
         assert not (tmp_path / "mean").exists()
+    thesis = tmp_path / "mine" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("mine")
+    done = recipe("mean_of_checkpoints.py", thesis.parent, 1, first)
+    assert done.returncode != 0 and "is no checkpoint; it is left alone" in done.stderr and thesis.is_file()
+
+
+def test_sentence_lines(tmp_path):
+    text, out = tmp_path / "text.txt", tmp_path / "out.txt"
+    text.write_text(
+        'He said "Please stop that now." Then he went away to sea. \u00c9mile came home 3 days later.\n'
+        "5 men went with Dr. no to sea! Too short. Then he went away to sea.\n",
+        encoding="utf-8",
+    )
+    expected = [
+        'He said "Please stop that now."',
+        "Then he went away to sea.",
+        "\u00c9mile came home 3 days later.",
+        "5 men went with Dr. no to sea!",
+    ]
+    assert recipe("sentence_lines.py", text, out).returncode == 0
+    assert sorted(out.read_text(encoding="utf-8").splitlines()) == sorted(expected)
+    assert recipe("sentence_lines.py", text, out, "--count", 2).returncode == 0
+    assert len(out.read_text(encoding="utf-8").splitlines()) == 2

@@ -754,6 +754,23 @@ def test_bad_data(tmp_path, name, content, message):
     assert not (tmp_path / "run").exists()
 
 
+def test_smallest_of_another_model(checkpoint, data, tmp_path):
+    """Refused before anything is tokenized or written."""
+    with pytest.raises(InputError, match="2 entries, but this model has 3 layers"):
+        train(checkpoint, data, tmp_path / "run", options=replace(SANDWICH, smallest=(1.0, 0.5)))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"), [("fast", b"is no length config"), ("9,5,2", b"holds counts; give shares")]
+)
+def test_smallest_that_is_no_ratio(checkpoint, data, tmp_path, values, message):
+    environment = os.environ | {"PYTHONPATH": str(Path(qla_runtime.__file__).parents[1])}
+    command = qla_train(checkpoint, data, tmp_path / "run", "--steps", 1, "--smallest", values)
+    refused = subprocess.run(command, capture_output=True, env=environment, timeout=120)
+    assert refused.returncode == 2 and message in refused.stderr and len(refused.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("own", "task", "message"),
     [

@@ -52,6 +52,9 @@ QLA_INLINE void accumulate(Dot16& sum, Quad x, const Columns& w) {
 QLA_INLINE __m256i join(__m256i first4, __m256i next4) {
   return _mm256_permute4x64_epi64(_mm256_hadd_epi32(first4, next4), 0xd8);
 }
+QLA_INLINE i32x16 operator+(i32x16 a, i32x16 b) {
+  return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
+}
 QLA_INLINE i32x16 total(const Dot16& sum) {
   return i32x16{join(sum.v[0], sum.v[1]), join(sum.v[2], sum.v[3])} + sum.start;
 }

@@ -60,8 +60,6 @@ QLA_INLINE f32x16 operator*(f32x16 a, f32x16 b) { return {_mm512_mul_ps(a.v, b.v
 QLA_INLINE f32x16 operator/(f32x16 a, f32x16 b) { return {_mm512_div_ps(a.v, b.v)}; }
 QLA_INLINE i32x16 operator-(i32x16 a, i32x16 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 QLA_INLINE i32x16 operator*(i32x16 a, i32x16 b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
-QLA_INLINE i32x16 operator+(i32x16 a, i32x16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
-QLA_INLINE f32x16 abs(f32x16 a) { return {_mm512_abs_ps(a.v)}; }
 QLA_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 QLA_INLINE f32x16 min(f32x16 a, f32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 QLA_INLINE f32x16 max(f32x16 a, f32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
@@ -74,7 +72,6 @@ QLA_INLINE f32x16 where_above(f32x16 x, float limit, f32x16 a) {
   return {_mm512_maskz_mov_ps(above, a.v)};
 }
 QLA_INLINE f32x16 to_float(i32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
-QLA_INLINE i32x16 to_int(f32x16 a) { return {_mm512_cvtps_epi32(a.v)}; }  // nearest even
 QLA_INLINE f32x16 round_even(f32x16 a) { return {_mm512_roundscale_ps(a.v, 0)}; }
 
 QLA_INLINE f32x16 scale_exponent(f32x16 a, f32x16 n) { return {_mm512_scalef_ps(a.v, n.v)}; }

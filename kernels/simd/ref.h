@@ -70,12 +70,6 @@ QLA_INLINE i32x16 operator-(i32x16 a, i32x16 b) {
 QLA_INLINE i32x16 operator*(i32x16 a, i32x16 b) {
   return lanes<i32x16>([&](int l) { return a.v[l] * b.v[l]; });
 }
-QLA_INLINE i32x16 operator+(i32x16 a, i32x16 b) {
-  return lanes<i32x16>([&](int l) { return a.v[l] + b.v[l]; });
-}
-QLA_INLINE f32x16 abs(f32x16 a) {
-  return lanes<f32x16>([&](int l) { return std::fabs(a.v[l]); });
-}
 QLA_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
   return lanes<f32x16>([&](int l) { return fma1(a.v[l], b.v[l], c.v[l]); });
 }
@@ -97,9 +91,6 @@ QLA_INLINE f32x16 where_above(f32x16 x, float limit, f32x16 a) {
 }
 QLA_INLINE f32x16 to_float(i32x16 a) {
   return lanes<f32x16>([&](int l) { return static_cast<float>(a.v[l]); });
-}
-QLA_INLINE i32x16 to_int(f32x16 a) {
-  return lanes<i32x16>([&](int l) { return static_cast<int32_t>(std::nearbyintf(a.v[l])); });
 }
 QLA_INLINE f32x16 round_even(f32x16 a) {
   return lanes<f32x16>([&](int l) { return std::nearbyintf(a.v[l]); });

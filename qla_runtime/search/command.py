@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     measure.add_argument(
         "--cost", choices=COSTS, default=default.cost,
-        help="macs, on the sample's real lengths, or time on this machine (default: %(default)s)",
+        help="time on this machine, or macs on the sample's real lengths (default: %(default)s)",
     )  # fmt: skip
 
     evolution = parser.add_argument_group("evolution")

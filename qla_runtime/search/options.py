@@ -11,7 +11,7 @@ from qla_runtime.errors import InputError
 from qla_runtime.evaluate import ARTICLES
 from qla_runtime.length import LengthConfig
 
-COSTS = ("macs", "time")
+COSTS = ("time", "macs")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class SearchOptions:
         sample: items of the selection data that decide, evenly spaced; None takes all.
         screen: evolve on this many of them, and measure only the frontier on the whole sample; None evolves
             on the whole sample.
-        cost: ``macs`` (on the real lengths of the sample) or ``time`` (of this machine).
+        cost: ``time`` (of this machine) or ``macs`` (on the real lengths of the sample).
         start: configs to begin with, besides full and constant rates: a share per layer, such as those that
             the model was trained around.
         generations: rounds of mutation and crossover.
@@ -34,7 +34,7 @@ class SearchOptions:
         grid: entries of a config are multiples of 1 / ``grid``.
         lowest: no entry is below this share; None is one step of the grid.
         drop_bound: the smallest config keeps (1 - ``drop_bound``)^i in layer i, i from 1; nothing cheaper is
-            looked at.
+            looked at, except what ``start`` holds.
         balanced_loss: points that ``balanced`` may lose against ``full``.
         fast_loss: points that ``fast`` may lose.
 
@@ -45,7 +45,7 @@ class SearchOptions:
     articles: str = "odd"
     sample: int | None = 1000
     screen: int | None = None
-    cost: str = "macs"
+    cost: str = "time"
     start: tuple[tuple[float, ...], ...] = ()
     generations: int = 30
     population: int = 20

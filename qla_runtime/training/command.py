@@ -51,11 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--train-word-embeddings", action="store_true", help="train them too; slower")
 
     drop = parser.add_argument_group("LengthDrop")
-    drop.add_argument(
+    shape = drop.add_mutually_exclusive_group()
+    shape.add_argument(
         "--length-drop-ratio-bound", dest="ratio_bound", type=float, default=0.2, metavar="P",
         help="largest share of its tokens that a layer drops (default: %(default)s)",
     )  # fmt: skip
-    drop.add_argument(
+    shape.add_argument(
         "--smallest", metavar="VALUES",
         help="the smallest sub-model in place of a constant rate, such as .97,.8,.6,.4,.2,.1",
     )  # fmt: skip

@@ -247,6 +247,7 @@ def train_length_drop(
     options = options or LengthDropOptions()
     device = Device.choose(precision)
     start = Start.open(checkpoint, data, task=task, max_length=max_length, new_head=new_head)
+    options.bounds(start.source.encoder.layers)  # refuse a config of another model now
     embedding = start.source.task.kind == "embedding"
     if teacher is not None:
         taught_by = open_teacher(teacher, start)

@@ -58,7 +58,7 @@ struct Symmetric {
     float peak = 0;
     for (int i = 0; i < count; ++i) peak = std::max(peak, std::abs(bf16_to_float(x[i * stride])));
     step = peak / 127.0f;
-    const double inverse = 127.0f / peak;
+    const double inverse = peak > 0 ? 127.0f / peak : 0.0f;
     for (int i = 0; i < count; ++i) {
       q.push_back(static_cast<int>(std::nearbyint(bf16_to_float(x[i * stride]) * inverse)));
     }
@@ -68,7 +68,10 @@ struct Symmetric {
 TEST(Attention, MatchesDoublePrecision) {
   for (int head_dim : {32, 64}) {
     for (int n : {1, 7, 16, 33, 100}) {
-      const Problem p(n, head_dim, 5, 1.0f);
+      Problem p(n, head_dim, 5, 1.0f);
+      // A query, a key and a value column without a scale.
+      for (int d = 0; d < head_dim; ++d) p.q[n / 2 * head_dim + d] = p.k[n / 3 * head_dim + d] = 0;
+      for (int i = 0; i < n; ++i) p.v[i * head_dim + 1] = 0;
       const Output got = run(p, Isa::kRef);
       std::vector<Symmetric> queries, keys, values;
       for (int i = 0; i < n; ++i) {
@@ -140,15 +143,34 @@ TEST(Attention, IsCloseToUnquantizedAttention) {
 
 TEST(Attention, EveryIsaGivesTheSameBits) {
   for (int head_dim : {32, 64}) {
-    for (int n : {1, 2, 15, 16, 17, 31, 32, 33, 47, 64, 95, 127, 200}) {
-      for (float sigma : {1.0f, 30.0f}) {  // flat and saturated softmax
+    for (int n : {1, 2, 15, 16, 17, 31, 32, 33, 47, 64, 95, 127, 200, 512}) {
+      // Flat and saturated softmax, and what no model but a hostile package has.
+      for (float sigma : {1.0f, 30.0f, 1e6f, 1e15f}) {
         const Problem p(n, head_dim, 6, sigma);
         const Output want = run(p, Isa::kRef);
+        for (float x : want.out) ASSERT_TRUE(std::isfinite(x)) << sigma;
+        for (float x : want.column_sum) ASSERT_TRUE(std::isfinite(x) && x >= 0) << sigma;
         for (Isa isa : usable_isas()) {
           const Output got = run(p, isa);
           EXPECT_TRUE(same_bits(got.out, want.out)) << isa_name(isa) << " " << n;
           EXPECT_TRUE(same_bits(got.column_sum, want.column_sum)) << isa_name(isa) << " " << n;
         }
+      }
+    }
+  }
+}
+
+// Logits so large that the rounding of the largest one leaves no weight at all.
+TEST(Attention, HugeEqualLogitsGiveNumbers) {
+  for (int head_dim : {32, 64}) {
+    for (float value : {19584.0f, 23040.0f, 1e15f}) {
+      Problem p(3, head_dim, 6, 1.0f);
+      p.q.assign(p.q.size(), float_to_bf16(value));
+      p.k = p.q;
+      for (Isa isa : usable_isas()) {
+        const Output got = run(p, isa);
+        for (float x : got.out) EXPECT_TRUE(std::isfinite(x)) << isa_name(isa);
+        for (float x : got.column_sum) EXPECT_TRUE(std::isfinite(x) && x >= 0) << isa_name(isa);
       }
     }
   }

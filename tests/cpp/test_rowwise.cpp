@@ -34,6 +34,46 @@ TEST(Quantize, RoundTripsWithinHalfAStep) {
   }
 }
 
+// docs/numerics.md, in double precision, where product and sum are exact but for ties' ties: 24
+// bits times 24 bits, plus a small integer.
+TEST(Quantize, IsItsFormula) {
+  std::vector<std::vector<float>> rows;
+  for (unsigned seed = 0; seed < 20; ++seed) rows.push_back(Random(seed).floats(384, 3.0f));
+  // The lowest value lands a little below -1/2: its zero point was rounded from a rounded product.
+  rows.push_back(std::vector<float>(64, 0.0f));
+  rows.back()[0] = -1.4497503f;
+  rows.back()[1] = 2.5468583f;
+  for (const std::vector<float>& x : rows) {
+    const int n = static_cast<int>(x.size());
+    const Quantized own = quantize(x, Isa::kRef);
+    const float lo = *std::min_element(x.begin(), x.end());
+    const float hi = *std::max_element(x.begin(), x.end());
+    ASSERT_EQ(own.scale, (hi - lo) / 255.0f);
+    ASSERT_EQ(own.zero, static_cast<int>(std::nearbyintf(-lo * (255.0f / (hi - lo)))));
+    const Quantized fixed = quantize(x, Isa::kRef, {true, 0.03f, 101});  // an odd zero point
+    for (int i = 0; i < n; ++i) {
+      const double inverse = 255.0f / (hi - lo);
+      const double want = std::nearbyint(x[i] * inverse + own.zero);
+      ASSERT_EQ(own.q[i], std::clamp(want, 0.0, 255.0)) << i;
+      const float scaled = std::clamp(x[i] * (1.0f / 0.03f), -512.0f, 512.0f);
+      ASSERT_EQ(fixed.q[i], std::clamp(std::nearbyint(scaled + 101.0), 0.0, 255.0)) << i;
+    }
+    // Ranges that a GEMM's epilogue found, lane by lane.
+    std::vector<float> lane_min(16, 1e30f), lane_max(16, -1e30f);
+    for (int i = 0; i < n; ++i) {
+      lane_min[i % 16] = std::min(lane_min[i % 16], x[i]);
+      lane_max[i % 16] = std::max(lane_max[i % 16], x[i]);
+    }
+    for (Isa isa : usable_isas()) {
+      Quantized r{std::vector<uint8_t>(x.size()), 0, 0};
+      const KernelRegion region(isa);
+      select_kernels(isa).quantize(x.data(), n, lane_min.data(), lane_max.data(), {}, r.q.data(),
+                                   &r.scale, &r.zero);
+      EXPECT_TRUE(same_bits(r.q, own.q) && r.scale == own.scale && r.zero == own.zero);
+    }
+  }
+}
+
 TEST(Quantize, OneSidedFlatAndTinyRows) {
   for (float value : {0.0f, 5.0f, -5.0f, 1e-38f}) {
     const Quantized r = quantize(std::vector<float>(64, value), Isa::kRef);
