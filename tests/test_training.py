@@ -193,15 +193,16 @@ def test_passes_and_their_weights(checkpoint, data):
             return self.run(model, batch)[0]
 
     features = start.features(start.tokenizer(data.parent), False)
-    options = replace(SANDWICH, task_weight=2.0, distill_weight=3.0, vote_weight=5.0)
+    options = replace(SANDWICH, task_weight=2.0, distill_weight=3.0, hidden_weight=4.0, vote_weight=5.0)
     recipe = length_drop.LengthDrop(model, features, Spy(), options)
     batch = recipe.batch(np.arange(5))
     passes = list(recipe.losses(batch, np.random.default_rng(3)))
     names = ["smallest", "random", "random"]
-    assert [list(part.terms) for part in passes] == [["full"], *([name, f"{name}_votes"] for name in names)]
+    terms = [[name, f"{name}_hidden", f"{name}_votes"] for name in names]
+    assert [list(part.terms) for part in passes] == [["full"], *terms]
     assert calls[0] == (None, ())
     assert len({length for length, _ in calls}) == 4 and all(length is not None for length, _ in calls[1:])
-    for part, weights in zip(passes, [(2.0,)] + [(3.0, 5.0)] * 3, strict=True):
+    for part, weights in zip(passes, [(2.0,)] + [(3.0, 4.0, 5.0)] * 3, strict=True):
         weighted = sum(w * term.item() for w, term in zip(weights, part.terms.values(), strict=True))
         assert part.total.item() == pytest.approx(weighted / 4)
 
@@ -225,6 +226,30 @@ def test_sub_models_take_turns(checkpoint, data):
         assert full.total.item() == pytest.approx(full.terms["full"].item() / 2)
         seen[name] += 1
     assert 8 <= seen["smallest"] <= 32 and seen["random"] == 60 - seen["smallest"]  # a third, 60 draws
+
+
+def test_hidden_distance_written_out(checkpoint):
+    """Against loops over layers, sequences and kept tokens; with padding, and a layer that is left out."""
+    model = open_checkpoint(checkpoint, max_length=48).load_model()
+    lengths, n, ran = [20, 13], 24, [0, 2]
+    mask = torch.arange(n) < torch.tensor(lengths)[:, None]
+    config = LengthConfig.ratio([0.7, 0.7, 0.35])
+    with torch.no_grad():
+        full = model(random_ids(2, n), None, mask)[1]
+        output = model(random_ids(2, n), None, mask, config, (1,))[1]
+    student, teacher = ([o.hidden_states[1 + layer] for layer in ran] for o in (output, full))
+    distance = losses.hidden_distance(student, teacher, output.kept, mask)
+
+    expected = 0.0
+    for layer in range(2):
+        difference = power = 0.0
+        for b in range(2):
+            for place in output.kept[layer][b].tolist():
+                if place >= 0:
+                    difference += ((student[layer][b, place] - teacher[layer][b, place]) ** 2).sum().item()
+                    power += (teacher[layer][b, place] ** 2).sum().item()
+        expected += difference / power / 2
+    assert expected > 0 and distance.item() == pytest.approx(expected, rel=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------- votes

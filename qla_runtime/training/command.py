@@ -72,6 +72,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     drop.add_argument("--task-weight", type=float, default=1.0, metavar="X", help="of the labels (default: 1)")
     drop.add_argument("--distill-weight", type=float, default=1.0, metavar="X", help="of the teacher (default: 1)")
     drop.add_argument(
+        "--hidden-weight", type=float, default=0.0, metavar="X",
+        help="of what tokens become in sub-models, against the full pass, layer by layer (default: 0)",
+    )  # fmt: skip
+    drop.add_argument(
         "--vote-weight", type=float, default=10.0, metavar="X",
         help="span QA: of the votes that answers lack to survive; 0 is the papers' training (default: 10)",
     )  # fmt: skip
@@ -160,6 +164,7 @@ def run(arguments: argparse.Namespace, read_length: Callable[[str], str | Length
             layer_drop=arguments.layer_drop,
             task_weight=arguments.task_weight,
             distill_weight=arguments.distill_weight,
+            hidden_weight=arguments.hidden_weight,
             vote_weight=arguments.vote_weight,
             vote_margin=arguments.vote_margin,
             take_turns=arguments.take_turns,

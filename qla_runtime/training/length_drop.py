@@ -33,7 +33,7 @@ from qla_runtime.training.data import Batch, Features
 from qla_runtime.training.device import Device
 from qla_runtime.training.export import export
 from qla_runtime.training.loop import Loop, LoopOptions, Pass
-from qla_runtime.training.losses import divergence, importance, task_loss, vote_loss
+from qla_runtime.training.losses import divergence, hidden_distance, importance, task_loss, vote_loss
 from qla_runtime.training.run_folder import RunFolder
 from qla_runtime.training.start import Start, fingerprint, open_teacher
 from qla_runtime.training.teacher import FixedTeacher
@@ -53,6 +53,8 @@ class LengthDropOptions:
         layer_drop: probability that a sub-model leaves a layer out; that layer drops no tokens either.
         task_weight: of the full model's loss against the labels.
         distill_weight: of each distance to the teacher.
+        hidden_weight: of the distance between what tokens become in a sub-model and in the full pass
+            (:func:`qla_runtime.training.losses.hidden_distance`); 0 is the papers' training.
         vote_weight: of the votes that the tokens which matter lack to survive, for span QA
             (:func:`qla_runtime.training.losses.vote_loss`); 0 is the papers' training.
         vote_margin: by how much, in log votes, they must lead the lowest vote that is kept.
@@ -69,6 +71,7 @@ class LengthDropOptions:
     layer_drop: float = 0.0
     task_weight: float = 1.0
     distill_weight: float = 1.0
+    hidden_weight: float = 0.0
     vote_weight: float = 10.0
     vote_margin: float = 0.5
     take_turns: bool = False
@@ -81,6 +84,7 @@ class LengthDropOptions:
             "layer_drop": (0.0, 0.9),
             "task_weight": (0.0, math.inf),
             "distill_weight": (0.0, math.inf),
+            "hidden_weight": (0.0, math.inf),
             "vote_weight": (0.0, math.inf),
             "vote_margin": (0.0, 10.0),
             "batch_tokens": (16, math.inf),
@@ -173,7 +177,8 @@ class LengthDrop:
             kinds = [kinds[draw.integers(len(kinds))]]
         passes = 1 + len(kinds)
 
-        full = self._device.forward(self.model, batch)
+        full, states = self._device.run(self.model, batch)
+        states = [state.detach() for state in states.hidden_states[1:]]
         target = full.detach() if self._teacher is None else self._teacher.outputs(batch)
         terms, total = {}, 0.0
         if batch.labels is not None:
@@ -191,6 +196,12 @@ class LengthDrop:
             outputs, inside = self._device.run(self.model, batch, chosen.length, chosen.skip, votes)
             distance = divergence(task, outputs, target, batch)
             terms, total = {name: distance}, options.distill_weight * distance
+            if options.hidden_weight > 0:
+                ran = [layer for layer in range(layers) if layer not in chosen.skip]
+                reached = [inside.hidden_states[1 + layer] for layer in ran]
+                aims = [states[layer] for layer in ran]
+                terms[f"{name}_hidden"] = hidden_distance(reached, aims, inside.kept, batch.mask)
+                total = total + options.hidden_weight * terms[f"{name}_hidden"]
             if votes:
                 weights = importance(task, target, batch, len(inside.scores))
                 lacking = vote_loss(inside, weights, batch.mask, task.keep_cls, options.vote_margin)

@@ -118,6 +118,33 @@ def vote_loss(
     return total / max(1, len(output.scores))  # LayerDrop may leave every layer out
 
 
+def hidden_distance(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], kept: Sequence[Tensor], mask: Tensor
+) -> Tensor:
+    """How far the tokens that a sub-model keeps are from what they are when nothing is dropped.
+
+    Outputs say of a span model only where its answer begins and ends; this says of every surviving token, after
+    every layer, what it should have become without the tokens that are missing.
+
+    Args:
+        student: per layer that ran (B, n, H), its restored outputs in a dropping pass.
+        teacher: the same layers' outputs in the full pass.
+        kept: per layer that ran, as in :class:`~qla_runtime.modeling.EncoderOutput`.
+        mask: (B, n) bool, True on tokens.
+
+    Returns:
+        The mean over layers of the squared distance over kept tokens, relative to their squared length; a scalar.
+    """
+    total = mask.new_zeros((), dtype=torch.float32)
+    for state, target, rows in zip(student, teacher, kept, strict=True):
+        # Surplus places of short sequences all write to one column more, which is cut off.
+        places = torch.where(rows >= 0, rows, mask.shape[1])
+        alive = mask.new_zeros((mask.shape[0], mask.shape[1] + 1)).scatter(1, places, True)[:, :-1, None]
+        target = target.float() * alive
+        total = total + ((state.float() * alive - target) ** 2).sum() / (target**2).sum()
+    return total / max(1, len(kept))  # LayerDrop may leave every layer out
+
+
 def _spans(outputs: Tensor, mask: Tensor) -> Tensor:
     """(B, n, 2) -> (B, 2, n) float32: start and end logits, padding out of the running."""
     return outputs.float().transpose(1, 2).masked_fill(~mask[:, None, :], _NEVER)
