@@ -23,10 +23,17 @@ QLA_INLINE f32x16 gelu(f32x16 x) {
   return x * fma(p, t, set1(0.5f));
 }
 
-QLA_INLINE f32x16 dequantize(const GemmArgs& g, i32x16 acc, int row, int col) {
-  const i32x16 sum = acc - set1(g.row_zero[row]) * load(g.col_sum + col);
-  const f32x16 scale = set1(g.row_scale[row]) * load(g.col_scale + col);
-  return fma(to_float(sum), scale, load(g.bias + col));
+// What 16 neighbouring columns bring to every row.
+struct ColumnTerms {
+  i32x16 sum;
+  f32x16 scale, bias;
+  QLA_INLINE ColumnTerms(const GemmArgs& g, int col)
+      : sum(load(g.col_sum + col)), scale(load(g.col_scale + col)), bias(load(g.bias + col)) {}
+};
+
+QLA_INLINE f32x16 dequantize(const GemmArgs& g, const ColumnTerms& column, i32x16 acc, int row) {
+  const i32x16 sum = acc - set1(g.row_zero[row]) * column.sum;
+  return fma(to_float(sum), set1(g.row_scale[row]) * column.scale, column.bias);
 }
 
 // Per-lane range of a kBiasGelu row's outputs: found in registers, merged into memory once per
@@ -50,8 +57,9 @@ struct Range {
 };
 
 template <Epilogue kEpilogue>
-QLA_INLINE void finish(const GemmArgs& g, i32x16 acc, int row, int col, Range& range) {
-  const f32x16 y = dequantize(g, acc, row, col);
+QLA_INLINE void finish(const GemmArgs& g, const ColumnTerms& column, i32x16 acc, int row, int col,
+                       Range& range) {
+  const f32x16 y = dequantize(g, column, acc, row);
   if constexpr (kEpilogue == Epilogue::kBias) {
     store(g.c + static_cast<size_t>(row) * g.ldc + col, y);
   } else if constexpr (kEpilogue == Epilogue::kBiasGelu) {

@@ -40,7 +40,8 @@ void gemm_block(const GemmArgs& g, int row, int col) {
     Range range;
 #pragma GCC unroll 4
     for (int j = 0; j < kGemmPanels; ++j) {
-      finish<kEpilogue>(g, total(sum[m][j]), row + m, col + 16 * j, range);
+      const int at = col + 16 * j;
+      finish<kEpilogue>(g, ColumnTerms(g, at), total(sum[m][j]), row + m, at, range);
     }
     range.merge<kEpilogue>(g, row + m, col);
   }

@@ -62,14 +62,18 @@ void multiply(const GemmArgs& g, Block at, BlockScratch* out) {
 }
 
 template <Epilogue kEpilogue>
-void finish_block(const GemmArgs& g, Block at, const BlockScratch& in) {
-  const int rows = g.rows - at.row < 32 ? g.rows - at.row : 32;
-  for (int r = 0; r < rows; ++r) {
-    const int half = r / 16 * 2;
-    Range range;
-    finish<kEpilogue>(g, load(in.tile[half][r % 16]), at.row + r, at.col, range);
-    finish<kEpilogue>(g, load(in.tile[half + 1][r % 16]), at.row + r, at.col + 16, range);
-    range.merge<kEpilogue>(g, at.row + r, at.col);
+void finish_block(const GemmArgs& args, Block at, const BlockScratch& in) {
+  const GemmArgs g = args;  // a copy of its own, which no store can alias, stays in registers
+  const ColumnTerms left(g, at.col), right(g, at.col + 16);
+  for (int half = 0; half < 2; ++half) {
+    const int first = at.row + 16 * half;
+    const int rows = g.rows - first < 16 ? g.rows - first : 16;
+    for (int r = 0; r < rows; ++r) {
+      Range range;
+      finish<kEpilogue>(g, left, load(in.tile[2 * half][r]), first + r, at.col, range);
+      finish<kEpilogue>(g, right, load(in.tile[2 * half + 1][r]), first + r, at.col + 16, range);
+      range.merge<kEpilogue>(g, first + r, at.col);
+    }
   }
 }
 

@@ -22,7 +22,7 @@ void gemm(const GemmArgs& g) {
         for (int l = 0; l < 16; ++l) acc.v[l] += a * weight_at(g, k, col + l);
       }
       Range range;
-      finish<kEpilogue>(g, acc, row, col, range);
+      finish<kEpilogue>(g, ColumnTerms(g, col), acc, row, col, range);
       range.merge<kEpilogue>(g, row, col);
     }
   }
