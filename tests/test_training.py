@@ -40,6 +40,7 @@ from qla_runtime.training.length_drop import LengthDropOptions, train_length_dro
 from qla_runtime.training.loop import Diverged, Loop, LoopOptions  # noqa: E402
 from qla_runtime.training.run_folder import RunFolder, read_log  # noqa: E402
 from qla_runtime.training.start import Start  # noqa: E402
+from qla_runtime.training.teacher import LiveTeacher  # noqa: E402
 from qla_runtime.windows import Ragged  # noqa: E402
 
 STEPS = 6
@@ -193,16 +194,15 @@ def test_passes_and_their_weights(checkpoint, data):
             return self.run(model, batch)[0]
 
     features = start.features(start.tokenizer(data.parent), False)
-    options = replace(SANDWICH, task_weight=2.0, distill_weight=3.0, hidden_weight=4.0, vote_weight=5.0)
+    options = replace(SANDWICH, task_weight=2.0, distill_weight=3.0, vote_weight=5.0)
     recipe = length_drop.LengthDrop(model, features, Spy(), options)
     batch = recipe.batch(np.arange(5))
     passes = list(recipe.losses(batch, np.random.default_rng(3)))
     names = ["smallest", "random", "random"]
-    terms = [[name, f"{name}_hidden", f"{name}_votes"] for name in names]
-    assert [list(part.terms) for part in passes] == [["full"], *terms]
+    assert [list(part.terms) for part in passes] == [["full"], *([name, f"{name}_votes"] for name in names)]
     assert calls[0] == (None, ())
     assert len({length for length, _ in calls}) == 4 and all(length is not None for length, _ in calls[1:])
-    for part, weights in zip(passes, [(2.0,)] + [(3.0, 4.0, 5.0)] * 3, strict=True):
+    for part, weights in zip(passes, [(2.0,)] + [(3.0, 5.0)] * 3, strict=True):
         weighted = sum(w * term.item() for w, term in zip(weights, part.terms.values(), strict=True))
         assert part.total.item() == pytest.approx(weighted / 4)
 
@@ -250,6 +250,44 @@ def test_hidden_distance_written_out(checkpoint):
                     power += (teacher[layer][b, place] ** 2).sum().item()
         expected += difference / power / 2
     assert expected > 0 and distance.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_passes_with_a_live_teacher(checkpoint, data):
+    """Every pass learns a frozen model, sub-models also what its tokens became; by turns, one pass a batch."""
+    start = Start.open(checkpoint, data, max_length=24)
+    features = start.features(start.tokenizer(data.parent), False)
+    device, model = Device.choose("fp32"), start.load_model(0)
+    with torch.no_grad():
+        model.head.weight += 1.0
+    options = replace(SANDWICH, task_weight=2.0, distill_weight=3.0, hidden_weight=4.0, vote_weight=0.0)
+    recipe = length_drop.LengthDrop(model, features, device, options, LiveTeacher(start.source, device))
+    batch = recipe.batch(np.arange(3))
+    full, *subs = recipe.losses(batch, np.random.default_rng(0))
+    target = start.load_model(0)(batch.input_ids, batch.token_type_ids, batch.mask)[0]
+    own = model(batch.input_ids, batch.token_type_ids, batch.mask)[0]
+    expected = losses.divergence(model.task, own, target, batch).item()
+    assert full.terms["full_distance"].item() == pytest.approx(expected, rel=1e-5) and expected > 1e-3
+    for part in subs:
+        (distance, hidden), passes = part.terms.values(), 1 + len(subs)
+        assert part.total.item() == pytest.approx((3.0 * distance.item() + 4.0 * hidden.item()) / passes)
+    recipe = length_drop.LengthDrop(
+        model, features, device, replace(options, take_turns=True), LiveTeacher(start.source, device)
+    )
+    seen = Counter()
+    for number in range(60):
+        (part,) = recipe.losses(batch, np.random.default_rng(number))
+        seen[next(iter(part.terms))] += 1
+    assert sum(seen.values()) == 60 and min(seen["full"], seen["smallest"], seen["random"]) >= 6
+
+
+def test_hidden_weight_needs_a_live_teacher(checkpoint, data, tmp_path):
+    for options, live, message in (
+        (replace(SANDWICH, hidden_weight=1.0), False, "only a live teacher tells"),
+        (SANDWICH, True, "live_teacher is set without a teacher"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train(checkpoint, data, tmp_path / "run", options=options, live_teacher=live)
+    assert not (tmp_path / "run").exists()
 
 
 # ---------------------------------------------------------------------------------------------- votes
@@ -662,15 +700,20 @@ def test_scores_make_a_regression(tmp_path):
     assert "spearman full" in read_log(tmp_path / "run")[-1]["accuracy"]
 
 
+@pytest.mark.parametrize("live", [False, True])
 @pytest.mark.parametrize("kind", ["span-qa", "embedding"])
-def test_fixed_teacher(kind, tmp_path):
-    """Its outputs are computed once; the student starts where the teacher stands."""
+def test_fixed_teacher(kind, live, tmp_path):
+    """Its outputs are computed once, or batch by batch; the student starts where the teacher stands."""
     start = save_checkpoint(tmp_path / "start", "Bert", kind)
     data = squad(tmp_path / "t.json") if kind == "span-qa" else lines(tmp_path / "t.txt")
     given = dict(teacher=start) if kind == "span-qa" else dict(task="embedding")
-    train(start, data, tmp_path / "run", loop=replace(LOOP, steps=2), precision="fp32", **given)
-    rows = np.load(tmp_path / "run" / "teacher.npy")
-    assert rows.dtype == np.float16 and rows.shape[1] == (2 if kind == "span-qa" else 64)
+    given["options"] = replace(SANDWICH, hidden_weight=float(live))
+    run = tmp_path / "run"
+    train(start, data, run, loop=replace(LOOP, steps=2), precision="fp32", live_teacher=live, **given)
+    assert (run / "teacher.npy").is_file() != live
+    if not live:
+        rows = np.load(run / "teacher.npy")
+        assert rows.dtype == np.float16 and rows.shape[1] == (2 if kind == "span-qa" else 64)
     first = read_log(tmp_path / "run")[0]
     assert first["full_distance"] < 1e-5 < first["smallest"]
     assert ("full" in first) == (kind == "span-qa")

@@ -69,11 +69,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     drop.add_argument(
         "--teacher", metavar="CHECKPOINT", help="distil from this fixed model instead of from the full pass"
     )
+    drop.add_argument(
+        "--live-teacher", action="store_true",
+        help="run it batch by batch instead of over all data beforehand: for an epoch or less",
+    )  # fmt: skip
     drop.add_argument("--task-weight", type=float, default=1.0, metavar="X", help="of the labels (default: 1)")
     drop.add_argument("--distill-weight", type=float, default=1.0, metavar="X", help="of the teacher (default: 1)")
     drop.add_argument(
         "--hidden-weight", type=float, default=0.0, metavar="X",
-        help="of what tokens become in sub-models, against the full pass, layer by layer (default: 0)",
+        help="of what tokens become in sub-models, against a live teacher, layer by layer (default: 0)",
     )  # fmt: skip
     drop.add_argument(
         "--vote-weight", type=float, default=10.0, metavar="X",
@@ -84,7 +88,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="by how much they must lead, in log votes (default: 0.5)",
     )  # fmt: skip
     drop.add_argument(
-        "--take-turns", action="store_true", help="one sub-model per batch, at random, in place of all: faster"
+        "--take-turns",
+        action="store_true",
+        help="one sub-model per batch, at random, in place of all: faster; with --teacher one pass in all",
     )
 
     train = parser.add_argument_group("training")
@@ -174,6 +180,7 @@ def run(arguments: argparse.Namespace, read_length: Callable[[str], str | Length
         max_length=arguments.max_length,
         new_head=arguments.new_head,
         teacher=arguments.teacher,
+        live_teacher=arguments.live_teacher,
         precision=arguments.precision,
         assess_file=arguments.assess_file,
         assess_lengths=lengths,

@@ -36,7 +36,7 @@ from qla_runtime.training.loop import Loop, LoopOptions, Pass
 from qla_runtime.training.losses import divergence, hidden_distance, importance, task_loss, vote_loss
 from qla_runtime.training.run_folder import RunFolder
 from qla_runtime.training.start import Start, fingerprint, open_teacher
-from qla_runtime.training.teacher import FixedTeacher
+from qla_runtime.training.teacher import FixedTeacher, LiveTeacher
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,14 @@ class LengthDropOptions:
         layer_drop: probability that a sub-model leaves a layer out; that layer drops no tokens either.
         task_weight: of the full model's loss against the labels.
         distill_weight: of each distance to the teacher.
-        hidden_weight: of the distance between what tokens become in a sub-model and in the full pass
-            (:func:`qla_runtime.training.losses.hidden_distance`); 0 is the papers' training.
+        hidden_weight: of the distance between what tokens become in a sub-model and in a live teacher
+            (:func:`qla_runtime.training.losses.hidden_distance`); 0 is the papers' training. In place of a teacher
+            that stays as it is, the full pass would come to meet the sub-models, and forget its task.
         vote_weight: of the votes that the tokens which matter lack to survive, for span QA
             (:func:`qla_runtime.training.losses.vote_loss`); 0 is the papers' training.
         vote_margin: by how much, in log votes, they must lead the lowest vote that is kept.
-        take_turns: each batch runs one of its sub-models, drawn at random, in place of all of them.
+        take_turns: each batch runs one of its sub-models, drawn at random, in place of all of them. With a fixed
+            teacher the full model is no one's target, and takes its turn like the others.
         batch_tokens: tokens of a batch, padding included.
 
     Raises:
@@ -153,7 +155,7 @@ class LengthDrop:
         features: Features,
         device: Device,
         options: LengthDropOptions,
-        teacher: FixedTeacher | None = None,
+        teacher: FixedTeacher | LiveTeacher | None = None,
     ) -> None:
         self.model = model
         self._features, self._device, self._options, self._teacher = features, device, options, teacher
@@ -167,28 +169,35 @@ class LengthDrop:
         return self._features.batch(rows).to(self._device.device)
 
     def losses(self, batch: Batch, draw: np.random.Generator) -> Iterator[Pass]:
-        """Full, smallest, random passes: [ L(full) + sum over sub-models of KL ] / passes.
+        """Full, smallest, random passes, or whose turn it is: [ L(full) + sum over sub-models of KL ] / passes.
 
         One draw of sub-models serves the whole batch. With a fixed teacher the full pass is distilled too.
         """
         task, options, layers = self.model.task, self._options, self.model.encoder.spec.layers
         kinds = [("smallest", smallest)] + [("random", random)] * options.random_passes
+        full_too = True
         if options.take_turns:
-            kinds = [kinds[draw.integers(len(kinds))]]
-        passes = 1 + len(kinds)
+            turn = draw.integers(len(kinds) + (self._teacher is not None))
+            full_too = self._teacher is None or turn == len(kinds)
+            kinds = kinds[turn : turn + 1]
+        passes = full_too + len(kinds)
 
-        full, states = self._device.run(self.model, batch)
-        states = [state.detach() for state in states.hidden_states[1:]]
-        target = full.detach() if self._teacher is None else self._teacher.outputs(batch)
-        terms, total = {}, 0.0
-        if batch.labels is not None:
-            terms["full"] = task_loss(task, full, batch)
-            total += options.task_weight * terms["full"]
+        target = states = None
         if self._teacher is not None:
-            terms["full_distance"] = divergence(task, full, target, batch)
-            total += options.distill_weight * terms["full_distance"]
-        del full
-        yield Pass(terms, total / passes)
+            target, states = self._teacher(batch)
+        if full_too:
+            full = self._device.forward(self.model, batch)
+            terms, total = {}, 0.0
+            if batch.labels is not None:
+                terms["full"] = task_loss(task, full, batch)
+                total += options.task_weight * terms["full"]
+            if target is None:
+                target = full.detach()
+            else:
+                terms["full_distance"] = divergence(task, full, target, batch)
+                total += options.distill_weight * terms["full_distance"]
+            del full
+            yield Pass(terms, total / passes)
 
         votes = options.vote_weight > 0 and task.kind == "span-qa"
         for name, choose in kinds:
@@ -221,6 +230,7 @@ def train_length_drop(
     max_length: int | None = None,
     new_head: bool = False,
     teacher: str | Path | None = None,
+    live_teacher: bool = False,
     precision: str = "auto",
     assess_file: str | Path | None = None,
     assess_lengths: Mapping[str, LengthConfig] | None = None,
@@ -239,6 +249,7 @@ def train_length_drop(
         task, max_length, new_head: see :meth:`qla_runtime.training.start.Start.open`.
         teacher: a checkpoint to distil every pass from; None distils in place. For embeddings the frozen
             starting model is the teacher, whose full-length vectors all passes learn: there are no labels.
+        live_teacher: run the teacher batch by batch instead of over all data beforehand.
         precision: ``auto``, ``bf16`` or ``fp32``.
         assess_file: measure accuracy on this file at the start, at the end, and every ``loop.assess_steps``;
             see :func:`qla_runtime.training.assess.assessor`.
@@ -264,12 +275,20 @@ def train_length_drop(
         taught_by = open_teacher(teacher, start)
     else:
         taught_by = start.source if embedding else None
+    if live_teacher and taught_by is None:
+        raise InputError("live_teacher is set without a teacher; give a checkpoint to learn from")
+    if options.hidden_weight > 0 and not live_teacher:
+        raise InputError(
+            f"hidden_weight is {options.hidden_weight:g}, and only a live teacher tells what tokens become; set "
+            "live_teacher, with a teacher"
+        )
     settings = {
         "recipe": "length-drop",
         **start.settings(),
         **dataclasses.asdict(options),
         **loop.settings(),
         "teacher": None if taught_by is None else fingerprint(taught_by),
+        "live_teacher": live_teacher,
         "device": device.device.type,
         "precision": "bf16" if device.bf16 else "fp32",
     }
@@ -277,7 +296,9 @@ def train_length_drop(
         encoder = start.tokenizer(folder.path)
         features = start.features(encoder, progress)
         fixed = None
-        if taught_by is not None:
+        if taught_by is not None and live_teacher:
+            fixed = LiveTeacher(taught_by, device)
+        elif taught_by is not None:
             path = folder.path / "teacher.npy"
             fixed = FixedTeacher(path, taught_by, features, options.batch_tokens, device, progress)
         model = start.load_model(loop.seed).to(device.device)

@@ -128,7 +128,7 @@ def hidden_distance(
 
     Args:
         student: per layer that ran (B, n, H), its restored outputs in a dropping pass.
-        teacher: the same layers' outputs in the full pass.
+        teacher: the same layers' outputs in a frozen model, with every token.
         kept: per layer that ran, as in :class:`~qla_runtime.modeling.EncoderOutput`.
         mask: (B, n) bool, True on tokens.
 

@@ -1,4 +1,5 @@
-"""A fixed teacher: a frozen model's outputs for every feature, computed once and mapped from disk.
+"""A fixed teacher: a frozen model's outputs for every feature, computed once and mapped from disk, or as they are
+needed.
 
 In-place distillation needs none of this: there the full pass of the very model that trains is the teacher.
 """
@@ -57,15 +58,36 @@ class FixedTeacher:
         self._offsets = features.ragged.offsets
         self._per_token = source.task.per_token
 
-    def outputs(self, batch: Batch) -> Tensor:
+    def __call__(self, batch: Batch) -> tuple[Tensor, None]:
         """The teacher's outputs for a batch, float32 and shaped like the student's: padding is 0."""
         if not self._per_token:
-            return torch.from_numpy(self._rows[batch.rows].astype(np.float32)).to(batch.mask.device)
+            rows = torch.from_numpy(self._rows[batch.rows].astype(np.float32))
+            return rows.to(batch.mask.device), None
         rows = np.concatenate([self._rows[self._offsets[i] : self._offsets[i + 1]] for i in batch.rows])
         rows = torch.from_numpy(rows.astype(np.float32)).to(batch.mask.device)
         outputs = rows.new_zeros((*batch.mask.shape, rows.shape[-1]))
         outputs[batch.mask] = rows
-        return outputs
+        return outputs, None
+
+
+class LiveTeacher:
+    """A frozen model that answers batch by batch: for runs of about an epoch or less, where computing outputs
+    that no later epoch reads again would only put off the first step.
+
+    Args:
+        source: the teacher.
+        device: where it runs.
+    """
+
+    def __init__(self, source: Checkpoint, device: Device) -> None:
+        self._model, self._device = source.load_model().to(device.device), device
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """As :meth:`FixedTeacher.__call__`, with whatever the model says of padding; and per layer (B, n, H), what
+        tokens became."""
+        outputs, inside = self._device.run(self._model, batch)
+        return outputs.float(), inside.hidden_states[1:]
 
 
 @torch.no_grad()
