@@ -30,7 +30,10 @@ FIT_SECONDS = 0.6
 model many times larger than MiniLM takes as long as four calls of its longest sequence."""
 
 MAX_ROUNDS = 9
-"""Rounds of measured calls; the lower quartile of nine ignores six disturbed ones."""
+"""Rounds of measured calls; the median of nine ignores four disturbed ones."""
+
+REST_SECONDS = 5e-4
+"""Before each measured call: a call that comes when nothing ran has threads to wake and finds caches colder."""
 
 MIN_MARGIN = 0.10
 """Least share that predictions are raised by: calls on an idle machine scatter by a few percent, and texts of
@@ -81,9 +84,9 @@ def fit(
     longest: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> CostModel:
-    """Measures calls on this machine, rounds of them interleaved, and fits a model to their lower quartiles.
+    """Measures calls on this machine, rounds of them interleaved, and fits a model to their medians.
 
-    A budget speaks of an idle engine, so the quarter of a call's times that other work disturbed least counts.
+    A budget speaks of an idle engine, so every call begins after a rest.
 
     Args:
         prepare: makes a call that can be timed.
@@ -138,16 +141,18 @@ def _shapes(longest: int, layers: int) -> list[tuple[list[int], LengthConfig]]:
 
 
 def _measure(calls: Sequence[Callable[[], object]], clock: Callable[[], float]) -> NDArray[np.float64]:
-    """Lower quartile of each call's seconds. The last is run once before, so that its memory is there."""
+    """Median of each call's seconds, begun on a rested engine. The last is run once before, so that its memory is
+    there."""
     deadline = clock() + FIT_SECONDS
     calls[-1]()
     rounds: list[list[float]] = []
     while not rounds or (len(rounds) < MAX_ROUNDS and clock() < deadline):
         rounds.append([_timed(call, clock) for call in calls])
-    return np.maximum(np.quantile(rounds, 0.25, axis=0), 1e-9)
+    return np.maximum(np.median(rounds, axis=0), 1e-9)
 
 
 def _timed(call: Callable[[], object], clock: Callable[[], float]) -> float:
+    time.sleep(REST_SECONDS)
     began = clock()
     call()
     return clock() - began
@@ -216,7 +221,7 @@ def _cache_file(package: Path, description: str) -> Path | None:
     except (OSError, RuntimeError):
         return None
     key = sha256()
-    for part in (manifest, description.encode(), _cpu_model().encode(), repr(COUNTS).encode()):
+    for part in (manifest, description.encode(), _cpu_model().encode(), repr((COUNTS, REST_SECONDS)).encode()):
         key.update(len(part).to_bytes(8, "little") + part)
     return folder / "qla_runtime" / f"cost-{key.hexdigest()[:32]}.json"
 
