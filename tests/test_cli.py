@@ -242,7 +242,14 @@ def test_help_and_version_need_no_model():
 
 def test_interrupted():
     """Ctrl-C while it waits for a text: status 130, nothing printed."""
-    code = "from qla_runtime import cli; print('ready', flush=True); exit(cli.main(['encode', '-', '--json']))"
+    # Whoever started the tests in the background may have had SIGINT ignored, which children inherit.
+    code = """if True:
+        import signal
+        from qla_runtime import cli
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("ready", flush=True)
+        exit(cli.main(["encode", "-", "--json"]))
+    """
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     command = subprocess.Popen([sys.executable, "-c", code], env=ENVIRONMENT, **pipes)
     assert command.stdout.readline() == b"ready\n"
