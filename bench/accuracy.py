@@ -1,7 +1,7 @@
 """What INT8 costs in accuracy: the FP32 checkpoint in transformers against the engine, scored alike.
 
-    python bench/accuracy.py squad dev-v1.1.json --checkpoint HF_FOLDER [--package QLA_FOLDER] [--articles even]
-    python bench/accuracy.py sts sts-test.csv --checkpoint HF_FOLDER --package QLA_FOLDER
+    python -m bench.accuracy squad dev-v1.1.json --checkpoint HF_FOLDER [--package QLA_FOLDER] [--articles even]
+    python -m bench.accuracy sts sts-test.csv --checkpoint HF_FOLDER --package QLA_FOLDER
 
 SQuAD: same windows, same span rule, same F1; only the logits come from another place. STS: sentence-transformers
 computes the FP32 embeddings. Needs the packages of the `convert` extra (and sentence-transformers for STS).

@@ -1,9 +1,9 @@
 """What length adaptation buys on SQuAD dev: accuracy, end-to-end time, latency budgets, escalation.
 
-    python bench/length_adaptation.py accuracy dev-v1.1.json [--beside PACKAGE]
-    python bench/length_adaptation.py time dev-v1.1.json [--bert-base BATCHES]
-    python bench/length_adaptation.py budgets dev-v1.1.json --ms 3 5 8
-    python bench/length_adaptation.py escalate dev-v1.1.json --thresholds 0.2 0.4 0.6
+    python -m bench.length_adaptation accuracy dev-v1.1.json [--beside PACKAGE]
+    python -m bench.length_adaptation time dev-v1.1.json [--bert-base BATCHES]
+    python -m bench.length_adaptation budgets dev-v1.1.json --ms 3 5 8
+    python -m bench.length_adaptation escalate dev-v1.1.json --thresholds 0.2 0.4 0.6
 
 Each prints a Markdown table. What is timed takes turns, batch by batch, so that a slow moment slows all
 alike; times are of whole `answer` calls, tokenization included.

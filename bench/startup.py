@@ -1,6 +1,6 @@
 """From nothing to the first answer: import, opening, first question, as ratios to `import numpy`.
 
-    python bench/startup.py [--rounds 15]
+    python -m bench.startup [--rounds 15]
 
 Every measurement is a fresh process that times itself; the steps of a round follow each other, so that a noisy
 moment hits them all. Also says which modules `import qla_runtime` must not bring along, and the memory at the end.
