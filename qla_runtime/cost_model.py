@@ -68,11 +68,12 @@ class CostModel:
 
     def seconds(self, lengths: ArrayLike, config: LengthConfig) -> float:
         """Expected time in seconds of a call over sequences of ``lengths`` tokens, from token ids to logits."""
-        return float(_counts(self.hidden, self.intermediate, lengths, config) @ self.prices)
+        return float((_counts(self.hidden, self.intermediate, lengths, [config]) @ self.prices)[0])
 
-    def safe_seconds(self, lengths: ArrayLike, config: LengthConfig) -> float:
-        """:meth:`seconds` with the margin: nearly all calls on an idle machine stay below it."""
-        return (1 + self.margin) * self.seconds(lengths, config)
+    def safe_seconds(self, lengths: ArrayLike, configs: Sequence[LengthConfig]) -> NDArray[np.float64]:
+        """:meth:`seconds` of each config with the margin, (configs,): nearly all calls on an idle machine stay
+        below it. All configs at once, because a budget pays for the prediction too."""
+        return (1 + self.margin) * (_counts(self.hidden, self.intermediate, lengths, configs) @ self.prices)
 
 
 # --------------------------------------------------------------------------------------------- fitting
@@ -96,7 +97,7 @@ def fit(
     """
     shapes = _shapes(longest, info["layers"])
     times = _measure([prepare(lengths, config) for lengths, config in shapes], clock)
-    counts = np.array([_counts(info["hidden"], info["intermediate"], *shape) for shape in shapes])
+    counts = np.vstack([_counts(info["hidden"], info["intermediate"], n, [config]) for n, config in shapes])
     # Divided by the times, the fit minimizes relative errors: short calls count as much as long ones.
     prices = nnls(counts / times[:, None], np.ones(len(times)))
     short = float((times / np.maximum(counts @ prices, 1e-12) - 1).max())
@@ -158,30 +159,31 @@ def _timed(call: Callable[[], object], clock: Callable[[], float]) -> float:
     return clock() - began
 
 
-def _counts(hidden: int, intermediate: int, lengths: ArrayLike, config: LengthConfig) -> NDArray[np.float64]:
-    """A call in units of :data:`COUNTS`."""
+def _counts(
+    hidden: int, intermediate: int, lengths: ArrayLike, configs: Sequence[LengthConfig]
+) -> NDArray[np.float64]:
+    """A call with each config in units of :data:`COUNTS`: (configs, counts)."""
     n, repeats = np.unique(np.asarray(lengths, np.float64), return_counts=True)
-    after = _kept(n, config)
-    before = np.vstack([n, after[:-1]])
-    rows = n + (before + after).sum(axis=0)
+    after = _kept(n, configs)
+    before = np.concatenate([np.broadcast_to(n, after[:, :1].shape), after[:, :-1]], axis=1)
+    rows = n + (before + after).sum(axis=1)
     # The engine projects attention's output for kept rows only.
     linear = 3 * before * hidden * hidden + after * hidden * (hidden + 2 * intermediate)
     attention = 2 * before * before * hidden
-    return np.array(
-        [
-            1.0,
-            float(repeats.sum()),
-            float(rows @ repeats),
-            float(linear.sum(axis=0) @ repeats),
-            float(attention.sum(axis=0) @ repeats),
-        ]
-    )
+    per_config = np.empty((len(configs), len(COUNTS)))
+    per_config[:, 0] = 1.0
+    per_config[:, 1] = repeats.sum()
+    per_config[:, 2] = rows @ repeats
+    per_config[:, 3] = linear.sum(axis=1) @ repeats
+    per_config[:, 4] = attention.sum(axis=1) @ repeats
+    return per_config
 
 
-def _kept(n: NDArray[np.float64], config: LengthConfig) -> NDArray[np.float64]:
-    """``config.kept`` of every length in ``n`` at once: (layers, lengths)."""
-    values = np.array(config.values)[:, None]
-    wanted = np.ceil(values * n - 1e-6) if config.rule == "ratio" else values
+def _kept(n: NDArray[np.float64], configs: Sequence[LengthConfig]) -> NDArray[np.float64]:
+    """``LengthConfig.kept`` of all configs and every length in ``n`` at once: (configs, layers, lengths)."""
+    values = np.array([config.values for config in configs])[:, :, None]
+    of_length = np.array([config.rule == "ratio" for config in configs])[:, None, None]
+    wanted = np.where(of_length, np.ceil(values * n - 1e-6), values)
     return np.minimum(n, np.maximum(MIN_KEPT, wanted))
 
 

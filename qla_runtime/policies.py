@@ -101,17 +101,18 @@ def within_time(
         candidates: what there is to choose from.
         model: predicts times.
         lengths: tokens of each sequence of the call.
-        left: seconds until the budget ends, asked again before each comparison.
+        left: seconds until the budget ends, asked once times are predicted, which takes some itself.
     """
     measured = _measured(candidates)
     if measured:
         ranked = sorted(measured, key=lambda c: (-c.accuracy.value, c.macs))
     else:
         ranked = sorted(candidates, key=lambda c: -c.macs)
-    for candidate in ranked:
-        if model.safe_seconds(lengths, candidate.config) <= left():
-            return candidate
-    return min(candidates, key=lambda c: model.seconds(lengths, c.config))
+    needed = model.safe_seconds(lengths, [candidate.config for candidate in ranked])
+    fits = np.flatnonzero(needed <= left())
+    if fits.size:
+        return ranked[fits[0]]
+    return candidates[np.argmin(model.safe_seconds(lengths, [candidate.config for candidate in candidates]))]
 
 
 def escalate(

@@ -106,15 +106,16 @@ def refused(kind: type[QlaError], call, *words: str) -> None:
 @pytest.mark.parametrize(
     "config", [LengthConfig.ratio((0.7, 0.7, 0.1)), LengthConfig.ratio((1.0,) * 3), LengthConfig.tokens((9, 4, 1))]
 )
-def test_kept_is_the_scalar_rule_for_all_lengths_at_once(config):
+def test_kept_is_the_scalar_rule_for_all_lengths_and_configs_at_once(config):
     lengths = np.arange(1, 513)
     expected = np.array([config.kept(int(n)) for n in lengths]).T
-    assert (cost_model._kept(lengths.astype(float), config) == expected).all()
+    both = cost_model._kept(lengths.astype(float), [LengthConfig.ratio((1.0,) * 3), config])
+    assert (both[1] == expected).all() and (both[0] == lengths).all()
 
 
 def test_counts_are_those_of_count_macs():
     lengths = [3, 40, 40]
-    counts = dict(zip(COUNTS, cost_model._counts(64, 128, lengths, FULL), strict=True))
+    counts = dict(zip(COUNTS, cost_model._counts(64, 128, lengths, [FULL])[0], strict=True))
     head = sum(2 * 64 * (n + 1) for n in lengths)
     expected = sum(count_macs(INFO, {"kind": "span-qa"}, n, FULL) for n in lengths) - head
     assert counts["linear_macs"] + counts["attention_macs"] + 64 * counts["rows"] == expected
@@ -122,8 +123,7 @@ def test_counts_are_those_of_count_macs():
 
 
 def test_dropping_costs_less_of_everything_that_can_be_dropped():
-    full = cost_model._counts(64, 128, [40], FULL)
-    half = cost_model._counts(64, 128, [40], HALF)
+    full, half = cost_model._counts(64, 128, [40], [FULL, HALF])
     assert (half[:2] == full[:2]).all() and (half[2:] < full[2:]).all()
 
 
@@ -172,7 +172,7 @@ def test_a_fit_finds_the_prices(prices):
         for config in (FULL, HALF):
             expected = Machine(prices).truth.seconds(lengths, config)
             assert model.seconds(lengths, config) == pytest.approx(expected, rel=1e-6)
-            assert model.safe_seconds(lengths, config) == pytest.approx(1.1 * expected, rel=1e-6)
+            assert model.safe_seconds(lengths, [config]) == pytest.approx([1.1 * expected], rel=1e-6)
     assert model.margin == cost_model.MIN_MARGIN
 
 
@@ -330,12 +330,19 @@ def test_a_config_without_accuracy_is_passed_over_where_others_have_one():
     assert within(150, *some) == "tenth"
 
 
-def test_time_that_passes_while_choosing_counts():
-    times = iter([1.0, 0.15, 0.1])
+def test_time_that_passes_while_predicting_counts():
+    clock = Clock()
+
+    class Slow(CostModel):
+        def safe_seconds(self, lengths, configs):
+            clock.sleep(0.06)
+            return super().safe_seconds(lengths, configs)
+
+    slow = Slow(64, 128, milliseconds_per_row().prices, margin=0.0)
     candidates = [candidate("full", 1.0), candidate("half", 0.5), candidate("tenth", 0.1)]
-    slow = CostModel(64, 128, milliseconds_per_row().prices, margin=0.2)
-    chosen = policies.within_time(candidates, slow, [190], lambda: next(times))
-    assert chosen.length == "tenth"
+    for budget, expected in ((0.261, "full"), (0.259, "half"), (0.199, "tenth")):
+        end = clock() + budget
+        assert policies.within_time(candidates, slow, [40], lambda end=end: end - clock()).length == expected
 
 
 @pytest.mark.parametrize(
