@@ -94,8 +94,8 @@ def within_time(
 ) -> Candidate:
     """The best candidate predicted, with the model's margin, to run in the time that is left.
 
-    Best is the highest accuracy where the package tells it (of several configs, on the same data as ``full``),
-    else the most MACs. Where none fits it is the one predicted to be fastest.
+    Best is the highest accuracy where the package tells it (of several configs, on the same data as ``full``; the
+    others are passed over), else the most MACs. Where none fits it is the one predicted to be fastest.
 
     Args:
         candidates: what there is to choose from.
@@ -110,9 +110,7 @@ def within_time(
         ranked = sorted(candidates, key=lambda c: -c.macs)
     needed = model.safe_seconds(lengths, [candidate.config for candidate in ranked])
     fits = np.flatnonzero(needed <= left())
-    if fits.size:
-        return ranked[fits[0]]
-    return candidates[np.argmin(model.safe_seconds(lengths, [candidate.config for candidate in candidates]))]
+    return ranked[fits[0] if fits.size else needed.argmin()]
 
 
 def escalate(
