@@ -436,6 +436,33 @@ assert "tokenizers" in sys.modules
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
 
 
+def test_a_second_process_shares_the_weights_and_stays_small(engine, tmp_path):
+    """The mapping of the weights holds no page of the child's own, and the child peaks below 150 MB."""
+    code = f"""
+import re
+from qla_runtime import Engine
+engine = Engine({str(engine.path)!r})
+engine.answer("who?", "ada")
+header = re.compile("[0-9a-f]+-[0-9a-f]+ ")
+weights, kilobytes = False, {{"Rss": 0, "Private_Clean": 0, "Private_Dirty": 0}}
+for line in open("/proc/self/smaps"):
+    name, _, value = line.partition(":")
+    if header.match(line):
+        weights = line.rstrip().endswith("model.safetensors")
+    elif weights and name in kilobytes:
+        kilobytes[name] += int(value.split()[0])
+peak = re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]
+print(kilobytes["Rss"], kilobytes["Private_Clean"] + kilobytes["Private_Dirty"], peak)
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(qla_runtime.__file__).parent.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+    )
+    resident, private, peak = map(int, done.stdout.split())
+    size = (engine.path / "model.safetensors").stat().st_size
+    assert resident * 1024 >= size and private == 0 and peak < 150 * 1024
+
+
 # ---- stages -----------------------------------------------------------------------------------------
 
 
