@@ -68,7 +68,7 @@ class Fp32Answers:
         answers = []
         for q, (window, first, last, _) in enumerate(zip(*found, strict=True)):
             begin, stop = windows.characters(q, int(window), int(first), int(last))
-            answers.append({"answer": contexts[q][begin:stop], "macs": 0})
+            answers.append({"answer": contexts[q][begin:stop], "macs": 0, "budget_met": None})
         return answers
 
 

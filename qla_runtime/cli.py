@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _answer(arguments: argparse.Namespace) -> None:
     context = _file_or_text(arguments.context)
     opened, engine = _timed(lambda: _open(arguments))
+    ready = "open and warm up" if arguments.latency_ms is not None else "open"
     seconds, result = _timed(
         lambda: engine.answer(arguments.question, context, _chosen_length(arguments), details=True)
     )
@@ -81,7 +82,10 @@ def _answer(arguments: argparse.Namespace) -> None:
     block = "█" if "utf" in (sys.stdout.encoding or "").lower() else "#"
     print(
         render.answer(
-            result, open_ms=1e3 * opened, call_ms=1e3 * seconds, show_kept=arguments.show_kept, block=block
+            result,
+            time=f"{1e3 * seconds:.1f} ms for the call, {1e3 * opened:.1f} ms to {ready} the model",
+            show_kept=arguments.show_kept,
+            block=block,
         )
     )
 
@@ -121,6 +125,7 @@ def _classify(arguments: argparse.Namespace) -> None:
     if arguments.json:
         _print_json(results)
         return
+    _warn_of_cut([result["truncated"] for result in results])
     for text, result in zip(texts, results, strict=True):
         scores = result.get("scores", [result])
         print(f"{render.one_line(text)}\t" + "  ".join(f"{s['label']} {s['score']:.4f}" for s in scores))
@@ -135,6 +140,8 @@ def _rank(arguments: argparse.Namespace) -> None:
         for part in _parts(len(documents), "rank")
         for result in engine.rank(arguments.query, documents[part], length)
     ]
+    if not arguments.json:
+        _warn_of_cut([result["truncated"] for result in results])
     results = sorted(results, key=lambda result: (-result["score"], result["index"]))[: arguments.top_k]
     if arguments.json:
         _print_json(results)
@@ -162,6 +169,7 @@ def _tag(arguments: argparse.Namespace) -> None:
             ]
         )
         return
+    _warn_of_cut([spans.truncated for spans in results])
     for text, spans in zip(texts, results, strict=True):
         print(render.one_line(text))
         for span in spans:
@@ -403,7 +411,8 @@ def _add_lengths(group: argparse._MutuallyExclusiveGroup) -> None:
     group.add_argument(
         "--escalate",
         metavar="CHEAP:DEAR[:THRESHOLD]",
-        help="run CHEAP, and again with DEAR what scores below THRESHOLD (default: 0.5); both as in --length",
+        help="run CHEAP, and again with DEAR what scores below THRESHOLD (default: the package's for these two "
+        "names, else 0.5); both as in --length",
     )
 
 
@@ -591,7 +600,7 @@ def _print_json(value: Any) -> None:
 
 def _jsonable(value: Any) -> Any:
     if isinstance(value, LengthConfig):
-        return str(value)
+        return dataclasses.asdict(value)
     if hasattr(value, "tolist"):
         return value.tolist()
     return str(value)
@@ -621,6 +630,11 @@ def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
     began = time.perf_counter()
     result = call()
     return time.perf_counter() - began, result
+
+
+def _warn_of_cut(truncated: Sequence[bool]) -> None:
+    if any(truncated):
+        _show_warning(f"{sum(truncated)} of {len(truncated)} texts are longer than the model reads, and were cut")
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

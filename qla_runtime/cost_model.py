@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from qla_runtime.errors import InputError
 from qla_runtime.length import MIN_KEPT, LengthConfig
 
 COUNTS = ("calls", "sequences", "rows", "linear_macs", "attention_macs")
@@ -54,25 +55,36 @@ class CostModel:
     """Predicts the time of a call from its sequences' lengths and their length config.
 
     Attributes:
-        hidden: channels of the model.
+        layers: layers of the model.
+        hidden: its channels.
         intermediate: channels inside its feed-forward part.
         prices: seconds per unit of each of :data:`COUNTS`; none is negative.
         margin: share to add where a prediction must hold: the worst that the fit fell short of a measured call,
             within ``MIN_MARGIN`` and ``MAX_MARGIN``.
     """
 
+    layers: int
     hidden: int
     intermediate: int
     prices: tuple[float, ...]
     margin: float
 
     def seconds(self, lengths: ArrayLike, config: LengthConfig) -> float:
-        """Expected time in seconds of a call over sequences of ``lengths`` tokens, from token ids to logits."""
+        """Expected time in seconds of a call over sequences of ``lengths`` tokens, from token ids to logits.
+
+        Raises:
+            InputError: no lengths, one below 1, or a config that is not for the model's layers.
+        """
+        config.check_layers(self.layers)
+        if not np.size(lengths) or np.min(lengths) < 1:
+            raise InputError(
+                f"lengths are {lengths!r:.60}; give the tokens of one sequence or more, each at least 1"
+            )
         return float((_counts(self.hidden, self.intermediate, lengths, [config]) @ self.prices)[0])
 
     def safe_seconds(self, lengths: ArrayLike, configs: Sequence[LengthConfig]) -> NDArray[np.float64]:
         """:meth:`seconds` of each config with the margin, (configs,): nearly all calls on an idle machine stay
-        below it. All configs at once, because a budget pays for the prediction too."""
+        below it. All configs at once and nothing checked, because a budget pays for the prediction too."""
         return (1 + self.margin) * (_counts(self.hidden, self.intermediate, lengths, configs) @ self.prices)
 
 
@@ -102,7 +114,7 @@ def fit(
     prices = nnls(counts / times[:, None], np.ones(len(times)))
     short = float((times / np.maximum(counts @ prices, 1e-12) - 1).max())
     margin = min(MAX_MARGIN, max(MIN_MARGIN, short))
-    return CostModel(info["hidden"], info["intermediate"], tuple(prices.tolist()), margin)
+    return CostModel(info["layers"], info["hidden"], info["intermediate"], tuple(prices.tolist()), margin)
 
 
 def nnls(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -244,6 +256,7 @@ def _load(path: Path | None, info: Mapping[str, Any]) -> CostModel | None:
     try:
         entry = json.loads(path.read_bytes())
         model = CostModel(
+            int(entry["layers"]),
             int(entry["hidden"]),
             int(entry["intermediate"]),
             tuple(float(price) for price in entry["prices"]),
@@ -251,7 +264,7 @@ def _load(path: Path | None, info: Mapping[str, Any]) -> CostModel | None:
         )
     except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
-    shape = (model.hidden, model.intermediate) == (info["hidden"], info["intermediate"])
+    shape = all(getattr(model, name) == info[name] for name in ("layers", "hidden", "intermediate"))
     prices = (
         len(model.prices) == len(COUNTS) and all(0 <= p < math.inf for p in model.prices) and any(model.prices)
     )

@@ -57,7 +57,7 @@ class Engine:
     batch.
 
     Args:
-        path: a package folder; :meth:`from_pretrained` takes hub ids and the default model as well.
+        path: a package folder, or what else :meth:`from_pretrained` takes.
         num_threads: threads per call; None takes what this process may use (``explain()`` says where that
             came from).
         streams: calls that may run at once; further callers wait their turn.
@@ -72,7 +72,7 @@ class Engine:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | None,
         *,
         num_threads: int | None = None,
         streams: int = 1,
@@ -268,8 +268,8 @@ class Engine:
         contexts, single_context = check_texts(context, "context")
         if single != single_context or len(questions) != len(contexts):
             raise InputError(
-                f"there are {_amount(questions, single)} for {_amount(contexts, single_context)} of context; "
-                "pass two texts, or two lists of the same length"
+                f"question is {_amount(questions, single)} and context {_amount(contexts, single_context)}; pass "
+                "two texts, or two lists of the same length (a context may be repeated: [context] * 2)"
             )
         plan = self._plan(length, latency_ms, len(questions))
         if isinstance(plan, Escalate):

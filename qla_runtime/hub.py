@@ -31,11 +31,13 @@ def find_package(source: str | os.PathLike[str] | None, *, revision: str | None 
         revision: branch, tag or commit of a hub id.
 
     Raises:
-        InputError: ``source`` is no path and no id.
+        InputError: ``source`` is no path and no id, or a revision of something that is no hub id.
         PackageError: nothing is there, or it is a checkpoint, a pickle, or another kind of file.
         UnsupportedError: a hub id, and ``huggingface_hub`` is not installed.
     """
     if source is None:
+        if revision is not None:
+            raise InputError(f"revision is {revision!r} without a model; a revision is for hub ids, leave it out")
         return _default()
     if not isinstance(source, (str, os.PathLike)):
         raise InputError(
@@ -44,10 +46,18 @@ def find_package(source: str | os.PathLike[str] | None, *, revision: str | None 
     text = os.fspath(source)
     if not isinstance(text, str) or not text or "\0" in text:
         raise InputError(f"the model is {text!r}; pass a package folder, a hub id, or None for the default model")
-    path = Path(text).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(text).expanduser()
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long; ~ of a user who is not there
+        raise PackageError(f"the model {text[:100]!r} is no path: {error}. Check it") from None
+    if exists and revision is not None:
+        raise InputError(
+            f"revision is {revision!r}, but {text!r} is here; a revision is for hub ids, leave it out"
+        )
+    if is_folder:
         return _checked_folder(path, text)
-    if path.exists():
+    if exists:
         raise _not_a_folder(path)
     if _HUB_ID.fullmatch(text):
         # The small files tell a package from a checkpoint before gigabytes of weights are fetched.

@@ -40,7 +40,7 @@ def ragged(input_ids: Ids, attention_mask: Ids | None, token_type_ids: Ids | Non
     return Ragged(_int32(rows, offsets, "input_ids"), offsets, types and _int32(types, offsets, "token_type_ids"))
 
 
-def _rows(value: Any, name: str) -> list[NDArray[np.integer]]:
+def _rows(value: Any, name: str, *, booleans: bool = False) -> list[NDArray[np.integer]]:
     """A rectangle or a list of sequences -> one integer vector per sequence, none of them empty."""
     if value is None or isinstance(value, (str, bytes)) or not hasattr(value, "__len__"):
         raise InputError(f"{name} is {value!r:.60}; it must be a list of integer sequences or a 2-D integer array")
@@ -53,10 +53,10 @@ def _rows(value: Any, name: str) -> list[NDArray[np.integer]]:
             )
     if len(value) == 0:
         raise InputError(f"{name} is empty; give at least one sequence")
-    return [_row(row, f"{name}[{i}]") for i, row in enumerate(value)]
+    return [_row(row, f"{name}[{i}]", booleans) for i, row in enumerate(value)]
 
 
-def _row(value: Any, where: str) -> NDArray[np.integer]:
+def _row(value: Any, where: str, booleans: bool) -> NDArray[np.integer]:
     try:
         row = np.asarray(value)
     except (TypeError, ValueError, OverflowError):
@@ -69,6 +69,8 @@ def _row(value: Any, where: str) -> NDArray[np.integer]:
         raise InputError(f"{where} has {row.ndim} dimensions; it must have 1 (tokens). Squeeze the others away")
     if row.size == 0:
         raise InputError(f"{where} is an empty sequence; leave it out or give it at least one token")
+    if booleans and row.dtype.kind == "b":
+        row = row.astype(np.int8)
     if row.dtype.kind not in "iu":
         raise InputError(
             f"{where} has dtype {row.dtype}; it must hold integers. Convert it on purpose with astype(int)"
@@ -78,9 +80,7 @@ def _row(value: Any, where: str) -> NDArray[np.integer]:
 
 def _like(value: Any, rows: list[NDArray[np.integer]], name: str) -> list[NDArray[np.integer]]:
     """``value`` as rows of the same lengths as ``rows``."""
-    if name == "attention_mask" and getattr(getattr(value, "dtype", None), "kind", "") == "b":
-        value = value.astype(np.int8)
-    others = _rows(value, name)
+    others = _rows(value, name, booleans=name == "attention_mask")
     if len(others) != len(rows):
         raise InputError(f"{name} has {len(others)} rows for {len(rows)} sequences; give one row per sequence")
     for i, (other, row) in enumerate(zip(others, rows, strict=True)):

@@ -55,7 +55,7 @@ class LengthConfig:
             raise UnsupportedError(
                 f"length rule {self.rule!r} is unknown to this version; use {' or '.join(map(repr, RULES))}"
             )
-        if self.keep_cls not in (None, True, False):
+        if self.keep_cls is not None and not isinstance(self.keep_cls, bool):
             raise InputError(
                 f"keep_cls is {self.keep_cls!r}; it must be True, False or None (as the package says)"
             )
@@ -75,7 +75,13 @@ class LengthConfig:
         return f"{self.rule}({', '.join(f'{value:g}' for value in self.values)})"
 
     def kept(self, length: int) -> list[int]:
-        """Tokens that each layer keeps of a sequence of ``length`` real tokens, special tokens included."""
+        """Tokens that each layer keeps of a sequence of ``length`` real tokens, special tokens included.
+
+        Raises:
+            InputError: ``length`` is below 1.
+        """
+        if length < 1:
+            raise InputError(f"a sequence of {length} tokens; it must have at least 1")
         counts = []
         current = length
         for value in self.values:
@@ -109,7 +115,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class NamedLength:
-    """A length config that a package names. Usable wherever a LengthConfig is.
+    """A length config that a package names. ``length=`` takes it as it takes a LengthConfig.
 
     Attributes:
         name: what ``length=`` calls it.
@@ -341,7 +347,7 @@ def _entries(values: Any) -> tuple[Any, ...]:
 
 def _entry(rule: str, i: int, value: Any) -> float:
     """Entry ``i`` as a plain float (ratio) or int (tokens)."""
-    kind = "a share above 0 and up to 1.0" if rule == "ratio" else "a whole number of tokens, at least 1"
+    kind = "a share above 0 and up to 1.0" if rule == "ratio" else "a whole number of tokens, from 1 to 2^31 - 1"
     try:
         number = math.nan if isinstance(value, (bool, str, bytes)) else float(value)
     except (TypeError, ValueError):

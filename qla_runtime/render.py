@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from qla_runtime.length import LengthConfig
-
 BAR = 40
 """Characters of a bar that stands for all tokens."""
 
 
-def answer(result: dict[str, Any], *, open_ms: float, call_ms: float, show_kept: bool, block: str) -> str:
-    """One answer (with ``details``) and what it cost."""
+def answer(result: dict[str, Any], *, time: str, show_kept: bool, block: str) -> str:
+    """One answer (with ``details``), what it cost, and in words how long it took."""
     counts = [len(positions) for positions in result["kept"]]
     tokens = result["tokens"]
     windows = f", best of {result['windows']} windows" if result["windows"] > 1 else ""
@@ -21,10 +19,10 @@ def answer(result: dict[str, Any], *, open_ms: float, call_ms: float, show_kept:
         result["answer"],
         f"  score   {result['score']:.4f}",
         f"  range   characters {result['start']} to {result['end']} of the context{windows}",
-        f"  length  {length(result['length'])}{budget}",
+        f"  length  {result['length']}{budget}",
         f"  kept    {' '.join(map(str, counts))} of {len(tokens)} tokens, layer by layer",
         f"  cost    {result['macs']:,} MACs",
-        f"  time    {call_ms:.1f} ms for this first call, {open_ms:.1f} ms to open the model",
+        f"  time    {time}",
     ]
     if show_kept:
         lines += ["", *kept_bars(counts, len(tokens), block)]
@@ -45,11 +43,6 @@ def vector(row: Sequence[float], shown: int = 6) -> str:
     """The beginning of an embedding."""
     head = ", ".join(f"{value:.4f}" for value in row[:shown])
     return f"[{head}{', ...' if len(row) > shown else ''}] ({len(row)} numbers)"
-
-
-def length(value: str | LengthConfig) -> str:
-    """A length config as results report it."""
-    return str(value)
 
 
 def one_line(text: str, width: int = 60) -> str:

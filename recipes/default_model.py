@@ -24,6 +24,7 @@ from qla_runtime import Engine, Escalate, LengthConfig, evaluate, policies
 from qla_runtime.convert import convert
 from qla_runtime.convert.card import Provenance
 from qla_runtime.convert.package_writer import check_target, json_bytes, update_package
+from qla_runtime.errors import InputError
 from qla_runtime.length import Accuracy
 from qla_runtime.search import SearchOptions, search
 from qla_runtime.search.package import Package
@@ -162,9 +163,13 @@ def finish(package: Path, dev: Path, frontier: list[LengthConfig]) -> Scores:
 
 
 def keep_master(checkpoint: Path, folder: Path, trained_on: str, scores: Scores) -> None:
-    """Copies the half-precision checkpoint: re-quantization and later training start from it."""
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(checkpoint, folder)
+    """Copies the half-precision checkpoint: re-quantization and later training start from it.
+
+    The folder is complete or the old one: the copy takes its place by rename.
+    """
+    fresh = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(checkpoint, fresh)
     em, f1 = whole(scores["full"], "exact_match"), whole(scores["full"], "f1")
     card = f"""# minilm-l6-squad, the master
 
@@ -179,7 +184,17 @@ The half-precision Hugging Face checkpoint that the packaged default model was c
 config are on the [package's card](../../qla_runtime/models/minilm-l6-squad/README.md); how it was trained is in
 [docs/training.md](../../docs/training.md).
 """
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (fresh / "README.md").write_text(card, encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
+
+
+def check_master(checkpoint: Path, folder: Path) -> None:
+    """Raises InputError for a ``--master`` that must not be replaced, before hours of measuring."""
+    if folder.resolve() == checkpoint.resolve():
+        raise InputError(f"--master {folder} is the checkpoint itself, which is kept already; leave it out")
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise InputError(f"--master {folder} exists and is no checkpoint; it is left alone. Choose another folder")
 
 
 def main() -> None:
@@ -194,6 +209,8 @@ def main() -> None:
     parser.add_argument("--training-data", required=True, help="for the cards: data, recipe, steps, time")
     args = parser.parse_args()
     args.out = check_target(args.out)
+    if args.master:
+        check_master(args.checkpoint, args.master)
     if args.search:
         lengths = Lengths.search(args.checkpoint, args.dev, args.search)
     else:

@@ -31,7 +31,7 @@ def mean_of_checkpoints(out: Path, parts: Sequence[tuple[float, Path]]) -> None:
             is something else.
     """
     shares = [share for share, _ in parts]
-    if not shares or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+    if not shares or not (min(shares) >= 0 and abs(sum(shares) - 1) <= 1e-6):  # NaN is refused, too
         raise InputError(f"shares are {shares}; they must be 0 or more and add up to 1")
     if out.exists() and not (out / "config.json").is_file():
         raise InputError(f"{out}: exists and is no checkpoint; it is left alone. Choose another folder")

@@ -197,7 +197,7 @@ def test_texts_of_other_tasks(engines, kind, call, words):
         (lambda: LengthConfig.ratio((1.0, 0.5, 0.5)), ["3 entries", "2 layers", "give 2 entries"]),
         (lambda: LengthConfig.tokens((9,)), ["1 entries", "2 layers", "give 2 entries"]),
         (lambda: LengthConfig.ratio((1.0, 0.0)), ["entry 1 is 0.0", "above 0"]),
-        (lambda: LengthConfig.tokens((9, 0)), ["entry 1 is 0", "at least 1"]),
+        (lambda: LengthConfig.tokens((9, 0)), ["entry 1 is 0", "from 1"]),
         (lambda: LengthConfig.ratio((0.5, 0.9)), ["entry 1 is 0.9", "may not rise", "0.5 or less"]),
         (lambda: LengthConfig.ratio((1.0, float("nan"))), ["entry 1 is nan", "up to 1.0"]),
         (lambda: LengthConfig.ratio((1.5, 1.0)), ["entry 0 is 1.5", "up to 1.0", "LengthConfig.tokens"]),
@@ -301,6 +301,14 @@ def test_things_that_are_no_package(tmp_path, package):
             "hub id",
             "None",
         )
+
+
+def test_paths_that_are_none(tmp_path):
+    refused(PackageError, lambda: Engine.from_pretrained("x" * 5000), "no path", "too long")
+    refused(PackageError, lambda: Engine.from_pretrained("~nobody-of-that-name/model"), "no path", "home")
+    path = tiny_package().save(tmp_path / "package")
+    for source in (path, None):
+        refused(InputError, lambda s=source: Engine.from_pretrained(s, revision="v1"), "'v1'", "hub id", "leave")
 
 
 def test_a_hub_id_without_the_library_names_the_pip_line(monkeypatch):

@@ -127,27 +127,40 @@ def test_encode_reports_cut_texts(packages):
 
 def test_classify(packages):
     model = ["--model", packages["sequence-classification"]]
-    assert json.loads(ok("classify", "good", "bad", *model, "--json"))[1]["label"] in (
-        "negative",
-        "neutral",
-        "positive",
-    )
+    engine = Engine(packages["sequence-classification"])
+    assert json.loads(ok("classify", "good", "bad", *model, "--json")) == engine.classify(["good", "bad"])
     shown = ok("classify", "good", "--pair", "bad", *model, "--top-k", "all")
-    assert all(label in shown for label in ("good", "negative", "neutral", "positive"))
+    expected = engine.classify("good", "bad", top_k=None)["scores"]
+    assert shown == "good\t" + "  ".join(f"{s['label']} {s['score']:.4f}" for s in expected) + "\n"
+
+
+@pytest.mark.parametrize(
+    "task, arguments",
+    [
+        ("sequence-classification", ("classify",)),
+        ("token-classification", ("tag",)),
+        ("ranker", ("rank", "what")),
+    ],
+)
+def test_cut_texts_are_reported(packages, task, arguments):
+    done = run(*arguments, "short", "a b c " * 400, "--model", packages[task])
+    assert done.returncode == 0
+    assert done.stderr == "qla: warning: 1 of 2 texts are longer than the model reads, and were cut\n"
 
 
 def test_rank(packages):
     model = ["--model", packages["ranker"]]
     ranked = json.loads(ok("rank", "what", "a", "bb", "ccc", *model, "--json"))
-    assert sorted(entry["index"] for entry in ranked) == [0, 1, 2]
+    assert ranked == Engine(packages["ranker"]).rank("what", ["a", "bb", "ccc"])
     assert len(ok("rank", "what", "a", "bb", "ccc", *model, "--top-k", "2").splitlines()) == 2
 
 
 def test_tag(packages):
     model = ["--model", packages["token-classification"]]
     (result,) = json.loads(ok("tag", "ada in london", *model, "--json"))
-    assert result["truncated"] is False and result["macs"] > 0
-    assert all({"label", "score", "start", "end", "text"} == set(span) for span in result["spans"])
+    expected = Engine(packages["token-classification"]).tag("ada in london")
+    assert result["truncated"] is False and result["macs"] == expected.macs
+    assert result["spans"] == list(expected) and expected
     assert ok("tag", "ada in london", *model).startswith("ada in london\n")
 
 
@@ -155,6 +168,7 @@ def test_explain(packages):
     assert "kernels" in ok("explain", "--model", packages["embedding"])
     facts = json.loads(ok("explain", "--model", packages["embedding"], "--json"))
     assert facts["task"] == "embedding" and "balanced" in facts["lengths"]
+    assert facts["explain"] == Engine(packages["embedding"]).explain()
 
 
 # ---- evaluation -----------------------------------------------------------------------------------

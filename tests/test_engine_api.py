@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -307,6 +308,7 @@ def test_tag_gives_spans_of_the_text(tiny):
     text = "ada lives in london, bob in paris."
     spans = engine.tag(text)
     assert [list(s) for s in engine.tag([text, "x"])][0] == list(spans)
+    assert spans, "the tiny model finds something in this text"
     for span in spans:
         assert span["text"] == text[span["start"] : span["end"]] and span["label"] in ("PER", "LOC")
         assert 0 < span["score"] <= 1
@@ -366,10 +368,14 @@ def test_lengths_have_costs(engine):
     assert all(len(entry.config.values) == engine.layers for entry in engine.lengths.values())
 
 
-def test_explain_names_what_runs(engine):
-    text = engine.explain()
-    for word in (engine.name, "kernels", "threads", "full", "fast"):
-        assert word in text
+@pytest.mark.parametrize("isa", _core.available_isas())
+def test_explain_names_what_runs(engine, isa):
+    text = Engine(engine.path, isa=isa, num_threads=3).explain()
+    assert f"{isa} " in next(line for line in text.splitlines() if line.endswith("<- chosen"))
+    assert re.search(r"gemm_u8s8 +gemm_u8s8_(\w+)", text)[1] == isa
+    assert re.search(r"threads\D+3\b", text)
+    for entry in engine.lengths.values():
+        assert f"{entry.name} " in text and f"{entry.macs:,} MACs" in text
     assert "minilm-l6-squad" in repr(engine)
 
 

@@ -91,6 +91,8 @@ def test_a_cross_encoder_ranks_like_transformers(tmp_path, texts, family: str) -
     assert np.corrcoef(ours, want)[0, 1] > 0.97
     dropped = engine.rank(query, documents, length=LengthConfig.ratio([0.9, 0.7, 0.5]))
     assert sorted(r["index"] for r in dropped) == list(range(len(documents)))
+    cost = {r["index"]: r["macs"] for r in ranked}
+    assert all(r["macs"] < cost[r["index"]] for r in dropped)
 
 
 @pytest.mark.parametrize("family", ["Bert", "Roberta"])

@@ -67,7 +67,7 @@ def clock(monkeypatch) -> Clock:
 def milliseconds_per_row() -> CostModel:
     """A millisecond for each row of each layer and of the embeddings, and nothing else."""
     prices = tuple(1e-3 * (name == "rows") for name in COUNTS)
-    return CostModel(64, 128, prices, margin=0.0)
+    return CostModel(2, 64, 128, prices, margin=0.0)
 
 
 def measured(package: TinyPackage, **accuracies: float) -> TinyPackage:
@@ -148,7 +148,7 @@ class Machine:
     """Runs calls at known prices, on a clock of its own; ``disturb(i)`` seconds are added to the i-th call."""
 
     def __init__(self, prices: tuple[float, ...], disturb=lambda i: 0.0) -> None:
-        self.truth = CostModel(64, 128, prices, 0.0)
+        self.truth = CostModel(2, 64, 128, prices, 0.0)
         self.clock, self.disturb, self.calls = Clock(), disturb, 0
 
     def prepare(self, lengths, config):
@@ -197,6 +197,18 @@ def test_a_slow_model_is_measured_once():
     assert machine.calls == 1 + len(cost_model._shapes(384, 2))
 
 
+@pytest.mark.parametrize(
+    "lengths, config, words",
+    [
+        ([], FULL, ["[]", "at least 1"]),
+        ([5, 0], FULL, ["[5, 0]", "at least 1"]),
+        ([5], LengthConfig.ratio([0.5]), ["1 entries", "2 layers"]),
+    ],
+)
+def test_what_cannot_be_predicted(lengths, config, words):
+    refused(InputError, lambda: CostModel(2, 64, 128, PRICES, 0.1).seconds(lengths, config), *words)
+
+
 def test_a_real_fit_is_quick_and_orders_calls(tmp_path):
     engine = Engine(tiny_package().save(tmp_path / "package"))
     began = time.perf_counter()
@@ -213,7 +225,7 @@ def test_a_real_fit_is_quick_and_orders_calls(tmp_path):
 def fits(monkeypatch) -> list[int]:
     """One entry per fit; fits take no time."""
     done: list[int] = []
-    model = CostModel(64, 128, PRICES, 0.2)
+    model = CostModel(2, 64, 128, PRICES, 0.2)
     monkeypatch.setattr(cost_model, "fit", lambda *_: done.append(1) or model)
     return done
 
@@ -275,7 +287,7 @@ def test_a_damaged_cache_is_replaced(tmp_path, cache, fits, content):
 
 
 def test_a_fit_on_a_busy_machine_is_not_kept(tmp_path, cache, monkeypatch):
-    monkeypatch.setattr(cost_model, "fit", lambda *_: CostModel(64, 128, PRICES, 0.4))
+    monkeypatch.setattr(cost_model, "fit", lambda *_: CostModel(2, 64, 128, PRICES, 0.4))
     assert Engine(tiny_package().save(tmp_path / "package")).cost_model.margin == 0.4
     assert not cache.exists()
 
@@ -338,7 +350,7 @@ def test_time_that_passes_while_predicting_counts():
             clock.sleep(0.06)
             return super().safe_seconds(lengths, configs)
 
-    slow = Slow(64, 128, milliseconds_per_row().prices, margin=0.0)
+    slow = Slow(2, 64, 128, milliseconds_per_row().prices, margin=0.0)
     candidates = [candidate("full", 1.0), candidate("half", 0.5), candidate("tenth", 0.1)]
     for budget, expected in ((0.261, "full"), (0.259, "half"), (0.199, "tenth")):
         end = clock() + budget
@@ -677,7 +689,7 @@ def qla(capsys, *arguments: str) -> tuple[int, str, str]:
         (["--latency-ms", "0"], "fast", False),
         (["--max-loss", "0.5"], "balanced", None),
         (["--escalate", "fast:balanced:1"], "balanced", None),
-        (["--escalate", ".5,.5:9,4:0"], "ratio(0.5, 0.5)", None),
+        (["--escalate", ".5,.5:9,4:0"], {"rule": "ratio", "values": [0.5, 0.5], "keep_cls": None}, None),
     ],
 )
 def test_the_command_line_has_policies(capsys, package, option, length, met):

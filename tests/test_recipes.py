@@ -87,3 +87,13 @@ def test_sentence_lines(tmp_path):
     assert sorted(out.read_text(encoding="utf-8").splitlines()) == sorted(expected)
     assert recipe("sentence_lines.py", text, out, "--count", 2).returncode == 0
     assert len(out.read_text(encoding="utf-8").splitlines()) == 2
+
+
+def test_a_master_is_not_replaced_by_itself(tmp_path):
+    first = save_checkpoint(tmp_path / "first", "Bert", "span-qa")
+    (tmp_path / "other").mkdir()
+    for master, message in ((first, "is the checkpoint itself"), (tmp_path / "other", "is no checkpoint")):
+        done = recipe("default_model.py", first, "dev.json", "--out", tmp_path / "out", "--training-data", "none",
+                      "--master", master)  # fmt: skip
+        assert done.returncode != 0 and message in done.stderr
+    assert (first / "config.json").is_file()

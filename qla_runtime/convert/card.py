@@ -140,10 +140,10 @@ def length_section(configs: Mapping[str, LengthConfig]) -> str:
         "",
         "| name | rule | per layer |",
         "|---|---|---|",
-        *(f"| {name} | {c.rule} | {', '.join(f'{v:.3g}' for v in c.values)} |" for name, c in configs.items()),
+        *(f"| {name} | {c.rule} | {', '.join(f'{v:.6g}' for v in c.values)} |" for name, c in configs.items()),
         "",
         "All but `full` cost accuracy, most of all with a model that was not trained to drop tokens: measure",
-        "them with `qla eval` before use.",
+        "them on data of yours before use.",
         "",
     ]
     return "\n".join(lines)
