@@ -14,7 +14,6 @@ class AmxProducts {
 
   // A head of 32 dims fills half of a tile's k; the other half is zeros.
   void scores(int) const {
-    constexpr int kBlockBytes = 16 * kRowBytes;
     const int64_t stride = static_cast<int64_t>(w_.ld) * 4;
     publish_to_tiles();
     _tile_loadd(4, w_.queries, kRowBytes);
@@ -22,9 +21,9 @@ class AmxProducts {
       // Stride 0: every query's sums start from the same row of key offsets.
       _tile_loadd(0, w_.key_offset + j, 0);
       _tile_loadd(1, w_.key_offset + j + 16, 0);
-      _tile_loadd(6, w_.keys + static_cast<size_t>(j / 16) * kBlockBytes, kTileBytes);
+      _tile_loadd(6, w_.keys + static_cast<size_t>(j / 16) * kTileBytes, kTileRowBytes);
       _tile_dpbusd(0, 4, 6);
-      _tile_loadd(7, w_.keys + static_cast<size_t>(j / 16 + 1) * kBlockBytes, kTileBytes);
+      _tile_loadd(7, w_.keys + static_cast<size_t>(j / 16 + 1) * kTileBytes, kTileRowBytes);
       _tile_dpbusd(1, 4, 7);
       _tile_stored(0, w_.s_int + j, stride);
       _tile_stored(1, w_.s_int + j + 16, stride);
@@ -38,15 +37,16 @@ class AmxProducts {
       _tile_zero(0);
       _tile_zero(1);
       for (int t = 0; t < w_.ld; t += 64) {
-        const int8_t* block = w_.values + static_cast<size_t>(t) * a_.head_dim + d / 16 * 1024;
+        const int8_t* block =
+            w_.values + static_cast<size_t>(t) * a_.head_dim + d / 16 * kTileBytes;
         _tile_loadd(4, w_.weights + t, w_.ld);
-        _tile_loadd(6, block, kTileBytes);
+        _tile_loadd(6, block, kTileRowBytes);
         _tile_dpbusd(0, 4, 6);
-        _tile_loadd(7, block + 1024, kTileBytes);
+        _tile_loadd(7, block + kTileBytes, kTileRowBytes);
         _tile_dpbusd(1, 4, 7);
       }
-      _tile_stored(0, sum[0], kTileBytes);
-      _tile_stored(1, sum[1], kTileBytes);
+      _tile_stored(0, sum[0], kTileRowBytes);
+      _tile_stored(1, sum[1], kTileRowBytes);
       for (int r = 0; r < rows; ++r) {
         float* out = a_.out + static_cast<size_t>(q0 + r) * a_.ld_out + d;
         for (int p = 0; p < 2; ++p) {

@@ -5,9 +5,9 @@
 //   tmm6,7   B: 64 k x 16 columns, one contiguous KiB each in the packed weights
 //
 // Tiles reach the vector unit only through memory. At k = 384 a block is just 24 tile products, so
-// the epilogue would cost as much again if it waited for them: the accumulators of a block are
-// stored to one half of a scratch, and while the next block's products run, the vector unit
-// finishes the half stored before.
+// the epilogue would cost as much again if it waited for them: after every step of k, some rows of
+// the block before are finished. The two units overlap in program order, so that no depth of
+// reordering has to reach from one block's products to the next one's.
 #include "simd/avx512.h"
 //
 #include "gemm_epilogue.h"
@@ -16,82 +16,100 @@
 namespace qla {
 namespace {
 
-struct alignas(64) BlockScratch {
-  int32_t tile[4][16][16];
+constexpr int kBlock = 32;  // rows and columns
+
+struct alignas(64) Sums {
+  int32_t row[kBlock][kBlock];
 };
 
-struct Block {
-  int row, col;
-  bool bottom;  // whether rows 16..31 hold anything
+// The block whose sums are in memory, on the way through its epilogue.
+template <Epilogue kEpilogue>
+class Unfinished {
+ public:
+  Unfinished(const GemmArgs& args, const Sums& sums)
+      : g_(args), sums_(sums), left_(args, 0), right_(args, 0) {}
+
+  int rows() const { return rows_ - done_; }
+
+  QLA_INLINE void finish(int count) {
+    const int stop = count < rows() ? done_ + count : rows_;
+    for (; done_ < stop; ++done_) {
+      const int row = row_ + done_;
+      Range range;
+      qla::finish<kEpilogue>(g_, left_, load(sums_.row[done_]), row, col_, range);
+      qla::finish<kEpilogue>(g_, right_, load(sums_.row[done_] + 16), row, col_ + 16, range);
+      range.merge<kEpilogue>(g_, row, col_);
+    }
+  }
+
+  QLA_INLINE void begin(int row, int col, int rows) {
+    row_ = row;
+    col_ = col;
+    rows_ = rows;
+    done_ = 0;
+    left_ = ColumnTerms(g_, col);
+    right_ = ColumnTerms(g_, col + 16);
+  }
+
+ private:
+  const GemmArgs g_;  // a copy of its own, which no store can alias, stays in registers
+  const Sums& sums_;
+  int row_ = 0, col_ = 0, rows_ = 0, done_ = 0;
+  ColumnTerms left_, right_;
 };
 
-void multiply(const GemmArgs& g, Block at, BlockScratch* out) {
-  const uint8_t* a0 = g.a + static_cast<size_t>(at.row) * g.lda;
+// The products of one block, into tmm0..1 or (more than 16 rows) tmm0..3.
+template <bool kBottom, Epilogue kEpilogue>
+QLA_INLINE void multiply(const GemmArgs& g, int row, int col, Unfinished<kEpilogue>& before) {
+  const uint8_t* a0 = g.a + static_cast<size_t>(row) * g.lda;
   const uint8_t* a1 = a0 + static_cast<size_t>(16) * g.lda;
-  const int8_t* b = g.b + static_cast<size_t>(at.col) * 64;
+  const int8_t* b = g.b + static_cast<size_t>(col) * 64;
   const size_t slab = static_cast<size_t>(g.n) * 64;
   const int64_t lda = g.lda;
+  const int steps = g.k / 64, share = (before.rows() + steps - 1) / steps;
   _tile_zero(0);
   _tile_zero(1);
-  if (at.bottom) {
+  if constexpr (kBottom) {
     _tile_zero(2);
     _tile_zero(3);
-    for (int k = 0; k < g.k; k += 64, b += slab) {
-      _tile_loadd(6, b, kTileBytes);
-      _tile_loadd(4, a0 + k, lda);
-      _tile_dpbusd(0, 4, 6);
-      _tile_loadd(7, b + 1024, kTileBytes);
-      _tile_dpbusd(1, 4, 7);
+  }
+  for (int k = 0; k < g.k; k += 64, b += slab) {
+    _tile_loadd(6, b, kTileRowBytes);
+    _tile_loadd(4, a0 + k, lda);
+    _tile_dpbusd(0, 4, 6);
+    _tile_loadd(7, b + kTileBytes, kTileRowBytes);
+    _tile_dpbusd(1, 4, 7);
+    if constexpr (kBottom) {
       _tile_loadd(5, a1 + k, lda);
       _tile_dpbusd(2, 5, 6);
       _tile_dpbusd(3, 5, 7);
     }
-    _tile_stored(2, out->tile[2], kTileBytes);
-    _tile_stored(3, out->tile[3], kTileBytes);
-  } else {
-    for (int k = 0; k < g.k; k += 64, b += slab) {
-      _tile_loadd(6, b, kTileBytes);
-      _tile_loadd(4, a0 + k, lda);
-      _tile_dpbusd(0, 4, 6);
-      _tile_loadd(7, b + 1024, kTileBytes);
-      _tile_dpbusd(1, 4, 7);
-    }
-  }
-  _tile_stored(0, out->tile[0], kTileBytes);
-  _tile_stored(1, out->tile[1], kTileBytes);
-}
-
-template <Epilogue kEpilogue>
-void finish_block(const GemmArgs& args, Block at, const BlockScratch& in) {
-  const GemmArgs g = args;  // a copy of its own, which no store can alias, stays in registers
-  const ColumnTerms left(g, at.col), right(g, at.col + 16);
-  for (int half = 0; half < 2; ++half) {
-    const int first = at.row + 16 * half;
-    const int rows = g.rows - first < 16 ? g.rows - first : 16;
-    for (int r = 0; r < rows; ++r) {
-      Range range;
-      finish<kEpilogue>(g, left, load(in.tile[2 * half][r]), first + r, at.col, range);
-      finish<kEpilogue>(g, right, load(in.tile[2 * half + 1][r]), first + r, at.col + 16, range);
-      range.merge<kEpilogue>(g, first + r, at.col);
-    }
+    before.finish(share);
   }
 }
 
 template <Epilogue kEpilogue>
 void gemm(const GemmArgs& g) {
-  BlockScratch scratch[2];
-  Block pending{-1, 0, false};
-  int half = 0;
-  for (int col = 0; col < g.n; col += 32) {
-    for (int row = 0; row < g.rows; row += 32) {
-      const Block at{row, col, g.rows - row > 16};
-      multiply(g, at, &scratch[half]);
-      half ^= 1;
-      if (pending.row >= 0) finish_block<kEpilogue>(g, pending, scratch[half]);
-      pending = at;
+  constexpr int kStride = sizeof(Sums::row[0]);
+  Sums sums;
+  Unfinished<kEpilogue> block(g, sums);
+  publish_to_tiles();
+  for (int col = 0; col < g.n; col += kBlock) {
+    for (int row = 0; row < g.rows; row += kBlock) {
+      const int rows = g.rows - row < kBlock ? g.rows - row : kBlock;
+      if (rows > 16) {
+        multiply<true>(g, row, col, block);
+        _tile_stored(2, sums.row[16], kStride);
+        _tile_stored(3, sums.row[16] + 16, kStride);
+      } else {
+        multiply<false>(g, row, col, block);
+      }
+      _tile_stored(0, sums.row[0], kStride);
+      _tile_stored(1, sums.row[0] + 16, kStride);
+      block.begin(row, col, rows);
     }
   }
-  finish_block<kEpilogue>(g, pending, scratch[half ^ 1]);
+  block.finish(kBlock);
 }
 
 }  // namespace

@@ -9,7 +9,7 @@
 namespace qla {
 namespace {
 
-constexpr int kTileBytes = 64;
+constexpr int kTileRowBytes = 64, kTileBytes = 16 * kTileRowBytes;
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1;

@@ -143,7 +143,7 @@ TEST(Attention, IsCloseToUnquantizedAttention) {
 
 TEST(Attention, EveryIsaGivesTheSameBits) {
   for (int head_dim : {32, 64}) {
-    for (int n : {1, 2, 15, 16, 17, 31, 32, 33, 47, 64, 95, 127, 200, 512}) {
+    for (int n : {1, 2, 15, 16, 17, 31, 32, 33, 47, 64, 95, 127, 200, 512, 1100}) {
       // Flat and saturated softmax, and what no model but a hostile package has.
       for (float sigma : {1.0f, 30.0f, 1e6f, 1e15f}) {
         const Problem p(n, head_dim, 6, sigma);
