@@ -4,6 +4,7 @@
     python -m bench.length_adaptation time dev-v1.1.json [--bert-base BATCHES]
     python -m bench.length_adaptation budgets dev-v1.1.json --ms 3 5 8
     python -m bench.length_adaptation escalate dev-v1.1.json --thresholds 0.2 0.4 0.6
+    python -m bench.length_adaptation losses dev-v1.1.json --articles odd
 
 Each prints a Markdown table. What is timed takes turns, batch by batch, so that a slow moment slows all
 alike; times are of whole `answer` calls, tokenization included.
@@ -23,6 +24,7 @@ from tqdm import tqdm
 
 from qla_runtime import Engine, Escalate, LatencyBudget, LengthConfig, evaluate
 from qla_runtime.evaluate import Question
+from qla_runtime.length import Length
 from qla_runtime.windows import TextEncoder
 
 BATCH = 32
@@ -35,8 +37,7 @@ def answers(engine: Engine, questions: Sequence[Question], length: object) -> li
 
 def f1(results: Sequence[dict[str, Any]], questions: Sequence[Question]) -> list[float]:
     """F1 of each answer, in percent."""
-    pairs = zip(results, questions, strict=True)
-    return [100 * max(evaluate.word_f1(r["answer"], truth) for truth in q.answers) for r, q in pairs]
+    return [100 * q.f1(result["answer"]) for result, q in zip(results, questions, strict=True)]
 
 
 def read_json(engine: Engine, name: str) -> dict[str, Any]:
@@ -53,15 +54,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 # ------------------------------------------------------------------------------------------ accuracy
 
 
-def run_all(engine: Engine, questions: Sequence[Question], length: object, name: str) -> tuple[float, float]:
-    """Mean F1, and mean MACs per question."""
-    scores, macs = [], 0
-    for start in tqdm(range(0, len(questions), 256), desc=name, unit="batch"):
-        part = questions[start : start + 256]
-        results = answers(engine, part, length)
-        scores += f1(results, part)
-        macs += sum(result["macs"] for result in results)
-    return float(np.mean(scores)), macs / len(questions)
+def scored(engine: Engine, questions: Sequence[Question], length: Length, name: str) -> evaluate.SquadScore:
+    """Exact match, F1 and MACs, with a progress bar."""
+    with tqdm(total=len(questions), desc=name, unit="question") as bar:
+        return evaluate.answers(engine, questions, length, progress=bar.update)
 
 
 def constant_rate(share: float, cost: Callable[[LengthConfig], float], layers: int) -> LengthConfig:
@@ -80,21 +76,25 @@ def accuracy(args: argparse.Namespace) -> None:
     beside = Engine.from_pretrained(args.beside) if args.beside else None
     questions = evaluate.read_squad(args.data, args.articles)
     some = questions[::20]
+    full_cost = sum(r["macs"] for r in answers(engine, some, "full"))
 
     def cost(length: LengthConfig) -> float:
-        return sum(r["macs"] for r in answers(engine, some, length)) / sum(
-            r["macs"] for r in answers(engine, some, None)
-        )
+        return sum(r["macs"] for r in answers(engine, some, length)) / full_cost
 
-    rows, dense = [], None
+    rows = []
+    full = scored(engine, questions, "full", "full")
     for name, entry in engine.lengths.items():
-        ours, macs = run_all(engine, questions, entry.config, name)
-        dense = dense or (ours, macs)
-        row = [name, f"{ours:.2f}", f"{ours - dense[0]:+.2f}", f"{macs / dense[1]:.3f}"]
+        ours = full if name == "full" else scored(engine, questions, entry.config, name)
+        share = ours.macs / full.macs
+        row = [name, f"{ours.f1:.2f}", f"{ours.f1 - full.f1:+.2f}", f"{share:.3f}"]
         if beside:
-            row.append(f"{run_all(beside, questions, entry.config, f'{name}, beside')[0]:.2f}")
-        rate = "" if name == "full" else constant_rate(macs / dense[1], cost, engine.layers)
-        rows.append([*row, f"{run_all(engine, questions, rate, f'{name}, constant rate')[0]:.2f}" if rate else ""])
+            row.append(f"{scored(beside, questions, entry.config, f'{name}, beside').f1:.2f}")
+        if name == "full":
+            row.append("")
+        else:
+            rate = constant_rate(share, cost, engine.layers)
+            row.append(f"{scored(engine, questions, rate, f'{name}, constant rate').f1:.2f}")
+        rows.append(row)
     table(["length", "F1", "against full", "MACs", *(["F1, beside"] if beside else []), "F1, constant rate"], rows)
 
 
@@ -133,6 +133,8 @@ def end_to_end(args: argparse.Namespace) -> None:
     task = read_json(engine, "config.json")["task"]
     texts, stride = TextEncoder(engine.path, task["max_length"], cut=False), task["doc_stride"]
     answers(engine, parts[0], None)
+    if baseline:
+        baseline.seconds([task["max_length"]] * BATCH)
     seconds: dict[str, float] = defaultdict(float)
     there: dict[str, float] = defaultdict(float)
     tokens = 0
@@ -239,10 +241,73 @@ def escalate(args: argparse.Namespace) -> None:
     table(["length", "F1", "seconds", "run again", "above the single configs' line"], rows)
 
 
+# ------------------------------------------------------------------------------------------- losses
+
+
+def losses(args: argparse.Namespace) -> None:
+    """Why configs lose: answers of full that were voted out, and answers still there that are read otherwise."""
+    engine = Engine.from_pretrained(args.package)
+    questions = evaluate.read_squad(args.data, args.articles)
+    task = read_json(engine, "config.json")["task"]
+    texts = TextEncoder(engine.path, task["max_length"], cut=False)
+    windows = texts.windows(
+        [q.question for q in questions],
+        [q.context for q in questions],
+        task["doc_stride"],
+        [q.id for q in questions],
+    )
+    # With several windows the best one of another length may be another one.
+    single = np.flatnonzero(np.diff(windows.questions) == 1)
+    questions = [questions[i] for i in single]
+    full = answers(engine, questions, "full")
+    ends = [
+        windows.locate(int(i), int(windows.questions[i]), r["start"], r["end"])
+        for i, r in zip(single, full, strict=True)
+    ]
+    dense = np.array(f1(full, questions))
+    rows = []
+    for name in engine.lengths:
+        if name == "full":
+            continue
+        found = engine.answer([q.question for q in questions], [q.context for q in questions], name, details=True)
+        there = np.array(
+            [
+                [end is not None and set(end) <= set(kept.tolist()) for kept in result["kept"]]
+                for end, result in zip(ends, found, strict=True)
+            ]
+        )
+        lost = (dense - np.array(f1(found, questions))) / len(questions)
+        out = ~there[:, -1]
+        rows.append(
+            [
+                name,
+                " ".join(f"{share:.1%}" for share in 1 - there.mean(axis=0)),
+                f"{lost.sum():.2f}",
+                f"{lost[out].sum():.2f}",
+                f"{lost[~out].sum():.2f}",
+            ]
+        )
+    head = [
+        "length",
+        "answers of full voted out, by layer",
+        "F1 lost",
+        "of it where voted out",
+        "where still there",
+    ]
+    table(head, rows)
+    print(f"\n{len(questions)} questions of one window each")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    for name, run in (("accuracy", accuracy), ("time", end_to_end), ("budgets", budgets), ("escalate", escalate)):
+    for name, run in (
+        ("accuracy", accuracy),
+        ("time", end_to_end),
+        ("budgets", budgets),
+        ("escalate", escalate),
+        ("losses", losses),
+    ):
         command = commands.add_parser(name, help=run.__doc__)
         command.set_defaults(run=run)
         command.add_argument("data", help="SQuAD 1.1 dev-v1.1.json")

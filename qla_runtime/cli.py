@@ -247,21 +247,18 @@ def _eval_squad(arguments: argparse.Namespace) -> None:
     questions = evaluate.read_squad(arguments.file, arguments.articles)[: arguments.limit]
     engine = _open(arguments)
     with _progress(len(questions), "squad") as progress:
-        score = evaluate.squad(
-            engine,
-            arguments.file,
-            _chosen_length(arguments),
-            articles=arguments.articles,
-            limit=arguments.limit,
-            progress=progress,
-        )
+        score = evaluate.answers(engine, questions, _chosen_length(arguments), progress=progress)
     if arguments.json:
-        _print_json(dataclasses.asdict(score) | {"model": engine.name, "length": _length_in_words(arguments)})
+        run = {
+            "articles": arguments.articles,
+            "model": engine.name,
+            "length": _length_in_words(arguments),
+        }
+        _print_json(dataclasses.asdict(score) | run)
         return
     print(f"exact match {score.exact_match:.2f}   F1 {score.f1:.2f}")
-    print(
-        f"{score.questions} questions ({score.articles} articles), {score.macs / 1e9:.3f} G MACs each on average"
-    )
+    which = f"{score.questions} questions ({arguments.articles} articles)"
+    print(f"{which}, {score.macs / 1e9:.3f} G MACs each on average")
     if score.within_budget is not None:
         print(f"{score.within_budget:.1%} within {arguments.latency_ms:g} ms")
     print(f"{score.seconds:.1f} s, {score.questions / score.seconds:.1f} questions/s")

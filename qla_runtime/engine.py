@@ -54,7 +54,9 @@ class Engine:
     Every method takes ``length=``: a name from :attr:`lengths`, a :class:`LengthConfig`, a policy, or a list
     with a name or LengthConfig per input; None keeps every token (``"full"``). ``latency_ms=5`` stands for
     ``length=LatencyBudget(5)``. The same input and length config give the same bits, whatever else is in the
-    batch.
+    batch. Every method raises InputError for a length that does not fit (an unknown name, a list of another
+    number of entries than inputs, a config of another number than layers, both arguments), and those that take
+    texts PackageError for a tokenizer that cannot be read.
 
     Args:
         path: a package folder, or what else :meth:`from_pretrained` takes.

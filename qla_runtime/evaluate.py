@@ -8,7 +8,7 @@ import re
 import string
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,14 @@ class Question:
     context: str
     answers: tuple[str, ...]
 
+    def f1(self, answer: str) -> float:
+        """:func:`word_f1` against the accepted answer that fits best, 0 to 1."""
+        return max(word_f1(answer, truth) for truth in self.answers)
+
+    def exact_match(self, answer: str) -> float:
+        """1.0 where :func:`exact_match` finds one of the accepted answers, else 0.0."""
+        return max(exact_match(answer, truth) for truth in self.answers)
+
 
 @dataclass(frozen=True)
 class SquadScore:
@@ -50,7 +58,6 @@ class SquadScore:
     exact_match: float
     f1: float
     questions: int
-    articles: str
     macs: float
     seconds: float
     within_budget: float | None = None
@@ -79,19 +86,39 @@ def squad(
     Args:
         engine: a span-qa model.
         path: the JSON file.
-        length: a length config for all questions, or a policy. A latency budget is one question's: each is
-            then a call of its own.
+        length: as for :func:`answers`.
         articles: ``all``, or the articles at ``odd`` or ``even`` positions.
         limit: only the first so many questions.
-        progress: called with the number of questions done since the last call.
+        progress: as for :func:`answers`.
 
     Raises:
-        InputError: the file is missing or not laid out like SQuAD 1.1.
+        InputError: the file is missing or not laid out like SQuAD 1.1, or no question is left of it.
         UnsupportedError: the model does not answer questions.
     """
     questions = read_squad(path, articles)[:limit]
     if not questions:
         raise InputError(f"{path}: no question is left with articles={articles!r} and limit={limit}; choose more")
+    return answers(engine, questions, length, progress=progress)
+
+
+def answers(
+    engine: Engine, questions: Sequence[Question], length: Length = None, *, progress: Progress | None = None
+) -> SquadScore:
+    """Exact match and F1 over questions.
+
+    Args:
+        engine: a span-qa model.
+        questions: at least one, as :func:`read_squad` gives them.
+        length: a length config for all questions, or a policy. A latency budget is one question's: each is
+            then a call of its own.
+        progress: called with the number of questions done since the last call.
+
+    Raises:
+        InputError: no questions.
+        UnsupportedError: the model does not answer questions.
+    """
+    if not questions:
+        raise InputError("there are no questions to score; give at least one")
     exact, f1, macs, met = 0.0, 0.0, 0, 0
     budget = isinstance(length, LatencyBudget)
     if budget:
@@ -101,8 +128,8 @@ def squad(
         chosen = questions[part]
         results = engine.answer([q.question for q in chosen], [q.context for q in chosen], length)
         for question, result in zip(chosen, results, strict=True):
-            exact += max(exact_match(result["answer"], answer) for answer in question.answers)
-            f1 += max(word_f1(result["answer"], answer) for answer in question.answers)
+            exact += question.exact_match(result["answer"])
+            f1 += question.f1(result["answer"])
             macs += result["macs"]
             met += bool(result["budget_met"])
         if progress:
@@ -112,7 +139,6 @@ def squad(
         exact_match=100 * exact / count,
         f1=100 * f1 / count,
         questions=count,
-        articles=articles,
         macs=macs / count,
         seconds=time.perf_counter() - began,
         within_budget=met / count if budget else None,

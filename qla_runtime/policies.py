@@ -176,8 +176,6 @@ def calibrate_escalation(
         InputError: no questions, or ``max_loss`` is negative or not a finite number.
         UnsupportedError: the model does not answer questions.
     """
-    from qla_runtime.evaluate import word_f1  # evaluate imports the engine, which imports this module
-
     if not questions:
         raise InputError("there are no questions to calibrate on; give at least one, better some hundreds")
     _check_loss(max_loss)
@@ -186,7 +184,7 @@ def calibrate_escalation(
     def run(length: str | LengthConfig) -> tuple[list[float], list[float]]:
         results = engine.answer(texts, contexts, length)
         pairs = zip(results, questions, strict=True)
-        f1 = [100 * max(word_f1(result["answer"], truth) for truth in q.answers) for result, q in pairs]
+        f1 = [100 * question.f1(result["answer"]) for result, question in pairs]
         return [result["score"] for result in results], f1
 
     confidences, cheap_f1 = run(cheap)

@@ -25,7 +25,7 @@ from qla_runtime.convert import convert
 from qla_runtime.convert.card import Provenance
 from qla_runtime.convert.package_writer import check_target, json_bytes, update_package
 from qla_runtime.errors import InputError
-from qla_runtime.length import Accuracy
+from qla_runtime.length import Accuracy, Length
 from qla_runtime.search import SearchOptions, search
 from qla_runtime.search.package import Package
 
@@ -40,6 +40,7 @@ FRONTIER_LOSS = 5.0
 
 PROVENANCE = Provenance(
     license="the base model is Apache-2.0; SQuAD 1.1 is by Rajpurkar, Zhang, Lopyrev and Liang, CC BY-SA 4.0",
+    checkpoint="models/minilm-l6-squad of the repository",
     base_model="all-MiniLM-L6-v2 (sentence-transformers), Apache-2.0",
     calibration_data="SQuAD 1.1 dev, articles at odd positions (CC BY-SA 4.0)",
 )
@@ -88,14 +89,14 @@ def _ratio(values: Iterable[float]) -> LengthConfig:
     return LengthConfig.ratio(values, keep_cls=True)
 
 
-def measure(engine: Engine, dev: Path, name: str, length: object, articles: str) -> evaluate.SquadScore:
+def measure(engine: Engine, dev: Path, name: str, length: Length, articles: str) -> evaluate.SquadScore:
     """EM, F1 and MACs at one length, with a progress bar."""
-    total = len(evaluate.read_squad(dev, articles))
-    with tqdm(total=total, desc=f"{name}, {articles} articles", unit="question") as bar:
-        return evaluate.squad(engine, dev, length, articles=articles, progress=bar.update)
+    questions = evaluate.read_squad(dev, articles)
+    with tqdm(total=len(questions), desc=f"{name}, {articles} articles", unit="question") as bar:
+        return evaluate.answers(engine, questions, length, progress=bar.update)
 
 
-def score(engine: Engine, dev: Path, lengths: dict[str, object]) -> Scores:
+def score(engine: Engine, dev: Path, lengths: dict[str, Length]) -> Scores:
     """Every length on both halves of the set."""
     return {
         name: {articles: measure(engine, dev, name, length, articles) for articles in ("even", "odd")}

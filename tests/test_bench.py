@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from package_tools import tiny_package
 
-from qla_runtime import Engine, InputError, cli
+from qla_runtime import Engine, InputError, cli, evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ is no part of an installed package
-from bench import peers, report, workloads  # noqa: E402
+from bench import length_adaptation, peers, report, workloads  # noqa: E402
 
 RECORD = {
     "machine": {"cpu": "Canned CPU"},
@@ -232,3 +232,61 @@ class TestCommand:
         monkeypatch.setattr(cli, "__file__", "/somewhere/site-packages/qla_runtime/cli.py")
         assert cli.main(["bench", "kernels", "--rounds", "3"]) == 2
         assert "source checkout" in capsys.readouterr().err
+
+
+class TestLengthAdaptation:
+    """The scripts behind docs/length-adaptation.md run, and their tables say what `qla eval` says."""
+
+    @pytest.fixture
+    def data(self, tmp_path: Path) -> Path:
+        words = "the quick brown fox jumps over a lazy dog and some more of them".split()
+        paragraphs = [
+            {
+                "context": " ".join(words[i:] + words[:i]),
+                "qas": [{"id": str(i), "question": f"which {words[i]}?", "answers": [{"text": words[i - 3]}]}],
+            }
+            for i in range(9)
+        ]
+        path = tmp_path / "dev.json"
+        path.write_text(json.dumps({"data": [{"title": "odd", "paragraphs": paragraphs}]}))
+        return path
+
+    @pytest.fixture
+    def run(self, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        package = tiny_package(layers=3).save(tmp_path / "package")
+
+        def run(command: str, *options: str) -> str:
+            given = ["x", command, str(data), "--package", str(package), "--articles", "odd", *options]
+            monkeypatch.setattr(sys, "argv", given)
+            length_adaptation.main()
+            return capsys.readouterr().out
+
+        run.package, run.data = package, data
+        return run
+
+    def test_accuracy(self, run) -> None:
+        engine, text = Engine(run.package), run("accuracy", "--beside", str(run.package))
+        for name in engine.lengths:
+            score = evaluate.squad(engine, run.data, name)
+            assert cells(text, name)[0] == cells(text, name)[3] == f"{score.f1:.2f}"
+        assert cells(text, "full")[1:3] == ["+0.00", "1.000"]
+
+    def test_time(self, run) -> None:
+        assert float(cells(run("time"), "fast")[1].replace(",", "")) > 0
+
+    def test_budgets(self, run) -> None:
+        found = cells(run("budgets", "--ms", "60000", "--questions", "4"), "60000 ms")
+        assert found[:4] == ["100.0%"] * 4
+
+    def test_escalate(self, run) -> None:
+        text = run("escalate", "--thresholds", "0", "1")
+        assert cells(text, "Escalate(fast, full, 0)")[0] == cells(text, "fast")[0]
+        assert cells(text, "Escalate(fast, full, 1)")[2] == "100.0%"
+
+    def test_losses(self, run) -> None:
+        engine, text = Engine(run.package), run("losses")
+        _, lost, out, still_there = cells(text, "fast")
+        loss = evaluate.squad(engine, run.data).f1 - evaluate.squad(engine, run.data, "fast").f1
+        assert float(lost) == pytest.approx(loss, abs=0.006)
+        assert float(out) + float(still_there) == pytest.approx(loss, abs=0.02)

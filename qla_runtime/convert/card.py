@@ -32,6 +32,7 @@ class Provenance:
     """Where a model comes from; what is None is taken from the checkpoint's own card, or left out."""
 
     license: str | None = None
+    checkpoint: str | None = None
     base_model: str | None = None
     training_data: str | None = None
     calibration_data: str | None = None
@@ -40,10 +41,11 @@ class Provenance:
         """Fills gaps from the front matter of a checkpoint's README.md."""
         found = front_matter(checkpoint_card)
         return Provenance(
-            self.license or found.get("license"),
-            self.base_model or found.get("base_model"),
-            self.training_data or found.get("datasets"),
-            self.calibration_data,
+            license=self.license or found.get("license"),
+            checkpoint=self.checkpoint,
+            base_model=self.base_model or found.get("base_model"),
+            training_data=self.training_data or found.get("datasets"),
+            calibration_data=self.calibration_data,
         )
 
 
@@ -82,7 +84,7 @@ def write_card(
     license = provenance.license or "not stated by the checkpoint; ask its authors"
     calibration = f"{provenance.calibration_data}; {report['calibration_samples']} samples"
     facts = {
-        "Checkpoint": source,
+        "Checkpoint": provenance.checkpoint or source,
         "Base model": provenance.base_model,
         "Training data": provenance.training_data,
         "Calibration data": calibration,

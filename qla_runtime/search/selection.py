@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from qla_runtime.engine import Engine
 from qla_runtime.errors import InputError, UnsupportedError
-from qla_runtime.evaluate import read_squad, read_sts, spearman, word_f1
+from qla_runtime.evaluate import read_squad, read_sts, spearman
 from qla_runtime.length import LengthConfig
 from qla_runtime.search.package import Package
 from qla_runtime.training.data import read_labelled
@@ -84,10 +84,7 @@ class Questions(Selection):
 
     def score(self, engine: Engine, config: LengthConfig) -> float:
         found = engine.answer([q.question for q in self.items], [q.context for q in self.items], config)
-        scores = [
-            max(word_f1(result["answer"], answer) for answer in question.answers)
-            for question, result in zip(self.items, found, strict=True)
-        ]
+        scores = [question.f1(result["answer"]) for question, result in zip(self.items, found, strict=True)]
         return 100 * sum(scores) / len(scores)
 
     def sequences(self, encoder: TextEncoder) -> Ragged:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from qla_runtime.errors import InputError
-from qla_runtime.evaluate import read_squad, read_sts, spearman, word_f1
+from qla_runtime.evaluate import read_squad, read_sts, spearman
 from qla_runtime.length import LengthConfig
 from qla_runtime.modeling import Model
 from qla_runtime.training.data import Features, encode_labels, read_labelled, text_features
@@ -83,7 +83,7 @@ def _squad(model: Model, encoder: TextEncoder, path: Path, sample: int | None) -
             logits = run(features)
             for number, question in enumerate(chosen):
                 start, end = best_span(windows, logits, number, model.task.max_answer_tokens)
-                total += max(word_f1(question.context[start:end], truth) for truth in question.answers)
+                total += question.f1(question.context[start:end])
         return total / len(questions)
 
     return "f1", measure
