@@ -197,7 +197,7 @@ class ForwardPass {
     }
   }
   Blocks blocks(int total) const {
-    return Blocks(total, team_.size(), preferred_row_block(isa_), isa_ == Isa::kAmx ? 16 : 1);
+    return Blocks(total, team_.size(), preferred_row_block(isa_), row_granularity(isa_));
   }
   void wait(StageClock& clock) {
     team_.barrier();

@@ -38,7 +38,7 @@ void add_isas(std::string* text, Isa chosen, const std::string& source) {
   }
   add(text, "  chosen because: %s\n", source.c_str());
   if (chosen == Isa::kRef || chosen == Isa::kAvx2) {
-    add(text, "  no VNNI or AMX in use: INT8 is about as fast as well-tuned FP32 here\n");
+    add(text, "  no VNNI or AMX in use: INT8 gains less over FP32 here\n");
   }
 }
 

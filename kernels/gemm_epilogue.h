@@ -51,8 +51,11 @@ struct Range {
     if constexpr (kEpilogue != Epilogue::kBiasGelu) return;
     float* to_lo = g.row_min + 16 * row;
     float* to_hi = g.row_max + 16 * row;
-    store(to_lo, col == 0 ? lo : min(lo, load(to_lo)));
-    store(to_hi, col == 0 ? hi : max(hi, load(to_hi)));
+    // Both loads before both stores: the two arrays may lie a multiple of 4 KiB apart.
+    const f32x16 least = col == 0 ? lo : min(lo, load(to_lo));
+    const f32x16 most = col == 0 ? hi : max(hi, load(to_hi));
+    store(to_lo, least);
+    store(to_hi, most);
   }
 };
 

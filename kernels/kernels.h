@@ -110,6 +110,8 @@ int selected_kernels(Isa isa, KernelInfo* lines, int capacity);
 
 // Rows a GEMM likes to see at once: few enough for its A block to stay in L1/L2, enough to reuse B.
 int preferred_row_block(Isa isa);
+// Its rows come in multiples of this: a tile computes 16 of them whether they are there or not.
+inline int row_granularity(Isa isa) { return isa == Isa::kAmx ? 16 : 1; }
 
 // AMX tile configuration is per-thread state: load it where a parallel region begins, release it
 // where it ends. Both do nothing below Isa::kAmx.

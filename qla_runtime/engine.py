@@ -188,6 +188,10 @@ class Engine:
     def _candidates(self) -> list[policies.Candidate]:
         return policies.read_candidates(json.loads(self._core.length_configs_json), self._info, self._task)
 
+    @cached_property
+    def _best_first(self) -> list[policies.Candidate]:
+        return policies.best_first(self._candidates)
+
     @property
     def cost_model(self) -> CostModel:
         """What calls take on this machine, for ``LatencyBudget``.
@@ -212,7 +216,7 @@ class Engine:
         """
         self._texts.load()
         self._prepared([self.max_length], self._lengths["full"].config)()
-        _ = self.cost_model
+        _ = self.cost_model, self._best_first
 
     def explain(self) -> str:
         """What runs here and why: CPU features, kernels, threads and their source, package and lengths."""
@@ -592,7 +596,7 @@ class Engine:
             return plan
         end = began + 1e-3 * plan.ms
         lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-        chosen = policies.within_time(self._candidates, self.cost_model, lengths, lambda: end - perf_counter())
+        chosen = policies.within_time(self._best_first, self.cost_model, lengths, lambda: end - perf_counter())
         return LengthPlan((chosen.config,), (0,) * count, (chosen.length,))
 
     def _windows(self, questions: list[str], contexts: list[str], part: slice, single: bool) -> QuestionWindows:

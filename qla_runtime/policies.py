@@ -89,25 +89,26 @@ def within_loss(policy: MaxLoss, candidates: Sequence[Candidate]) -> Candidate:
     return min((c for c in measured if c.accuracy.value >= least), key=lambda c: c.macs)
 
 
-def within_time(
-    candidates: Sequence[Candidate], model: CostModel, lengths: ArrayLike, left: Callable[[], float]
-) -> Candidate:
-    """The best candidate predicted, with the model's margin, to run in the time that is left.
+def best_first(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """By accuracy where the package tells it (of several configs, on the same data as ``full``; others are left
+    out), else by MACs."""
+    measured = _measured(candidates)
+    if measured:
+        return sorted(measured, key=lambda c: (-c.accuracy.value, c.macs))
+    return sorted(candidates, key=lambda c: -c.macs)
 
-    Best is the highest accuracy where the package tells it (of several configs, on the same data as ``full``; the
-    others are passed over), else the most MACs. Where none fits it is the one predicted to be fastest.
+
+def within_time(
+    ranked: Sequence[Candidate], model: CostModel, lengths: ArrayLike, left: Callable[[], float]
+) -> Candidate:
+    """The first candidate predicted, with the model's margin, to run in the time that is left, else the fastest.
 
     Args:
-        candidates: what there is to choose from.
+        ranked: what there is to choose from, best first.
         model: predicts times.
         lengths: tokens of each sequence of the call.
         left: seconds until the budget ends, asked once times are predicted, which takes some itself.
     """
-    measured = _measured(candidates)
-    if measured:
-        ranked = sorted(measured, key=lambda c: (-c.accuracy.value, c.macs))
-    else:
-        ranked = sorted(candidates, key=lambda c: -c.macs)
     needed = model.safe_seconds(lengths, [candidate.config for candidate in ranked])
     fits = np.flatnonzero(needed <= left())
     return ranked[fits[0] if fits.size else needed.argmin()]

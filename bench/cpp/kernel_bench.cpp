@@ -152,7 +152,7 @@ class Linear {
   void run(const KernelSet& kernels, Isa isa, int rows, bool with_epilogue) const {
     const int preferred = preferred_row_block(isa);
     const int blocks = (rows + preferred - 1) / preferred;
-    const int granularity = isa == Isa::kAmx ? 16 : 1;
+    const int granularity = row_granularity(isa);
     int block = (rows + blocks - 1) / blocks;
     block = (block + granularity - 1) / granularity * granularity;
     for (int first = 0; first < rows; first += block) {
