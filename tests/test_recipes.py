@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +13,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="recipes need the [convert] extra")
 transformers = pytest.importorskip("transformers", reason="recipes need the [convert] extra")
 
+from package_tools import tiny_package  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from test_convert import add_sentence_layout, save_checkpoint  # noqa: E402
 
+from qla_runtime import Engine, LengthConfig, evaluate  # noqa: E402
 from qla_runtime.convert.checkpoint import open_checkpoint  # noqa: E402
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
@@ -97,3 +101,22 @@ def test_a_master_is_not_replaced_by_itself(tmp_path):
                       "--master", master)  # fmt: skip
         assert done.returncode != 0 and message in done.stderr
     assert (first / "config.json").is_file()
+
+
+def test_config_at_cost(tmp_path):
+    package = tiny_package(layers=3).save(tmp_path / "package")
+    data = tmp_path / "dev.json"
+    context = "the quick brown fox jumps over a lazy dog and some more of them"
+    qas = [
+        {"id": str(i), "question": "which?", "answers": [{"text": word}]} for i, word in enumerate(context.split())
+    ]
+    data.write_text(json.dumps({"data": [{"paragraphs": [{"context": context, "qas": qas}]}]}))
+    done = recipe("config_at_cost.py", package, data, "--share", 0.7, "--steps", 6, "--start", "1,.8,.3")
+    lines = [re.fullmatch(r"(\S+)  cost (\S+)  f1 (\S+)(.*)", line).groups() for line in done.stdout.splitlines()]
+    assert len(lines) > 1 and lines[0][3] == " <- best"
+    assert all(0.5 < float(cost) <= 0.7 for _, cost, _, _ in lines), done.stdout
+    values, _, f1, _ = max(lines, key=lambda line: float(line[2]))
+    config = LengthConfig.ratio(map(float, values.split(",")), keep_cls=True)
+    assert evaluate.squad(Engine(package), data, config).f1 == pytest.approx(float(f1), abs=0.006)
+    refused = recipe("config_at_cost.py", package, data, "--share", 0.7, "--start", "1,.8")
+    assert "3 layers" in refused.stderr and "Traceback" not in refused.stderr

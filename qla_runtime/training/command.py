@@ -15,6 +15,7 @@ The same command continues a run that was interrupted (Ctrl-C and SIGTERM write 
 at the same bits as an uninterrupted one. On CPUs, an allocator that never gives memory back saves much time:
   export LD_PRELOAD=libjemalloc.so.2
   export MALLOC_CONF=dirty_decay_ms:-1,muzzy_decay_ms:-1,narenas:2,oversize_threshold:0
+Batches of many shapes, such as sentences make, want 10000 in place of -1, or memory runs out.
 """
 
 
