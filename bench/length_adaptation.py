@@ -166,12 +166,16 @@ def end_to_end(args: argparse.Namespace) -> None:
 
 
 def budgets(args: argparse.Namespace) -> None:
-    """One question per call under LatencyBudgets, against always full and always fast."""
+    """One question per call under LatencyBudgets, against always full and always fast.
+
+    The shares are of calls that ``fast`` fits in, and near a budget that is a matter of luck: a second run of ``fast``
+    says how much of it.
+    """
     engine = Engine.from_pretrained(args.package)
     engine.warm_up()
     questions = evaluate.read_squad(args.data, args.articles)
     questions = questions[:: max(1, len(questions) // args.questions)][: args.questions]
-    lengths: dict[str, object] = {"full": "full", "fast": "fast"}
+    lengths: dict[str, object] = {"full": "full", "fast": "fast", "fast again": "fast"}
     lengths |= {f"LatencyBudget({ms:g})": LatencyBudget(ms) for ms in args.ms}
     milliseconds: dict[str, list[float]] = defaultdict(list)
     scores: dict[str, list[float]] = defaultdict(list)
@@ -187,7 +191,7 @@ def budgets(args: argparse.Namespace) -> None:
     for ms in args.ms:
         fits = times["fast"] <= ms
         row = [f"{ms:g} ms", f"{fits.mean():.1%}"]
-        row += [f"{(times[name][fits] <= ms).mean():.1%}" for name in (f"LatencyBudget({ms:g})", "full", "fast")]
+        row += [f"{(times[name][fits] <= ms).mean():.1%}" for name in (f"LatencyBudget({ms:g})", "full", "fast again")]
         row += [f"{mean[name][fits].mean():.2f}" for name in (f"LatencyBudget({ms:g})", "full", "fast")]
         rows.append(row)
     head = [
@@ -195,7 +199,7 @@ def budgets(args: argparse.Namespace) -> None:
         "calls `fast` fits in",
         "of these within: budget",
         "full",
-        "fast",
+        "fast again",
         "F1: budget",
         "full",
         "fast",
