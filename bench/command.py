@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from qla_runtime.cli import positive
+
 PEERS_EPILOG = """\
 Peers run in processes of their own, each in the interpreter that --peer-python gives it; what each needs is in
 bench/requirements-peers.txt. One that cannot be imported is reported as absent, with the reason. Report figures of
@@ -27,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cases = argparse.ArgumentParser(add_help=False)
     cases.add_argument("--cases", nargs="+", metavar="CASE", help="of bench/shapes.txt (default: all)")
     cases.add_argument(
-        "--threads", type=_positive, metavar="N", help="per call (default: what this process may use)"
+        "--threads", type=positive, metavar="N", help="per call (default: what this process may use)"
     )
     cases.add_argument("--squad", metavar="FILE", help="dev-v1.1.json, for the cases squad and squad-sorted")
     cases.add_argument("--sts", metavar="FILE", help="sts-test.csv, for the cases sts and sts-sorted")
@@ -63,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--peer-python", action="append", default=[], metavar="[PEER=]PATH",
         help="interpreter of a peer (ipex-int8, or ipex for all that begin so), or of all; repeatable",
     )  # fmt: skip
-    peers.add_argument("--openings", type=_positive, default=3, metavar="N", help="fresh starts each (default: 3)")
+    peers.add_argument("--openings", type=positive, default=3, metavar="N", help="fresh starts each (default: 3)")
     peers.add_argument(
         "--case-seconds", type=float, default=180.0, metavar="S",
         help="begin no round of a case after so long, but three in any case (default: 180)",
@@ -87,21 +89,11 @@ def run(arguments: argparse.Namespace) -> None:
 def _add_rounds(parser: argparse.ArgumentParser, default: int) -> None:
     parser.add_argument(
         "--rounds",
-        type=_positive,
+        type=positive,
         default=default,
         metavar="N",
         help="interleaved; figures are medians (default: %(default)s)",
     )
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1; give a whole number of at least 1")
-    return number
-
-
-_positive.__name__ = "number"  # argparse: "invalid number value: 'x'"
 
 
 def _kernels(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:

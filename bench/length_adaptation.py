@@ -191,7 +191,9 @@ def budgets(args: argparse.Namespace) -> None:
     for ms in args.ms:
         fits = times["fast"] <= ms
         row = [f"{ms:g} ms", f"{fits.mean():.1%}"]
-        row += [f"{(times[name][fits] <= ms).mean():.1%}" for name in (f"LatencyBudget({ms:g})", "full", "fast again")]
+        row += [
+            f"{(times[name][fits] <= ms).mean():.1%}" for name in (f"LatencyBudget({ms:g})", "full", "fast again")
+        ]
         row += [f"{mean[name][fits].mean():.2f}" for name in (f"LatencyBudget({ms:g})", "full", "fast")]
         rows.append(row)
     head = [

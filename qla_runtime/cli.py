@@ -369,7 +369,7 @@ def _parser() -> argparse.ArgumentParser:
     squad.add_argument(
         "--articles", choices=evaluate.ARTICLES, default="all", help="by position; the first is odd"
     )
-    squad.add_argument("--limit", type=_positive, metavar="N", help="only the first N questions")
+    squad.add_argument("--limit", type=positive, metavar="N", help="only the first N questions")
     sts = add("sts", _eval_sts, run, "Spearman correlation on an STS benchmark file", kinds)
     sts.add_argument("file", metavar="FILE", help="the tab-separated file")
 
@@ -430,7 +430,7 @@ def _add_convert(add: Callable[..., argparse.ArgumentParser], output: argparse.A
         help="scales of the linear layers' inputs (default: %(default)s)",
     )
     convert.add_argument("--task", help="what the model is for, where the checkpoint does not say")
-    convert.add_argument("--max-length", type=_positive, metavar="N", help="tokens that a text is cut at")
+    convert.add_argument("--max-length", type=positive, metavar="N", help="tokens that a text is cut at")
     convert.add_argument("--name", help="the package's name (default: the output folder's)")
     convert.add_argument(
         "--algorithm",
@@ -439,7 +439,7 @@ def _add_convert(add: Callable[..., argparse.ArgumentParser], output: argparse.A
         help="how static ranges are chosen (default: %(default)s)",
     )
     convert.add_argument(
-        "--samples", type=_positive, default=96, metavar="N", help="calibration texts (default: 96)"
+        "--samples", type=positive, default=96, metavar="N", help="calibration texts (default: 96)"
     )
     convert.add_argument(
         "--articles", choices=("all", "odd"), default="all", help="articles of a SQuAD file to calibrate on"
@@ -473,7 +473,8 @@ def _bench_is_elsewhere(_: argparse.Namespace) -> NoReturn:
     )
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """For argparse: a whole number of at least 1."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is below 1; give a whole number of at least 1")
@@ -481,10 +482,10 @@ def _positive(text: str) -> int:
 
 
 def _top_k(text: str) -> int | None:
-    return None if text == "all" else _positive(text)
+    return None if text == "all" else positive(text)
 
 
-_positive.__name__ = _top_k.__name__ = "number"  # argparse: "invalid number value: 'x'"
+positive.__name__ = _top_k.__name__ = "number"  # argparse: "invalid number value: 'x'"
 
 
 # ------------------------------------------------------------------------------------------ inputs

@@ -17,12 +17,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import raw
+import tokenizers
 
 from qla_runtime import _core
 
 torch = pytest.importorskip("torch", reason="the float reference needs torch (pip install '.[convert]')")
-safetensors = pytest.importorskip("safetensors.torch", reason="reads the float checkpoint")
-tokenizers = pytest.importorskip("tokenizers")
+safetensors = pytest.importorskip(
+    "safetensors.torch", reason="the float checkpoint needs safetensors (pip install '.[convert]')"
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

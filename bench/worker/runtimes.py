@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class Batch:
         return cls(rows, ids, mask)
 
 
-class Runtime:
+class Runtime(ABC):
     """What the worker asks of a runtime.
 
     Args:
@@ -69,26 +70,34 @@ class Runtime:
     def prepare(self) -> None:
         """Converts the checkpoint, once."""
 
+    @abstractmethod
     def load(self) -> None:
         """Opens the model."""
-        raise NotImplementedError
 
+    @abstractmethod
     def inputs(self, batch: Batch, length: str) -> Any:
         """What ``run`` takes, made before the clock starts; compiles for the shape where a runtime wants that.
 
         Raises:
             ValueError: the runtime has no such length config, or does not run such a batch.
         """
+
+    @abstractmethod
+    def run(self, inputs: Any) -> object:
+        """One batch, from token ids to the last hidden states."""
+
+
+class Padded(Runtime):
+    """A runtime of rectangles, which keeps every token."""
+
+    def inputs(self, batch: Batch, length: str) -> Any:
         if length != "full":
             raise ValueError("keeps every token of every sequence")
         return self.padded(batch)
 
+    @abstractmethod
     def padded(self, batch: Batch) -> Any:
-        raise NotImplementedError
-
-    def run(self, inputs: Any) -> object:
-        """One batch, from token ids to the last hidden states."""
-        raise NotImplementedError
+        """``inputs``, at full length."""
 
 
 class Qla(Runtime):
@@ -175,7 +184,7 @@ def calibration_batches() -> list[Batch]:
     return [random_batch(1, tokens) for tokens in range(32, 384, 11)]
 
 
-class Torch(Runtime):
+class Torch(Padded):
     packages = ("torch", "transformers")
     precision = "float32"
 
@@ -248,7 +257,7 @@ class Inductor(Torch):
 # ------------------------------------------------------------------------------------------- peers
 
 
-class OpenVino(Runtime):
+class OpenVino(Padded):
     """Static shapes: one compiled model for each."""
 
     packages = ("openvino",)
@@ -310,7 +319,7 @@ class OpenVinoBf16(OpenVino):
     precision = "bf16"
 
 
-class OnnxRuntime(Runtime):
+class OnnxRuntime(Padded):
     """Dynamic quantization of the graph that ONNX Runtime's own optimizer has fused."""
 
     packages = ("onnxruntime", "onnx")
@@ -371,7 +380,7 @@ class OnnxRuntime(Runtime):
         return self.session.run(None, inputs)
 
 
-class CTranslate2(Runtime):
+class CTranslate2(Padded):
     """Removes padding around its linear layers by itself, given the lengths."""
 
     packages = ("ctranslate2",)
@@ -399,7 +408,7 @@ class CTranslate2(Runtime):
         return self.encoder.forward_batch(inputs[0], inputs[1])
 
 
-class Ipex(Runtime):
+class Ipex(Padded):
     """Static INT8 by Intel Extension for PyTorch, its last release, as TorchScript."""
 
     packages = ("intel_extension_for_pytorch", "torch", "transformers")
