@@ -168,8 +168,8 @@ def end_to_end(args: argparse.Namespace) -> None:
 def budgets(args: argparse.Namespace) -> None:
     """One question per call under LatencyBudgets, against always full and always fast.
 
-    The shares are of calls that ``fast`` fits in, and near a budget that is a matter of luck: a second run of ``fast``
-    says how much of it.
+    The shares are of calls that ``fast`` fits in, and near a budget that is a matter of luck: a second run of
+    ``fast`` says how much of it.
     """
     engine = Engine.from_pretrained(args.package)
     engine.warm_up()

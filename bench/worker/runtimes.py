@@ -67,7 +67,7 @@ class Runtime(ABC):
         """What else the report should hold."""
         return {}
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027 (most have something to convert, torch has not)
         """Converts the checkpoint, once."""
 
     @abstractmethod

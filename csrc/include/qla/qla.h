@@ -82,7 +82,7 @@ typedef struct qla_model_info {
 
 typedef struct qla_length_config {
   int32_t rule;         /* qla_length_rule */
-  int32_t keep_cls;     /* 1: position 0 is kept in every layer; 0: it is not; -1: as the package says */
+  int32_t keep_cls;     /* 1: position 0 always stays; 0: it may go; -1: as the package says */
   const double* values; /* one per layer, not rising */
   int32_t num_values;
 } qla_length_config;
