@@ -8,10 +8,10 @@
 // Per block of 16 queries
 //   Q  u8 = s8 + 128, symmetric, one scale per query
 //   S = Q K^T                     exact int32, the 128 taken back by -128 * sum of the key
-//   E = 2^(S * ck - max)          ck = both scales * softmax scale * log2(e); 0 <= E <= 1
+//   E = 255 * 2^(S * ck - max)    ck = both scales * softmax scale * log2(e)
 //   sum of E per query            fp32, 16 virtual lanes and the fixed tree
 //   column sums += E / sum        only when somebody asked: queries ascending, blocks ascending
-//   out = (u8(255 E) V) / sum     exact int32, then the scales
+//   out = (u8(E) V) / sum         exact int32, then the scales
 // E is relative to its row's maximum, so 255 steps are spent on the weights that matter; dividing
 // after P.V saves a pass when no scores are wanted, and gives the same bits either way.
 #pragma once
@@ -23,18 +23,22 @@
 namespace qla {
 namespace {
 
-// 2^min(t, 0); 2^0 is exact, |relative error| <= 1.02e-4 (tests/test_polynomials.py), which is a
-// fortieth of what the u8 weights resolve; 0 below the normal numbers.
-QLA_INLINE f32x16 exp2_nonpositive(f32x16 t) {
-  t = min(t, zero());
-  const f32x16 n = round_even(t);
-  const f32x16 f = t - n;
-  f32x16 p = set1(0x1.c2a228p-5f);
-  p = fma(p, f, set1(0x1.f00c56p-3f));
-  p = fma(p, f, set1(0x1.62f5fcp-1f));
-  p = fma(p, f, set1(0x1p+0f));
-  return scale_exponent(p, n);
+// 255 * 2^e from t = (127 + e) * 2^23, e <= 1/8: as an integer, t is the bits of 2^floor(e) times a
+// mantissa m in [1, 2), off by 2^f / (1 + f) with f = m - 1, for which a cubic in m stands.
+// |relative error| <= 6.7e-4 (tests/test_polynomials.py), a fifteenth of what the INT8 scores
+// resolve; 0 below the normal numbers.
+QLA_INLINE f32x16 weights_from_exponents(f32x16 t) {
+  const i32x16 n = to_int(max(t, zero()));
+  const f32x16 m = as_float((n & set1(0x7fffff)) | set1(0x3f800000));
+  f32x16 p = set1(-0x1.b24c66p+4f);
+  p = fma(p, m, set1(0x1.68d00cp+7f));
+  p = fma(p, m, set1(-0x1.5f36a4p+8f));
+  p = fma(p, m, set1(0x1.c4c822p+8f));
+  return as_float(n) * p;
 }
+
+// The score of a key beyond the sequence, once its scale has been applied.
+constexpr float kNoScore = -3.4028235e38f;
 
 // The scales that map [-peak, peak] onto [-127, 127], and their inverses; a peak of 0 has neither.
 QLA_INLINE void symmetric_scales(f32x16 peak, float* step, float* inverse) {
@@ -75,6 +79,11 @@ QLA_INLINE void pack_keys(const AttentionArgs& a, const AttentionScratch& w) {
     __builtin_memset(block + filled * 64, 0, static_cast<size_t>(16 - filled) * 64);
     const uint16_t* key = a.k + static_cast<size_t>(j) * a.head_dim;
     row_scales(key, here, a.head_dim, w.key_scale + j, inverse);
+    // Without its lowest two bits, a scale times 3 * 2^22 is exact.
+    const f32x16 scale = as_float(bits(load(w.key_scale + j)) & set1(~3));
+    store(w.key_scale + j, scale);
+    store(w.key_shift + j, scale * set1(-kRound));
+    for (int r = here; r < 16; ++r) w.key_shift[j + r] = kNoScore;
     for (int r = 0; r < here; ++r, key += a.head_dim) {
       quantize_symmetric(key, a.head_dim, inverse[r], 0.0f, bytes);
       for (int quad = 0; quad < quads; ++quad) {
@@ -85,7 +94,7 @@ QLA_INLINE void pack_keys(const AttentionArgs& a, const AttentionScratch& w) {
     for (int quad = 0; quad < quads; ++quad) {
       accumulate(offset, load_quad(kOffset), load_columns(block + quad * 64));
     }
-    store(w.key_offset + j, set1(0) - total(offset));
+    store(w.key_offset + j, bits(set1(kRound)) - total(offset));
   }
 }
 
@@ -128,40 +137,46 @@ QLA_INLINE void quantize_queries(const AttentionArgs& a, const AttentionScratch&
   }
 }
 
-// One query: S becomes E (kept only if column sums will want it), u8(255 E); returns 1 / sum of E.
-QLA_INLINE float softmax_row(const AttentionScratch& w, int r, int n, float scale_log2e,
-                             bool keep_e) {
-  float* s = w.s + static_cast<size_t>(r) * w.ld;
-  const int32_t* s_int = w.s_int + static_cast<size_t>(r) * w.ld;
-  uint8_t* weights = w.weights + static_cast<size_t>(r) * w.ld;
-  const int whole = n / 16 * 16, tail = n - whole;
-  constexpr float kLowest = -3.4028235e38f;
-  f32x16 biggest = set1(kLowest);
-  const auto scaled = [&](int j) {
-    const f32x16 x = to_float(load(s_int + j)) * load(w.key_scale + j);
-    store(s + j, x);
-    return x;
-  };
-  for (int j = 0; j < whole; j += 16) biggest = max(biggest, scaled(j));
-  if (tail > 0) biggest = max(biggest, keep_first(scaled(whole), tail, kLowest));
-  const float peak = reduce_max(biggest);
+// 16 keys' scores of one query, once the first product has left them as the bits of kRound + S.
+QLA_INLINE f32x16 scale_scores(const AttentionScratch& w, i32x16 sum, int j) {
+  return fma(as_float(sum), load(w.key_scale + j), load(w.key_shift + j));
+}
 
-  const f32x16 c = set1(scale_log2e), shift = set1(-peak * scale_log2e);
-  const f32x16 steps = set1(255.0f), round = set1(kRound);
+// Exponents of a query's scores are score * factor + shift, in units of 2^-23. Logits beyond 2^20,
+// which only a hostile package has, are taken for smaller ones, so that the largest E stays near
+// 255; and padding must get none of the weight even where a query has no scale.
+QLA_INLINE void exponent_terms(f32x16 scale, f32x16 peak, float* factor, float* shift) {
+  const f32x16 unit = set1(0x1p23f), highest = set1(0x1p20f), lowest = set1(1e-30f);
+  const f32x16 bounded = min(scale, highest / max(max(peak, zero() - peak), lowest));
+  const f32x16 c = max(bounded, lowest) * unit;
+  store(factor, c);
+  store(shift, fma(zero() - peak, c, set1(127.0f) * unit));
+}
+
+// One query: scores become E (kept only if column sums will want it) and u8(E); returns the sum of E.
+template <bool kKeepE>
+QLA_INLINE float softmax_row(const AttentionScratch& w, int r, int n, float factor, float shift) {
+  float* s = w.s + static_cast<size_t>(r) * w.ld;
+  uint8_t* weights = w.weights + static_cast<size_t>(r) * w.ld;
+  const f32x16 factors = set1(factor), shifts = set1(shift);
   f32x16 sum = zero();
-  const auto weight = [&](int j) { return exp2_nonpositive(fma(load(s + j), c, shift)); };
-  const auto take = [&](int j, f32x16 e) {
-    if (keep_e) store(s + j, e);
-    store_low_bytes(weights + j, bits(fma(e, steps, round)));
+  const auto weight = [&](int j) {
+    const f32x16 e = weights_from_exponents(fma(load(s + j), factors, shifts));
+    if constexpr (kKeepE) store(s + j, e);
     sum = sum + e;
+    return to_int(e);
   };
-  for (int j = 0; j < whole; j += 16) take(j, weight(j));
-  if (tail > 0) take(whole, keep_first(weight(whole), tail, 0.0f));
-  for (int j = round_up(n, 16); j < w.ld; j += 16) store_low_bytes(weights + j, set1(0));
-  // The largest E is 1 up to the rounding of peak * c, which only logits beyond 2^24 make felt:
-  // then the sum may even be 0, and what matters is that the result is a number.
-  const float total_e = reduce_add(sum);
-  return 1.0f / (total_e > 0.5f ? total_e : 0.5f);
+  int j = 0;
+  for (; j + 48 < n; j += 64) {
+    const i32x16 e0 = weight(j), e1 = weight(j + 16), e2 = weight(j + 32), e3 = weight(j + 48);
+    store_u8(weights + j, e0, e1, e2, e3);
+  }
+  if (j < n) {
+    const i32x16 none = set1(0), e0 = weight(j);
+    const i32x16 e1 = j + 16 < n ? weight(j + 16) : none, e2 = j + 32 < n ? weight(j + 32) : none;
+    store_u8(weights + j, e0, e1, e2, none);
+  }
+  return reduce_add(sum);
 }
 
 QLA_INLINE void add_column_sums(const AttentionScratch& w, const float* inverse, int rows, int n,
@@ -177,31 +192,40 @@ QLA_INLINE void add_column_sums(const AttentionScratch& w, const float* inverse,
 
 // out rows from the second product's int32 sums of one query.
 QLA_INLINE f32x16 scale_output(const AttentionScratch& w, i32x16 sum, int d, float inverse) {
-  return to_float(sum) * (set1(inverse * (1.0f / 255.0f)) * load(w.value_scale + d));
+  return to_float(sum) * (set1(inverse) * load(w.value_scale + d));
 }
 
-// Products: scores(rows) fills s_int; values(q0, rows, inverse) writes `rows` output rows. Both may
-// compute all 16 rows of a block: the scratch has them.
-template <typename Products>
-void attention(const AttentionArgs& a) {
+// Products: scores(rows, peak) leaves in w.s the scores of `rows` queries, and the largest of each
+// in peak; values(q0, rows, inverse) writes `rows` output rows. Both may compute all 16 rows of a
+// block: the scratch has them.
+template <typename Products, bool kColumnSums>
+void attend(const AttentionArgs& a) {
   const AttentionScratch w(a.scratch, a.n, a.head_dim);
   pack_keys(a, w);
   pack_values(a, w);
   __builtin_memset(w.queries, 0, kQueries * kRowBytes);
   __builtin_memset(w.weights, 0, static_cast<size_t>(kQueries) * w.ld);
   const Products products(a, w);
-  const float scale_log2e = a.scale * 1.44269504f;
+  const f32x16 scale_log2e = set1(a.scale * 1.44269504f);
+  alignas(64) float step[kQueries] = {}, peak[kQueries] = {}, sum[kQueries] = {};
+  alignas(64) float factor[kQueries], shift[kQueries], inverse[kQueries];
   for (int q0 = 0; q0 < a.n; q0 += kQueries) {
     const int rows = a.n - q0 < kQueries ? a.n - q0 : kQueries;
-    alignas(64) float step[kQueries], inverse[kQueries];
     quantize_queries(a, w, q0, rows, step);
-    products.scores(rows);
+    products.scores(rows, peak);
+    exponent_terms(load(step) * scale_log2e, load(peak), factor, shift);
     for (int r = 0; r < rows; ++r) {
-      inverse[r] = softmax_row(w, r, a.n, step[r] * scale_log2e, a.column_sum != nullptr);
+      sum[r] = softmax_row<kColumnSums>(w, r, a.n, factor[r], shift[r]);
     }
-    if (a.column_sum) add_column_sums(w, inverse, rows, a.n, q0 == 0, a.column_sum);
+    store(inverse, set1(1.0f) / load(sum));
+    if constexpr (kColumnSums) add_column_sums(w, inverse, rows, a.n, q0 == 0, a.column_sum);
     products.values(q0, rows, inverse);
   }
+}
+
+template <typename Products>
+void attention(const AttentionArgs& a) {
+  return a.column_sum ? attend<Products, true>(a) : attend<Products, false>(a);
 }
 
 }  // namespace

@@ -13,7 +13,7 @@ class AmxProducts {
   AmxProducts(const AttentionArgs& args, const AttentionScratch& scratch) : a_(args), w_(scratch) {}
 
   // A head of 32 dims fills half of a tile's k; the other half is zeros.
-  void scores(int) const {
+  void scores(int rows, float* peak) const {
     const int64_t stride = static_cast<int64_t>(w_.ld) * 4;
     publish_to_tiles();
     _tile_loadd(4, w_.queries, kRowBytes);
@@ -27,6 +27,16 @@ class AmxProducts {
       _tile_dpbusd(1, 4, 7);
       _tile_stored(0, w_.s_int + j, stride);
       _tile_stored(1, w_.s_int + j + 16, stride);
+    }
+    for (int r = 0; r < rows; ++r) {
+      const size_t row = static_cast<size_t>(r) * w_.ld;
+      f32x16 biggest = set1(kNoScore);
+      for (int j = 0; j < a_.n; j += 16) {
+        const f32x16 x = scale_scores(w_, load(w_.s_int + row + j), j);
+        store(w_.s + row + j, x);
+        biggest = max(biggest, x);
+      }
+      peak[r] = reduce_max(biggest);
     }
   }
 

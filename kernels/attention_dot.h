@@ -10,12 +10,15 @@ class DotProducts {
  public:
   DotProducts(const AttentionArgs& args, const AttentionScratch& scratch) : a_(args), w_(scratch) {}
 
-  void scores(int rows) const {
+  void scores(int rows, float* peak) const {
     const int blocks = (a_.n + 15) / 16;
     for (int r = 0; r < rows; r += kScoreQueries) {
+      f32x16 biggest[kScoreQueries];
+      for (f32x16& x : biggest) x = set1(kNoScore);
       int j = 0;
-      for (; j + kScorePanels <= blocks; j += kScorePanels) score_block<kScorePanels>(r, j);
-      for (; j < blocks; ++j) score_block<1>(r, j);
+      for (; j + kScorePanels <= blocks; j += kScorePanels) score_block<kScorePanels>(r, j, biggest);
+      for (; j < blocks; ++j) score_block<1>(r, j, biggest);
+      for (int q = 0; q < kScoreQueries; ++q) peak[r + q] = reduce_max(biggest[q]);
     }
   }
 
@@ -30,7 +33,7 @@ class DotProducts {
  private:
   // Queries r.., key blocks j..; 16 keys each.
   template <int kPanels>
-  QLA_BLOCK_FUNCTION void score_block(int r, int j) const {
+  QLA_BLOCK_FUNCTION void score_block(int r, int j, f32x16 (&biggest)[kScoreQueries]) const {
     constexpr int kBlockBytes = 16 * kRowBytes;
     Dot16 sum[kScoreQueries][kPanels];
     for (int p = 0; p < kPanels; ++p) {
@@ -57,7 +60,10 @@ class DotProducts {
     for (int q = 0; q < kScoreQueries; ++q) {
 #pragma GCC unroll 4
       for (int p = 0; p < kPanels; ++p) {
-        store(w_.s_int + static_cast<size_t>(r + q) * w_.ld + 16 * (j + p), total(sum[q][p]));
+        const int at = 16 * (j + p);
+        const f32x16 x = scale_scores(w_, total(sum[q][p]), at);
+        store(w_.s + static_cast<size_t>(r + q) * w_.ld + at, x);
+        biggest[q] = max(biggest[q], x);
       }
     }
   }

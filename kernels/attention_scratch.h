@@ -15,11 +15,12 @@ inline int round_up(int x, int multiple) { return (x + multiple - 1) / multiple 
 struct AttentionScratch {
   int ld;               // n rounded up to 64: a whole k block of the second product
   float* s;             // (16, ld) scores, then E
-  int32_t* s_int;       // the same memory, as the first product leaves it
+  int32_t* s_int;       // the same memory, as the first product leaves it: the bits of kRound + S
   float* key_scale;     // (ld), zero beyond n
-  int32_t* key_offset;  // (ld): -128 * sum of the key's s8 dims
+  float* key_shift;     // (ld): -kRound * key_scale; no score at all beyond n
+  int32_t* key_offset;  // (ld): the bits of kRound, -128 * sum of the key's s8 dims
   float* value_scale;   // (64)
-  uint8_t* weights;     // (16, ld) u8(255 E)
+  uint8_t* weights;     // (16, ld) u8(E)
   uint8_t* queries;     // (16, kRowBytes)
   int8_t* keys;    // [ld/16][16 quads of dims][16 keys][4 dims], quads beyond head_dim are zero
   int8_t* values;  // [ld/64][head_dim/16][16 quads of tokens][16 dims][4 tokens]
@@ -36,6 +37,7 @@ struct AttentionScratch {
     s = static_cast<float*>(take(kQueries * columns * sizeof(float)));
     s_int = reinterpret_cast<int32_t*>(s);
     key_scale = static_cast<float*>(take(columns * sizeof(float)));
+    key_shift = static_cast<float*>(take(columns * sizeof(float)));
     key_offset = static_cast<int32_t*>(take(columns * sizeof(int32_t)));
     value_scale = static_cast<float*>(take(64 * sizeof(float)));
     weights = static_cast<uint8_t*>(take(kQueries * columns));

@@ -1,7 +1,8 @@
 // What each kernel takes on one core, for every instruction set present.
 //
-//   kernel_bench [--list] [--rounds N]
+//   kernel_bench [--list] [--rounds N] [--only TEXT]
 //
+// --only: cases whose operation and name contain TEXT ("attention head n=384", "gemm_u8s8 qkv").
 // One JSON object a line: operation, case, instruction set, kernel, multiply-accumulates and bytes
 // of a call, and (not with --list) the nanoseconds of a call in each round. A round measures every
 // case once, the instruction sets of a case one after the other, so that a noisy moment of the
@@ -400,13 +401,16 @@ void print(const Case& c) {
 int run(int argc, char** argv) {
   int rounds = 9;
   bool list = false;
+  const char* only = "";
   for (int i = 1; i < argc; ++i) {
     if (!strcmp(argv[i], "--list")) {
       list = true;
     } else if (!strcmp(argv[i], "--rounds") && i + 1 < argc && atoi(argv[i + 1]) > 0) {
       rounds = atoi(argv[++i]);
+    } else if (!strcmp(argv[i], "--only") && i + 1 < argc) {
+      only = argv[++i];
     } else {
-      fprintf(stderr, "usage: kernel_bench [--list] [--rounds N]\n");
+      fprintf(stderr, "usage: kernel_bench [--list] [--rounds N] [--only TEXT]\n");
       return 2;
     }
   }
@@ -416,8 +420,14 @@ int run(int argc, char** argv) {
     return 2;
   }
   Suite suite;
-  if (!list) measure(suite.cases(), rounds);
-  for (const Case& c : suite.cases()) print(c);
+  std::vector<Case>& cases = suite.cases();
+  cases.erase(std::remove_if(cases.begin(), cases.end(),
+                             [&](const Case& c) {
+                               return (c.operation + (" " + c.name)).find(only) == std::string::npos;
+                             }),
+              cases.end());
+  if (!list) measure(cases, rounds);
+  for (const Case& c : cases) print(c);
   return 0;
 }
 

@@ -26,6 +26,10 @@ QLA_INLINE i32x16 load(const int32_t* p) {
   return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
           _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 8))};
 }
+QLA_INLINE i32x16 bits(f32x16 a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
+QLA_INLINE f32x16 as_float(i32x16 a) {
+  return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)};
+}
 QLA_INLINE void store(int32_t* p, i32x16 a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.lo);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), a.hi);
@@ -45,6 +49,12 @@ QLA_INLINE f32x16 operator*(f32x16 a, f32x16 b) {
 }
 QLA_INLINE f32x16 operator/(f32x16 a, f32x16 b) {
   return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)};
+}
+QLA_INLINE i32x16 operator&(i32x16 a, i32x16 b) {
+  return {_mm256_and_si256(a.lo, b.lo), _mm256_and_si256(a.hi, b.hi)};
+}
+QLA_INLINE i32x16 operator|(i32x16 a, i32x16 b) {
+  return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)};
 }
 QLA_INLINE i32x16 operator-(i32x16 a, i32x16 b) {
   return {_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)};
@@ -77,27 +87,8 @@ QLA_INLINE f32x16 where_above(f32x16 x, float limit, f32x16 a) {
 QLA_INLINE f32x16 to_float(i32x16 a) {
   return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)};
 }
-QLA_INLINE f32x16 round_even(f32x16 a) {
-  constexpr int kMode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-  return {_mm256_round_ps(a.lo, kMode), _mm256_round_ps(a.hi, kMode)};
-}
-
-QLA_INLINE __m256 scale_exponent(__m256 a, __m256 n) {
-  const __m256i exponent = _mm256_cvtps_epi32(_mm256_max_ps(n, _mm256_set1_ps(-127.0f)));
-  const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(exponent, _mm256_set1_epi32(127)), 23);
-  return _mm256_mul_ps(a, _mm256_castsi256_ps(power));
-}
-QLA_INLINE f32x16 scale_exponent(f32x16 a, f32x16 n) {
-  return {scale_exponent(a.lo, n.lo), scale_exponent(a.hi, n.hi)};
-}
-
-QLA_INLINE f32x16 keep_first(f32x16 a, int count, float other) {
-  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  const __m256i lo = _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane);
-  const __m256i hi = _mm256_cmpgt_epi32(_mm256_set1_epi32(count - 8), lane);
-  const __m256 rest = _mm256_set1_ps(other);
-  return {_mm256_blendv_ps(rest, a.lo, _mm256_castsi256_ps(lo)),
-          _mm256_blendv_ps(rest, a.hi, _mm256_castsi256_ps(hi))};
+QLA_INLINE i32x16 to_int(f32x16 a) {
+  return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)};
 }
 
 QLA_INLINE __m256i bf16_bits(__m256 a) {
@@ -129,7 +120,18 @@ QLA_INLINE void store_u8(uint8_t* p, i32x16 a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
 }
 
-QLA_INLINE i32x16 bits(f32x16 a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
+// Clamp to [0, 255].
+QLA_INLINE void store_u8(uint8_t* p, i32x16 a, i32x16 b, i32x16 c, i32x16 d) {
+  // packs and packus work within 128-bit halves; the permute puts the eight quads back in order.
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  const __m256i ab =
+      _mm256_packus_epi16(_mm256_packs_epi32(a.lo, a.hi), _mm256_packs_epi32(b.lo, b.hi));
+  const __m256i cd =
+      _mm256_packus_epi16(_mm256_packs_epi32(c.lo, c.hi), _mm256_packs_epi32(d.lo, d.hi));
+  __m256i* to = reinterpret_cast<__m256i*>(p);
+  _mm256_storeu_si256(to, _mm256_permutevar8x32_epi32(ab, order));
+  _mm256_storeu_si256(to + 1, _mm256_permutevar8x32_epi32(cd, order));
+}
 QLA_INLINE void store_low_bytes(uint8_t* p, i32x16 a) {
   const __m256i low = _mm256_set1_epi32(0xff);
   store_u8(p, {_mm256_and_si256(a.lo, low), _mm256_and_si256(a.hi, low)});

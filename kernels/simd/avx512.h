@@ -52,12 +52,16 @@ QLA_INLINE f32x16 set1(float x) { return {_mm512_set1_ps(x)}; }
 QLA_INLINE i32x16 set1(int32_t x) { return {_mm512_set1_epi32(x)}; }
 QLA_INLINE f32x16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
 QLA_INLINE i32x16 load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+QLA_INLINE i32x16 bits(f32x16 a) { return {_mm512_castps_si512(a.v)}; }
+QLA_INLINE f32x16 as_float(i32x16 a) { return {_mm512_castsi512_ps(a.v)}; }
 QLA_INLINE void store(int32_t* p, i32x16 a) { _mm512_storeu_si512(p, a.v); }
 QLA_INLINE void store(float* p, f32x16 a) { _mm512_storeu_ps(p, a.v); }
 QLA_INLINE f32x16 operator+(f32x16 a, f32x16 b) { return {_mm512_add_ps(a.v, b.v)}; }
 QLA_INLINE f32x16 operator-(f32x16 a, f32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 QLA_INLINE f32x16 operator*(f32x16 a, f32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
 QLA_INLINE f32x16 operator/(f32x16 a, f32x16 b) { return {_mm512_div_ps(a.v, b.v)}; }
+QLA_INLINE i32x16 operator&(i32x16 a, i32x16 b) { return {_mm512_and_si512(a.v, b.v)}; }
+QLA_INLINE i32x16 operator|(i32x16 a, i32x16 b) { return {_mm512_or_si512(a.v, b.v)}; }
 QLA_INLINE i32x16 operator-(i32x16 a, i32x16 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 QLA_INLINE i32x16 operator*(i32x16 a, i32x16 b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
 QLA_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
@@ -72,14 +76,7 @@ QLA_INLINE f32x16 where_above(f32x16 x, float limit, f32x16 a) {
   return {_mm512_maskz_mov_ps(above, a.v)};
 }
 QLA_INLINE f32x16 to_float(i32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
-QLA_INLINE f32x16 round_even(f32x16 a) { return {_mm512_roundscale_ps(a.v, 0)}; }
-
-QLA_INLINE f32x16 scale_exponent(f32x16 a, f32x16 n) { return {_mm512_scalef_ps(a.v, n.v)}; }
-
-QLA_INLINE f32x16 keep_first(f32x16 a, int count, float other) {
-  const __mmask16 first = static_cast<__mmask16>((1u << count) - 1);
-  return {_mm512_mask_mov_ps(_mm512_set1_ps(other), first, a.v)};
-}
+QLA_INLINE i32x16 to_int(f32x16 a) { return {_mm512_cvtps_epi32(a.v)}; }
 
 // bf16 is fp32's upper half, rounded to nearest even. Inputs are results of FTZ arithmetic, so
 // there are no denormals to treat.
@@ -109,7 +106,13 @@ QLA_INLINE void store_u8(uint8_t* p, i32x16 a) {
 QLA_INLINE void store_low_bytes(uint8_t* p, i32x16 a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
 }
-QLA_INLINE i32x16 bits(f32x16 a) { return {_mm512_castps_si512(a.v)}; }
+// Clamp to [0, 255].
+QLA_INLINE void store_u8(uint8_t* p, i32x16 a, i32x16 b, i32x16 c, i32x16 d) {
+  // packs and packus work within 128-bit quarters; the permute puts these back in order.
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i ab = _mm512_packs_epi32(a.v, b.v), cd = _mm512_packs_epi32(c.v, d.v);
+  _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(ab, cd)));
+}
 QLA_INLINE i32x16 interleave_bytes(i32x16 a, i32x16 b, i32x16 c, i32x16 d) {
   const __m512i low = _mm512_set1_epi32(0xff);
   const __m512i ab =

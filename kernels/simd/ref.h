@@ -50,6 +50,13 @@ QLA_INLINE f32x16 load(const float* p) {
 QLA_INLINE i32x16 load(const int32_t* p) {
   return lanes<i32x16>([&](int l) { return p[l]; });
 }
+// The same bits read as the other type.
+QLA_INLINE i32x16 bits(f32x16 a) {
+  return lanes<i32x16>([&](int l) { return static_cast<int32_t>(bits_of(a.v[l])); });
+}
+QLA_INLINE f32x16 as_float(i32x16 a) {
+  return lanes<f32x16>([&](int l) { return float_of(static_cast<uint32_t>(a.v[l])); });
+}
 QLA_INLINE void store(int32_t* p, i32x16 a) { memcpy(p, a.v, sizeof a.v); }
 QLA_INLINE void store(float* p, f32x16 a) { memcpy(p, a.v, sizeof a.v); }
 QLA_INLINE f32x16 operator+(f32x16 a, f32x16 b) {
@@ -63,6 +70,12 @@ QLA_INLINE f32x16 operator*(f32x16 a, f32x16 b) {
 }
 QLA_INLINE f32x16 operator/(f32x16 a, f32x16 b) {
   return lanes<f32x16>([&](int l) { return a.v[l] / b.v[l]; });
+}
+QLA_INLINE i32x16 operator&(i32x16 a, i32x16 b) {
+  return lanes<i32x16>([&](int l) { return a.v[l] & b.v[l]; });
+}
+QLA_INLINE i32x16 operator|(i32x16 a, i32x16 b) {
+  return lanes<i32x16>([&](int l) { return a.v[l] | b.v[l]; });
 }
 QLA_INLINE i32x16 operator-(i32x16 a, i32x16 b) {
   return lanes<i32x16>([&](int l) { return a.v[l] - b.v[l]; });
@@ -92,20 +105,9 @@ QLA_INLINE f32x16 where_above(f32x16 x, float limit, f32x16 a) {
 QLA_INLINE f32x16 to_float(i32x16 a) {
   return lanes<f32x16>([&](int l) { return static_cast<float>(a.v[l]); });
 }
-QLA_INLINE f32x16 round_even(f32x16 a) {
-  return lanes<f32x16>([&](int l) { return std::nearbyintf(a.v[l]); });
-}
-// a * 2^n for integral n of at most 127; a is within a factor of 2 of 1. Results below the normal
-// numbers become 0, as in any arithmetic of FTZ mode.
-QLA_INLINE f32x16 scale_exponent(f32x16 a, f32x16 n) {
-  return lanes<f32x16>([&](int l) {
-    const float exponent = n.v[l] > -127.0f ? n.v[l] : -127.0f;
-    return a.v[l] * float_of(static_cast<uint32_t>(static_cast<int32_t>(exponent) + 127) << 23);
-  });
-}
-// Lanes at or beyond `count` become `other`.
-QLA_INLINE f32x16 keep_first(f32x16 a, int count, float other) {
-  return lanes<f32x16>([&](int l) { return l < count ? a.v[l] : other; });
+// To nearest even; |a| is below 2^31.
+QLA_INLINE i32x16 to_int(f32x16 a) {
+  return lanes<i32x16>([&](int l) { return static_cast<int32_t>(std::nearbyintf(a.v[l])); });
 }
 QLA_INLINE uint32_t bf16_bits(float x) {
   const uint32_t u = bits_of(x);
@@ -129,8 +131,12 @@ QLA_INLINE void store_u8(uint8_t* p, i32x16 a) {
 QLA_INLINE void store_low_bytes(uint8_t* p, i32x16 a) {
   for (int l = 0; l < 16; ++l) p[l] = static_cast<uint8_t>(a.v[l]);
 }
-QLA_INLINE i32x16 bits(f32x16 a) {
-  return lanes<i32x16>([&](int l) { return static_cast<int32_t>(bits_of(a.v[l])); });
+// Sixty-four of them, clamped to [0, 255].
+QLA_INLINE void store_u8(uint8_t* p, i32x16 a, i32x16 b, i32x16 c, i32x16 d) {
+  store_u8(p, a);
+  store_u8(p + 16, b);
+  store_u8(p + 32, c);
+  store_u8(p + 48, d);
 }
 // The low bytes of a, b, c, d side by side in each 32-bit lane.
 QLA_INLINE i32x16 interleave_bytes(i32x16 a, i32x16 b, i32x16 c, i32x16 d) {

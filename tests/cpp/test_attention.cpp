@@ -98,17 +98,17 @@ TEST(Attention, MatchesDoublePrecision) {
             magnitude += std::abs(v);
           }
           // Every weight is rounded to a 255th of its row's largest: at most half of that off. The
-          // exponential before it is off by 1.02e-4 at most, 0.026 of such a step, and so is the
+          // exponential before it is off by 6.7e-4 at most, 0.171 of such a step, and so is the
           // sum that divides.
           const float out = got.out[static_cast<size_t>(i) * (head_dim + 16) + d];
-          ASSERT_NEAR(out, want, magnitude / total * 0.56 / 255) << n << " " << head_dim;
+          ASSERT_NEAR(out, want, magnitude / total * 0.85 / 255) << n << " " << head_dim;
         }
       }
       for (int j = 0; j < n; ++j) {
-        // n probabilities, each a quotient of exponentials that are off by 1.02e-4 at most, and of
+        // n probabilities, each a quotient of exponentials that are off by 6.7e-4 at most, and of
         // about 20 fp32 roundings on logits of up to a few tens.
         const double roundings = (n + 20 * 32) * std::ldexp(1.0, -24);
-        ASSERT_NEAR(got.column_sum[j], sums[j], sums[j] * (2 * 1.02e-4 + roundings));
+        ASSERT_NEAR(got.column_sum[j], sums[j], sums[j] * (2 * 6.7e-4 + roundings));
       }
     }
   }
@@ -160,7 +160,7 @@ TEST(Attention, EveryIsaGivesTheSameBits) {
   }
 }
 
-// Logits so large that the rounding of the largest one leaves no weight at all.
+// Logits so large that nothing of the differences between them is left.
 TEST(Attention, HugeEqualLogitsGiveNumbers) {
   for (int head_dim : {32, 64}) {
     for (float value : {19584.0f, 23040.0f, 1e15f}) {
