@@ -41,9 +41,8 @@ struct RowScratch {
   float* c;            // GEMM result: (block, max(hidden, intermediate))
   float* y;            // normalized attention output: (block, hidden)
   float* scale;        // (block)
-  int32_t* zero;       // (block)
-  float* lane_min;     // (block, 16)
-  float* lane_max;     // (block, 16)
+  float* zero;         // (block)
+  float* gelu_max;     // (block, 16)
   uint16_t** qkv_row;  // (block)
   int64_t* qkv_stride;
   void* attention;
@@ -175,9 +174,8 @@ class ForwardPass {
       s.c = cut.take<float>(block * wide);
       s.y = cut.take<float>(block * h);
       s.scale = cut.take<float>(block);
-      s.zero = cut.take<int32_t>(block);
-      s.lane_min = cut.take<float>(block * 16);
-      s.lane_max = cut.take<float>(block * 16);
+      s.zero = cut.take<float>(block);
+      s.gelu_max = cut.take<float>(block * 16);
       s.qkv_row = cut.take<uint16_t*>(block);
       s.qkv_stride = cut.take<int64_t>(block);
       s.attention = cut.take<std::byte>(attention_scratch_bytes(longest_, spec_.head_dim));
@@ -496,12 +494,10 @@ class ForwardPass {
   }
   NormArgs norm_args(const Norm& norm) const { return {norm.weight, norm.bias, spec_.norm_eps}; }
 
-  // `range_known`: a GELU epilogue has just filled the row's lane minima and maxima.
-  void quantize(const Linear& linear, const float* x, int r, bool range_known,
-                RowScratch& t) const {
+  // `after_gelu`: a GELU epilogue has just filled the row's lane maxima.
+  void quantize(const Linear& linear, const float* x, int r, bool after_gelu, RowScratch& t) const {
     const QuantizeArgs how{linear.static_activation, linear.input_scale, linear.input_zero_point};
-    kernels_.quantize(x, linear.k, range_known ? t.lane_min + 16 * r : nullptr,
-                      range_known ? t.lane_max + 16 * r : nullptr, how,
+    kernels_.quantize(x, linear.k, after_gelu ? t.gelu_max + 16 * r : nullptr, how,
                       t.a + static_cast<size_t>(r) * linear.k, t.scale + r, t.zero + r);
   }
 
@@ -517,12 +513,11 @@ class ForwardPass {
     g.row_zero = t.zero;
     g.col_scale = linear.scale;
     g.bias = linear.bias;
-    g.col_sum = linear.column_sum;
+    g.col_sum = linear.column_sum.data();
     g.epilogue = epilogue;
     g.c = t.c;
     g.ldc = linear.n;
-    g.row_min = t.lane_min;
-    g.row_max = t.lane_max;
+    g.row_max = t.gelu_max;
     return g;
   }
   void multiply(const Linear& linear, int count, Epilogue epilogue, RowScratch& t) const {

@@ -153,7 +153,8 @@ QLA_INLINE void exponent_terms(f32x16 scale, f32x16 peak, float* factor, float* 
   store(shift, fma(zero() - peak, c, set1(127.0f) * unit));
 }
 
-// One query: scores become E (kept only if column sums will want it) and u8(E); returns the sum of E.
+// One query: scores become E (kept only if column sums will want it) and u8(E); returns the sum of
+// E.
 template <bool kKeepE>
 QLA_INLINE float softmax_row(const AttentionScratch& w, int r, int n, float factor, float shift) {
   float* s = w.s + static_cast<size_t>(r) * w.ld;

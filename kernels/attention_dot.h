@@ -16,7 +16,8 @@ class DotProducts {
       f32x16 biggest[kScoreQueries];
       for (f32x16& x : biggest) x = set1(kNoScore);
       int j = 0;
-      for (; j + kScorePanels <= blocks; j += kScorePanels) score_block<kScorePanels>(r, j, biggest);
+      for (; j + kScorePanels <= blocks; j += kScorePanels)
+        score_block<kScorePanels>(r, j, biggest);
       for (; j < blocks; ++j) score_block<1>(r, j, biggest);
       for (int q = 0; q < kScoreQueries; ++q) peak[r + q] = reduce_max(biggest[q]);
     }

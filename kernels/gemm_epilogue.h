@@ -7,74 +7,110 @@
 namespace qla {
 namespace {
 
-// gelu(x) = x * Phi(x). Phi(x) - 1/2 is an odd degree-13 polynomial on [-3.95, 3.95], fitted to the
-// error of gelu itself with Phi(3.95) = 1 held; beyond, x is clamped inside Phi only.
-// |error| <= 1.7e-4 everywhere in [-7, 7], a hundredth of a u8 step (docs/numerics.md).
+// gelu(x) = x * Phi(x). Phi(x) - 1/2 is an odd degree-9 polynomial on [-3.42, 3.42], fitted to the
+// error of gelu itself with Phi(3.42) = 1 held; beyond, x is clamped inside Phi only.
+// |error| <= 1.08e-3 everywhere, a twentieth of a u8 step (docs/numerics.md); never below
+// kLeastGelu.
 QLA_INLINE f32x16 gelu(f32x16 x) {
-  const f32x16 t = clamp_magnitude(x, 3.95f);
+  const f32x16 t = clamp_magnitude(x, 3.42f);
   const f32x16 u = t * t;
-  f32x16 p = set1(0x1.a3cda6p-26f);
-  p = fma(p, u, set1(-0x1.c347e4p-20f));
-  p = fma(p, u, set1(0x1.9fabf6p-15f));
-  p = fma(p, u, set1(-0x1.b2a7c4p-11f));
-  p = fma(p, u, set1(0x1.21c3c4p-7f));
-  p = fma(p, u, set1(-0x1.091ab8p-4f));
-  p = fma(p, u, set1(0x1.9789d2p-2f));
+  f32x16 p = set1(0x1.59e0f6p-17f);
+  p = fma(p, u, set1(-0x1.accd0ep-12f));
+  p = fma(p, u, set1(0x1.b47018p-8f));
+  p = fma(p, u, set1(-0x1.e88cc2p-5f));
+  p = fma(p, u, set1(0x1.939274p-2f));
   return x * fma(p, t, set1(0.5f));
 }
 
 // What 16 neighbouring columns bring to every row.
 struct ColumnTerms {
-  i32x16 sum;
-  f32x16 scale, bias;
+  f32x16 sum, scale, bias;
   QLA_INLINE ColumnTerms(const GemmArgs& g, int col)
       : sum(load(g.col_sum + col)), scale(load(g.col_scale + col)), bias(load(g.bias + col)) {}
 };
 
 QLA_INLINE f32x16 dequantize(const GemmArgs& g, const ColumnTerms& column, i32x16 acc, int row) {
-  const i32x16 sum = acc - set1(g.row_zero[row]) * column.sum;
-  return fma(to_float(sum), set1(g.row_scale[row]) * column.scale, column.bias);
+  const f32x16 sum = fnma(set1(g.row_zero[row]), column.sum, to_float(acc));
+  return fma(sum, set1(g.row_scale[row]) * column.scale, column.bias);
 }
 
-// Per-lane range of a kBiasGelu row's outputs: found in registers, merged into memory once per
+// Per-lane maxima of a kBiasGelu row's outputs: found in registers, merged into memory once per
 // block.
-struct Range {
-  f32x16 lo = set1(3.4028235e38f), hi = set1(-3.4028235e38f);
+struct Largest {
+  f32x16 lanes = set1(kLeastGelu);
 
-  QLA_INLINE void add(f32x16 y) {
-    lo = min(y, lo);
-    hi = max(y, hi);
-  }
+  QLA_INLINE void add(f32x16 y) { lanes = max(y, lanes); }
+
   // `col` is the block's first; the first block of a row has nothing to compare with yet.
   template <Epilogue kEpilogue>
   QLA_INLINE void merge(const GemmArgs& g, int row, int col) const {
     if constexpr (kEpilogue != Epilogue::kBiasGelu) return;
-    float* to_lo = g.row_min + 16 * row;
-    float* to_hi = g.row_max + 16 * row;
-    // Both loads before both stores: the two arrays may lie a multiple of 4 KiB apart.
-    const f32x16 least = col == 0 ? lo : min(lo, load(to_lo));
-    const f32x16 most = col == 0 ? hi : max(hi, load(to_hi));
-    store(to_lo, least);
-    store(to_hi, most);
+    float* to = g.row_max + 16 * row;
+    store(to, col == 0 ? lanes : max(lanes, load(to)));
   }
 };
 
 template <Epilogue kEpilogue>
 QLA_INLINE void finish(const GemmArgs& g, const ColumnTerms& column, i32x16 acc, int row, int col,
-                       Range& range) {
+                       Largest& largest) {
   const f32x16 y = dequantize(g, column, acc, row);
   if constexpr (kEpilogue == Epilogue::kBias) {
     store(g.c + static_cast<size_t>(row) * g.ldc + col, y);
   } else if constexpr (kEpilogue == Epilogue::kBiasGelu) {
     const f32x16 activated = gelu(y);
     store(g.c + static_cast<size_t>(row) * g.ldc + col, activated);
-    range.add(activated);
+    largest.add(activated);
   } else {
     // Column blocks of 16 never straddle heads: head_dim is 32 or 64, a power of two.
     const int head = col >> __builtin_ctz(static_cast<unsigned>(g.head_dim));
     store_bf16(g.qkv_row[row] + head * g.qkv_stride[row] + (col & (g.head_dim - 1)), y);
   }
 }
+
+// A block of sums in memory, kPanels * 16 columns wide, on the way through its epilogue.
+//
+// An epilogue that followed its block's products would wait for the last of them, and the next
+// block's products would wait behind it: more instructions than any CPU looks ahead. So GEMMs
+// finish a few rows of the block before after every step of k, and dot products and epilogues
+// overlap in program order.
+template <Epilogue kEpilogue, int kRows, int kPanels>
+class Unfinished {
+ public:
+  static constexpr int kColumns = 16 * kPanels;
+
+  explicit Unfinished(const GemmArgs& g) : g_(g) {}
+
+  // How many rows to finish in each of `steps` steps.
+  int share(int steps) const { return (rows_ - done_ + steps - 1) / steps; }
+
+  QLA_INLINE void finish(int count) {
+    const int stop = count < rows_ - done_ ? done_ + count : rows_;
+    for (; done_ < stop; ++done_) {
+      const int row = row_ + done_;
+      Largest largest;
+#pragma GCC unroll 4
+      for (int j = 0; j < kColumns; j += 16) {
+        qla::finish<kEpilogue>(g_, ColumnTerms(g_, col_ + j), load(sums_[done_] + j), row, col_ + j,
+                               largest);
+      }
+      largest.merge<kEpilogue>(g_, row, col_);
+    }
+  }
+
+  // The next block's sums, row by row; nothing of the block before may be left.
+  int32_t* begin(int row, int col, int rows) {
+    row_ = row;
+    col_ = col;
+    rows_ = rows;
+    done_ = 0;
+    return sums_[0];
+  }
+
+ private:
+  const GemmArgs& g_;
+  int row_ = 0, col_ = 0, rows_ = 0, done_ = 0;
+  alignas(64) int32_t sums_[kRows][kColumns];
+};
 
 // Calls `kernel<epilogue>(g)`; keeps the switch out of every GEMM.
 #define QLA_DISPATCH_EPILOGUE(kernel, g)     \

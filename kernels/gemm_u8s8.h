@@ -12,14 +12,18 @@
 namespace qla {
 namespace {
 
+template <Epilogue kEpilogue>
+using Before = Unfinished<kEpilogue, kGemmRows, kGemmPanels>;
+
 template <Epilogue kEpilogue, int kRows>
-void gemm_block(const GemmArgs& g, int row, int col) {
+void gemm_block(const GemmArgs& g, int row, int col, Before<kEpilogue>& before) {
   Dot16 sum[kRows][kGemmPanels];
   for (int m = 0; m < kRows; ++m) {
     for (int j = 0; j < kGemmPanels; ++j) sum[m][j] = dot_from(set1(0));
   }
   const uint8_t* a = g.a + static_cast<size_t>(row) * g.lda;
   const size_t slab = static_cast<size_t>(g.n) * 64;  // one k64 slice of B
+  const int share = before.share(g.k / 64);
   for (int k = 0; k < g.k; k += 64) {
     const int8_t* b = g.b + k / 64 * slab + static_cast<size_t>(col) * 64;
 #pragma GCC unroll 2
@@ -34,37 +38,36 @@ void gemm_block(const GemmArgs& g, int row, int col) {
         for (int j = 0; j < kGemmPanels; ++j) accumulate(sum[m][j], x, w[j]);
       }
     }
+    before.finish(share);
   }
+  int32_t* sums = before.begin(row, col, kRows);
 #pragma GCC unroll 6
   for (int m = 0; m < kRows; ++m) {
-    Range range;
 #pragma GCC unroll 4
-    for (int j = 0; j < kGemmPanels; ++j) {
-      const int at = col + 16 * j;
-      finish<kEpilogue>(g, ColumnTerms(g, at), total(sum[m][j]), row + m, at, range);
-    }
-    range.merge<kEpilogue>(g, row + m, col);
+    for (int j = 0; j < kGemmPanels; ++j, sums += 16) store(sums, total(sum[m][j]));
   }
 }
 
 // What is left below a whole block of rows, in one block of just that size.
 template <Epilogue kEpilogue, int kRows = kGemmRows - 1>
-void gemm_tail(const GemmArgs& g, int row, int col) {
+void gemm_tail(const GemmArgs& g, int row, int col, Before<kEpilogue>& before) {
   if constexpr (kRows > 0) {
-    if (g.rows - row == kRows) return gemm_block<kEpilogue, kRows>(g, row, col);
-    gemm_tail<kEpilogue, kRows - 1>(g, row, col);
+    if (g.rows - row == kRows) return gemm_block<kEpilogue, kRows>(g, row, col, before);
+    gemm_tail<kEpilogue, kRows - 1>(g, row, col, before);
   }
 }
 
 template <Epilogue kEpilogue>
 void gemm(const GemmArgs& g) {
+  Before<kEpilogue> block(g);
   for (int col = 0; col < g.n; col += 16 * kGemmPanels) {
     int row = 0;
     for (; row + kGemmRows <= g.rows; row += kGemmRows) {
-      gemm_block<kEpilogue, kGemmRows>(g, row, col);
+      gemm_block<kEpilogue, kGemmRows>(g, row, col, block);
     }
-    gemm_tail<kEpilogue>(g, row, col);
+    gemm_tail<kEpilogue>(g, row, col, block);
   }
+  block.finish(kGemmRows);
 }
 
 }  // namespace

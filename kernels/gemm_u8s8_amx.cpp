@@ -4,10 +4,8 @@
 //   tmm4,5   A: 16 rows x 64 k
 //   tmm6,7   B: 64 k x 16 columns, one contiguous KiB each in the packed weights
 //
-// Tiles reach the vector unit only through memory. At k = 384 a block is just 24 tile products, so
-// the epilogue would cost as much again if it waited for them: after every step of k, some rows of
-// the block before are finished. The two units overlap in program order, so that no depth of
-// reordering has to reach from one block's products to the next one's.
+// Tiles reach the vector unit only through memory, and at k = 384 a block is just 24 tile products:
+// an epilogue that waited for them would cost as much again (Unfinished, gemm_epilogue.h).
 #include "simd/avx512.h"
 //
 #include "gemm_epilogue.h"
@@ -18,55 +16,18 @@ namespace {
 
 constexpr int kBlock = 32;  // rows and columns
 
-struct alignas(64) Sums {
-  int32_t row[kBlock][kBlock];
-};
-
-// The block whose sums are in memory, on the way through its epilogue.
 template <Epilogue kEpilogue>
-class Unfinished {
- public:
-  Unfinished(const GemmArgs& args, const Sums& sums)
-      : g_(args), sums_(sums), left_(args, 0), right_(args, 0) {}
-
-  int rows() const { return rows_ - done_; }
-
-  QLA_INLINE void finish(int count) {
-    const int stop = count < rows() ? done_ + count : rows_;
-    for (; done_ < stop; ++done_) {
-      const int row = row_ + done_;
-      Range range;
-      qla::finish<kEpilogue>(g_, left_, load(sums_.row[done_]), row, col_, range);
-      qla::finish<kEpilogue>(g_, right_, load(sums_.row[done_] + 16), row, col_ + 16, range);
-      range.merge<kEpilogue>(g_, row, col_);
-    }
-  }
-
-  QLA_INLINE void begin(int row, int col, int rows) {
-    row_ = row;
-    col_ = col;
-    rows_ = rows;
-    done_ = 0;
-    left_ = ColumnTerms(g_, col);
-    right_ = ColumnTerms(g_, col + 16);
-  }
-
- private:
-  const GemmArgs g_;  // a copy of its own, which no store can alias, stays in registers
-  const Sums& sums_;
-  int row_ = 0, col_ = 0, rows_ = 0, done_ = 0;
-  ColumnTerms left_, right_;
-};
+using Before = Unfinished<kEpilogue, kBlock, kBlock / 16>;
 
 // The products of one block, into tmm0..1 or (more than 16 rows) tmm0..3.
 template <bool kBottom, Epilogue kEpilogue>
-QLA_INLINE void multiply(const GemmArgs& g, int row, int col, Unfinished<kEpilogue>& before) {
+QLA_INLINE void multiply(const GemmArgs& g, int row, int col, Before<kEpilogue>& before) {
   const uint8_t* a0 = g.a + static_cast<size_t>(row) * g.lda;
   const uint8_t* a1 = a0 + static_cast<size_t>(16) * g.lda;
   const int8_t* b = g.b + static_cast<size_t>(col) * 64;
   const size_t slab = static_cast<size_t>(g.n) * 64;
   const int64_t lda = g.lda;
-  const int steps = g.k / 64, share = (before.rows() + steps - 1) / steps;
+  const int share = before.share(g.k / 64);
   _tile_zero(0);
   _tile_zero(1);
   if constexpr (kBottom) {
@@ -90,23 +51,24 @@ QLA_INLINE void multiply(const GemmArgs& g, int row, int col, Unfinished<kEpilog
 
 template <Epilogue kEpilogue>
 void gemm(const GemmArgs& g) {
-  constexpr int kStride = sizeof(Sums::row[0]);
-  Sums sums;
-  Unfinished<kEpilogue> block(g, sums);
+  constexpr int kStride = kBlock * sizeof(int32_t);
+  Before<kEpilogue> block(g);
   publish_to_tiles();
   for (int col = 0; col < g.n; col += kBlock) {
     for (int row = 0; row < g.rows; row += kBlock) {
       const int rows = g.rows - row < kBlock ? g.rows - row : kBlock;
       if (rows > 16) {
         multiply<true>(g, row, col, block);
-        _tile_stored(2, sums.row[16], kStride);
-        _tile_stored(3, sums.row[16] + 16, kStride);
       } else {
         multiply<false>(g, row, col, block);
       }
-      _tile_stored(0, sums.row[0], kStride);
-      _tile_stored(1, sums.row[0] + 16, kStride);
-      block.begin(row, col, rows);
+      int32_t* sums = block.begin(row, col, rows);
+      if (rows > 16) {
+        _tile_stored(2, sums + 16 * kBlock, kStride);
+        _tile_stored(3, sums + 16 * kBlock + 16, kStride);
+      }
+      _tile_stored(0, sums, kStride);
+      _tile_stored(1, sums + 16, kStride);
     }
   }
   block.finish(kBlock);

@@ -21,9 +21,9 @@ void gemm(const GemmArgs& g) {
         const int32_t a = g.a[static_cast<size_t>(row) * g.lda + k];
         for (int l = 0; l < 16; ++l) acc.v[l] += a * weight_at(g, k, col + l);
       }
-      Range range;
-      finish<kEpilogue>(g, ColumnTerms(g, col), acc, row, col, range);
-      range.merge<kEpilogue>(g, row, col);
+      Largest largest;
+      finish<kEpilogue>(g, ColumnTerms(g, col), acc, row, col, largest);
+      largest.merge<kEpilogue>(g, row, col);
     }
   }
 }

@@ -17,11 +17,14 @@ namespace qla {
 // tiles.
 constexpr int kRowPadding = 32;
 
+// No value of the kernels' GELU is below it.
+constexpr float kLeastGelu = -0.1712f;
+
 // What a GEMM does with its int32 accumulators, besides
-//   y = float(acc - row_zero * col_sum) * (row_scale * col_scale) + bias.
+//   y = (float(acc) - row_zero * col_sum) * (row_scale * col_scale) + bias.
 enum class Epilogue {
   kBias,      // store y
-  kBiasGelu,  // store gelu(y) and each row's smallest and largest value
+  kBiasGelu,  // store gelu(y) and each row's largest value
   kBiasQkv,   // store y as bf16 where attention reads it
 };
 
@@ -31,16 +34,15 @@ struct GemmArgs {
   int lda;
   const int8_t* b;
   int rows, k, n;
-  const float* row_scale;   // (rows)
-  const int32_t* row_zero;  // (rows)
-  const float* col_scale;   // (n)
-  const float* bias;        // (n)
-  const int32_t* col_sum;   // (n)
+  const float* row_scale;  // (rows)
+  const float* row_zero;   // (rows) zero points
+  const float* col_scale;  // (n)
+  const float* bias;       // (n)
+  const float* col_sum;    // (n)
   Epilogue epilogue;
   float* c;  // kBias, kBiasGelu
   int ldc;
-  float* row_min;  // kBiasGelu: (rows, 16) running minima and maxima, 16 lanes a row
-  float* row_max;
+  float* row_max;  // kBiasGelu: (rows, 16) running maxima, 16 lanes a row
   // kBiasQkv: column block j (head_dim wide) of row r goes to qkv_row[r] + j * qkv_stride[r].
   uint16_t* const* qkv_row;
   const int64_t* qkv_stride;
@@ -84,10 +86,10 @@ struct KernelSet {
                      const float* token_type, const NormArgs&, int n, float* out);
   // out = LayerNorm(x + residual), one row.
   void (*residual_norm)(const float* x, const float* residual, const NormArgs&, int n, float* out);
-  // q = u8(x), one row; lanes (may be null) are the row's 16 minima and 16 maxima where a GEMM
-  // epilogue found them already.
-  void (*quantize)(const float* x, int n, const float* lane_min, const float* lane_max,
-                   const QuantizeArgs&, uint8_t* q, float* scale, int32_t* zero);
+  // q = u8(x), one row. gelu_max: null, or 16 lanes with the largest value of a row that a
+  // kBiasGelu epilogue left; its smallest is then taken to be kLeastGelu.
+  void (*quantize)(const float* x, int n, const float* gelu_max, const QuantizeArgs&, uint8_t* q,
+                   float* scale, float* zero);
   // sum of a[i] * b[i].
   float (*dot)(const float* a, const float* b, int n);
 };

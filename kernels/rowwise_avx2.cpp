@@ -15,9 +15,9 @@ void residual_norm_avx2(const float* x, const float* residual, const NormArgs& n
   residual_norm(x, residual, norm, n, out);
 }
 
-void quantize_avx2(const float* x, int n, const float* lane_min, const float* lane_max,
-                   const QuantizeArgs& how, uint8_t* q, float* scale, int32_t* zero_point) {
-  quantize(x, n, lane_min, lane_max, how, q, scale, zero_point);
+void quantize_avx2(const float* x, int n, const float* gelu_max, const QuantizeArgs& how,
+                   uint8_t* q, float* scale, float* zero_point) {
+  quantize(x, n, gelu_max, how, q, scale, zero_point);
 }
 
 float dot_avx2(const float* a, const float* b, int n) { return dot(a, b, n); }

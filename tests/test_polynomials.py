@@ -53,11 +53,12 @@ def test_exponentials() -> None:
 def test_gelu(limit: float) -> None:
     series = coefficients("gemm_epilogue.h", "gelu")
     x = np.linspace(-limit, limit, 400_001).astype(np.float32)
-    t = np.clip(x, np.float32(-3.95), np.float32(3.95))
+    t = np.clip(x, np.float32(-3.42), np.float32(3.42))
     got = x * fma(horner(series, t * t), t, np.float32(0.5))
     exact = np.array([0.5 * v * math.erfc(-v / math.sqrt(2)) for v in x.astype(np.float64)])
     error = np.abs(got - exact)
     print(f"\ngelu: largest error {error.max():.2e} at x = {x[error.argmax()]:.3f} over [-{limit}, {limit}]")
-    assert len(series) == 7
+    assert len(series) == 5
+    assert got.min() >= np.float32(-0.1712)  # kLeastGelu
     # Beyond the clamp Phi is 1 or 0 up to its last rounding, which x multiplies.
-    assert (error <= np.maximum(1.7e-4, 1e-6 * np.abs(x))).all()
+    assert (error <= np.maximum(1.08e-3, 1e-6 * np.abs(x))).all()

@@ -130,14 +130,13 @@ class Linear {
     g_.k = k;
     g_.n = n;
     g_.row_scale = make.floats(kMostRows, 0.01f, 0.02f);
-    g_.row_zero = make.integers<int32_t>(kMostRows, 100, 150);
+    g_.row_zero = make.floats(kMostRows, 100.0f, 150.0f);
     g_.col_scale = make.floats(wide, 1e-4f, 2e-4f);
     g_.bias = make.floats(wide, -0.5f, 0.5f);
-    g_.col_sum = make.integers<int32_t>(wide, -1000, 1000);
+    g_.col_sum = make.floats(wide, -1000.0f, 1000.0f);
     g_.epilogue = shape.epilogue;
     g_.c = make.zeros<float>(kMostRows * wide);
     g_.ldc = n;
-    g_.row_min = make.zeros<float>(kMostRows * 16);
     g_.row_max = make.zeros<float>(kMostRows * 16);
     g_.head_dim = kHeadDim;
     uint16_t* planes = make.zeros<uint16_t>(kMostRows * wide);
@@ -146,7 +145,7 @@ class Linear {
     residual_ = make.floats(kMostRows * wide, -1.0f, 1.0f);
     q_ = make.zeros<uint8_t>(kMostRows * wide);
     scale_ = make.zeros<float>(kMostRows);
-    zero_ = make.zeros<int32_t>(kMostRows);
+    zero_ = make.zeros<float>(kMostRows);
   }
 
   // `rows` rows in equal blocks, as csrc/encoder.cpp cuts them for one thread.
@@ -183,7 +182,6 @@ class Linear {
     g.row_scale += first;
     g.row_zero += first;
     g.c += at(first);
-    g.row_min += 16 * first;
     g.row_max += 16 * first;
     g.qkv_row = qkv_row_.data() + first;
     g.qkv_stride = qkv_stride_.data() + first;
@@ -196,9 +194,8 @@ class Linear {
     for (int r = first; r < first + count; ++r) {
       float* row = g_.c + at(r);
       if (norms) kernels.residual_norm(row, residual_ + at(r), norm_, shape_.n, row);
-      kernels.quantize(row, shape_.n, norms ? nullptr : g_.row_min + 16 * r,
-                       norms ? nullptr : g_.row_max + 16 * r, QuantizeArgs{}, q_ + at(r),
-                       scale_ + r, zero_ + r);
+      kernels.quantize(row, shape_.n, norms ? nullptr : g_.row_max + 16 * r, QuantizeArgs{},
+                       q_ + at(r), scale_ + r, zero_ + r);
     }
   }
 
@@ -210,7 +207,7 @@ class Linear {
   const float* residual_;
   uint8_t* q_;
   float* scale_;
-  int32_t* zero_;
+  float* zero_;
 };
 
 // ---- the cases
@@ -346,12 +343,12 @@ class Suite {
     const float* x = make_.floats(cells, -1.0f, 1.0f);
     uint8_t* q = make_.zeros<uint8_t>(cells);
     float* scale = make_.zeros<float>(kMostRows);
-    int32_t* zero = make_.zeros<int32_t>(kMostRows);
+    float* zero = make_.zeros<float>(kMostRows);
     add("quantize", name, 0, 5.0 * rows * n, [=](const KernelSet& kernels, Isa) {
       for (int r = 0; r < rows; ++r) {
         const size_t from = static_cast<size_t>(index ? index[r] : r) * n;
-        kernels.quantize(x + from, n, nullptr, nullptr, QuantizeArgs{},
-                         q + static_cast<size_t>(r) * n, scale + r, zero + r);
+        kernels.quantize(x + from, n, nullptr, QuantizeArgs{}, q + static_cast<size_t>(r) * n,
+                         scale + r, zero + r);
       }
     });
   }
@@ -423,7 +420,8 @@ int run(int argc, char** argv) {
   std::vector<Case>& cases = suite.cases();
   cases.erase(std::remove_if(cases.begin(), cases.end(),
                              [&](const Case& c) {
-                               return (c.operation + (" " + c.name)).find(only) == std::string::npos;
+                               return (c.operation + (" " + c.name)).find(only) ==
+                                      std::string::npos;
                              }),
               cases.end());
   if (!list) measure(cases, rounds);

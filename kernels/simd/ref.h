@@ -80,11 +80,12 @@ QLA_INLINE i32x16 operator|(i32x16 a, i32x16 b) {
 QLA_INLINE i32x16 operator-(i32x16 a, i32x16 b) {
   return lanes<i32x16>([&](int l) { return a.v[l] - b.v[l]; });
 }
-QLA_INLINE i32x16 operator*(i32x16 a, i32x16 b) {
-  return lanes<i32x16>([&](int l) { return a.v[l] * b.v[l]; });
-}
 QLA_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
   return lanes<f32x16>([&](int l) { return fma1(a.v[l], b.v[l], c.v[l]); });
+}
+// c - a * b, rounded once.
+QLA_INLINE f32x16 fnma(f32x16 a, f32x16 b, f32x16 c) {
+  return lanes<f32x16>([&](int l) { return fma1(-a.v[l], b.v[l], c.v[l]); });
 }
 // As MINPS/MAXPS: the second operand when the comparison is false.
 QLA_INLINE f32x16 min(f32x16 a, f32x16 b) {

@@ -1,5 +1,6 @@
 // Every u8 x s8 GEMM of kernels.inc: accumulators exact against a plain triple loop, outputs equal
 // to the bit across instruction sets, over ragged row counts.
+#include <algorithm>
 #include <cmath>
 
 #include "kernel_fixtures.h"
@@ -12,8 +13,7 @@ struct Problem {
   std::vector<uint8_t> a;      // (rows padded, k)
   std::vector<int8_t> weight;  // (n, k) plain
   std::vector<int8_t> packed;
-  std::vector<float> row_scale, col_scale, bias;
-  std::vector<int32_t> row_zero, col_sum;
+  std::vector<float> row_scale, row_zero, col_scale, bias, col_sum;
 
   Problem(int rows_, int k_, int n_, int head_dim_, unsigned seed, bool extreme)
       : rows(rows_), k(k_), n(n_), head_dim(head_dim_) {
@@ -27,11 +27,11 @@ struct Problem {
       }
     }
     row_scale = random.floats(rows, 0.02f);
-    row_zero = random.ints<int32_t>(rows, 0, 255);
+    for (int zero : random.ints<int>(rows, 0, 255)) row_zero.push_back(static_cast<float>(zero));
     col_scale = random.floats(n, 0.01f);
     bias = random.floats(n, 0.5f);
     packed.resize(weight.size());
-    col_sum.assign(n, 0);
+    col_sum.assign(n, 0.0f);
     for (int c = 0; c < n; ++c) {
       for (int i = 0; i < k; ++i) {
         const int8_t w = weight[static_cast<size_t>(c) * k + i];
@@ -45,7 +45,7 @@ struct Problem {
   int32_t exact(int row, int col) const {
     int32_t sum = 0;
     for (int i = 0; i < k; ++i) {
-      sum += (a[static_cast<size_t>(row) * k + i] - row_zero[row]) *
+      sum += (a[static_cast<size_t>(row) * k + i] - static_cast<int>(row_zero[row])) *
              weight[static_cast<size_t>(col) * k + i];
     }
     return sum;
@@ -53,7 +53,8 @@ struct Problem {
   double expected(int row, int col) const {
     return static_cast<double>(exact(row, col)) * row_scale[row] * col_scale[col] + bias[col];
   }
-  // Three roundings to fp32 (accumulator, product of scales, the fused multiply-add).
+  // Three roundings to fp32 (sum, product of scales, the fused multiply-add); what the sum is made
+  // of is below 2^24 for every k here.
   double tolerance(int row, int col) const {
     const double product =
         std::abs(static_cast<double>(exact(row, col)) * row_scale[row] * col_scale[col]);
@@ -62,7 +63,7 @@ struct Problem {
 };
 
 struct Output {
-  std::vector<float> c, row_min, row_max;
+  std::vector<float> c, row_max;
   std::vector<uint16_t> qkv;
 };
 
@@ -70,7 +71,6 @@ Output run(const Problem& p, Isa isa, Epilogue epilogue) {
   Output out;
   const size_t cells = static_cast<size_t>(p.rows) * p.n;
   out.c.assign(cells + 16, -7.0f);  // 16 guards
-  out.row_min.resize(static_cast<size_t>(p.rows) * 16);
   out.row_max.resize(static_cast<size_t>(p.rows) * 16);
   out.qkv.assign(cells, 0);
   std::vector<uint16_t*> qkv_row;
@@ -91,7 +91,6 @@ Output run(const Problem& p, Isa isa, Epilogue epilogue) {
   g.epilogue = epilogue;
   g.c = out.c.data();
   g.ldc = p.n;
-  g.row_min = out.row_min.data();
   g.row_max = out.row_max.data();
   g.qkv_row = qkv_row.data();
   g.qkv_stride = qkv_stride.data();
@@ -127,7 +126,6 @@ TEST_P(Gemm, EveryIsaGivesTheSameBits) {
         EXPECT_TRUE(same_bits(got.c, want.c)) << isa_name(isa);
         EXPECT_TRUE(same_bits(got.qkv, want.qkv)) << isa_name(isa);
         if (epilogue == Epilogue::kBiasGelu) {
-          EXPECT_TRUE(same_bits(got.row_min, want.row_min)) << isa_name(isa);
           EXPECT_TRUE(same_bits(got.row_max, want.row_max)) << isa_name(isa);
         }
       }
@@ -135,28 +133,23 @@ TEST_P(Gemm, EveryIsaGivesTheSameBits) {
   }
 }
 
-TEST_P(Gemm, GeluAndItsRange) {
+TEST_P(Gemm, GeluAndItsLargest) {
   const Problem p(GetParam(), 128, 64, 32, 3, false);
   const Output linear = run(p, Isa::kRef, Epilogue::kBias);
   const Output out = run(p, Isa::kRef, Epilogue::kBiasGelu);
   for (int r = 0; r < p.rows; ++r) {
-    float lo = 1e30f, hi = -1e30f;
+    float hi = -1e30f;
     for (int c = 0; c < p.n; ++c) {
       const float got = out.c[static_cast<size_t>(r) * p.n + c];
       const double x = linear.c[static_cast<size_t>(r) * p.n + c];
-      // docs/numerics.md: the polynomial is within 1.7e-4 on [-7, 7], and beyond that
-      // within the relative error of Phi's last coefficient.
-      ASSERT_NEAR(got, gelu(x), 1.7e-4 + 1e-6 * std::abs(x));
-      lo = std::min(lo, got);
+      // docs/numerics.md: the polynomial is within 1.08e-3, and far out within the relative error
+      // of Phi's last rounding.
+      ASSERT_NEAR(got, gelu(x), 1.08e-3 + 1e-6 * std::abs(x));
+      ASSERT_GE(got, kLeastGelu);
       hi = std::max(hi, got);
     }
-    float lane_lo = 1e30f, lane_hi = -1e30f;
-    for (int l = 0; l < 16; ++l) {
-      lane_lo = std::min(lane_lo, out.row_min[static_cast<size_t>(r) * 16 + l]);
-      lane_hi = std::max(lane_hi, out.row_max[static_cast<size_t>(r) * 16 + l]);
-    }
-    EXPECT_EQ(lane_lo, lo);
-    EXPECT_EQ(lane_hi, hi);
+    const auto lanes = out.row_max.begin() + 16 * r;
+    EXPECT_EQ(*std::max_element(lanes, lanes + 16), hi);
   }
 }
 
