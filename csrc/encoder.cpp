@@ -37,13 +37,16 @@ class StageClock {
 
 // What one thread needs for one block of rows.
 struct RowScratch {
-  uint8_t* a;          // u8 activations: (block rows padded, max(hidden, intermediate))
-  float* c;            // GEMM result: (block, max(hidden, intermediate))
-  float* y;            // normalized attention output: (block, hidden)
-  float* scale;        // (block)
-  float* zero;         // (block)
-  float* gelu_max;     // (block, 16)
-  uint16_t** qkv_row;  // (block)
+  uint8_t* a;            // u8 activations: (block rows padded, max(hidden, intermediate))
+  float* c;              // GEMM result: (block, max(hidden, intermediate))
+  float* y;              // normalized attention output: (block, hidden)
+  float* scale;          // (block)
+  float* zero;           // (block)
+  float* gelu_max;       // (block, 16)
+  const float** rows;    // (block): what is quantized
+  EmbedRow* embed_rows;  // (block)
+  NormRow* norm_rows;    // (block)
+  uint16_t** qkv_row;    // (block)
   int64_t* qkv_stride;
   void* attention;
 };
@@ -176,6 +179,9 @@ class ForwardPass {
       s.scale = cut.take<float>(block);
       s.zero = cut.take<float>(block);
       s.gelu_max = cut.take<float>(block * 16);
+      s.rows = cut.take<const float*>(block);
+      s.embed_rows = cut.take<EmbedRow>(block);
+      s.norm_rows = cut.take<NormRow>(block);
       s.qkv_row = cut.take<uint16_t*>(block);
       s.qkv_stride = cut.take<int64_t>(block);
       s.attention = cut.take<std::byte>(attention_scratch_bytes(longest_, spec_.head_dim));
@@ -208,32 +214,35 @@ class ForwardPass {
     const Blocks b = blocks(rows(0));
     dynamic_for(3 * layers_, b.count, [&](int i) {
       const int first = i * b.rows, count = std::min(b.rows, rows(0) - first);
-      embed_rows(first, count);
+      embed_rows(first, count, t);
       clock.lap(QLA_STAGE_EMBED);
       project_qkv(0, x_[0] + row(first), first, count, t);
       clock.lap(QLA_STAGE_QKV);
     });
   }
 
-  void embed_rows(int first, int count) {
+  void embed_rows(int first, int count, RowScratch& t) {
     const Embeddings& e = package_.embeddings;
-    const NormArgs norm = norm_args(e.norm);
     int s = sequence_of(0, first);
-    for (int r = first; r < first + count; ++r) {
+    for (int i = 0; i < count; ++i) {
+      const int r = first + i;
       while (r >= start(0, s + 1)) ++s;
       const int position = r - start(0, s) + spec_.position_offset;
       const int id = chunk_.ids[r], type = chunk_.types ? chunk_.types[r] : 0;
-      kernels_.embed_norm(e.word + row(id), e.word_scale[id], e.position + row(position),
-                          e.token_type + row(type), norm, hidden_, x_[0] + row(r));
+      t.embed_rows[i] = {e.word + row(id), e.word_scale[id], e.position + row(position),
+                         e.token_type + row(type), x_[0] + row(r)};
       origin_[0][r] = r;
-      if (chunk_.out.hidden_states) copy_row(x_[0] + row(r), hidden_plane(0) + row(r));
     }
+    kernels_.embed_norm(t.embed_rows, count, norm_args(e.norm), hidden_);
+    if (!chunk_.out.hidden_states) return;
+    for (int r = first; r < first + count; ++r) copy_row(x_[0] + row(r), hidden_plane(0) + row(r));
   }
 
   // Quantizes `count` rows and writes Q, K, V of layer `layer` for compact rows from `first` on.
   void project_qkv(int layer, const float* x, int first, int count, RowScratch& t) {
     const Linear& qkv = package_.layers[static_cast<size_t>(layer)].qkv;
-    for (int r = 0; r < count; ++r) quantize(qkv, x + row(r), r, false, t);
+    for (int r = 0; r < count; ++r) t.rows[r] = x + row(r);
+    quantize(qkv, count, nullptr, t);
     GemmArgs g = gemm_args(qkv, count, Epilogue::kBiasQkv, t);
     // A sequence's Q, K and V lie together: 3 x heads planes of (tokens, head_dim).
     int s = sequence_of(layer, first);
@@ -336,32 +345,40 @@ class ForwardPass {
     const bool gathers = selects_[static_cast<size_t>(layer)];
     const auto source = [&](int r) { return gathers ? source_[first + r] : first + r; };
 
-    for (int r = 0; r < count; ++r) quantize(w.output, context_ + row(source(r)), r, false, t);
-    multiply(w.output, count, Epilogue::kBias, t);
-    const NormArgs attention_norm = norm_args(w.attention_norm);
     for (int r = 0; r < count; ++r) {
-      kernels_.residual_norm(t.c + row(r), x + row(source(r)), attention_norm, hidden_,
-                             t.y + row(r));
+      t.rows[r] = context_ + row(source(r));
+      t.norm_rows[r] = {t.c + row(r), x + row(source(r)), t.y + row(r)};
+      fetch(t.rows[r]);
     }
+    quantize(w.output, count, nullptr, t);
+    for (int r = 0; r < count; ++r) fetch(t.norm_rows[r].residual);
+    multiply(w.output, count, Epilogue::kBias, t);
+    kernels_.residual_norm(t.norm_rows, count, norm_args(w.attention_norm), hidden_);
     clock.lap(QLA_STAGE_OUTPUT);
 
-    for (int r = 0; r < count; ++r) quantize(w.ffn_in, t.y + row(r), r, false, t);
+    for (int r = 0; r < count; ++r) t.rows[r] = t.y + row(r);
+    quantize(w.ffn_in, count, nullptr, t);
     multiply(w.ffn_in, count, Epilogue::kBiasGelu, t);
     for (int r = 0; r < count; ++r) {
-      quantize(w.ffn_out, t.c + static_cast<size_t>(r) * spec_.intermediate, r, true, t);
+      t.rows[r] = t.c + static_cast<size_t>(r) * spec_.intermediate;
     }
+    quantize(w.ffn_out, count, t.gelu_max, t);
     multiply(w.ffn_out, count, Epilogue::kBias, t);
     const bool last = layer + 1 == layers_;
-    const NormArgs ffn_norm = norm_args(w.ffn_norm);
     // A layer that drops nowhere leaves the origins where they were; copy them along.
     int32_t* origin = origin_[(layer + 1) % 2] + first;
     if (!gathers) std::copy_n(origin_[layer % 2] + first, count, origin);
     float* next = x_[(layer + 1) % 2] + row(first);
     for (int r = 0; r < count; ++r) {
       float* to = last ? hidden_rows_ + row(origin[r]) : next + row(r);
-      kernels_.residual_norm(t.c + row(r), t.y + row(r), ffn_norm, hidden_, to);
-      if (chunk_.out.hidden_states) copy_row(to, hidden_plane(layer + 1) + row(origin[r]));
+      t.norm_rows[r] = {t.c + row(r), t.y + row(r), to};
       kept_[static_cast<size_t>(layer) * rows(0) + first + r] = origin[r];
+    }
+    kernels_.residual_norm(t.norm_rows, count, norm_args(w.ffn_norm), hidden_);
+    if (chunk_.out.hidden_states) {
+      for (int r = 0; r < count; ++r) {
+        copy_row(t.norm_rows[r].out, hidden_plane(layer + 1) + row(origin[r]));
+      }
     }
     clock.lap(QLA_STAGE_FFN);
 
@@ -494,11 +511,15 @@ class ForwardPass {
   }
   NormArgs norm_args(const Norm& norm) const { return {norm.weight, norm.bias, spec_.norm_eps}; }
 
-  // `after_gelu`: a GELU epilogue has just filled the row's lane maxima.
-  void quantize(const Linear& linear, const float* x, int r, bool after_gelu, RowScratch& t) const {
+  // Asks for a row of hidden states that another core may have written.
+  void fetch(const float* x) const {
+    for (int i = 0; i < hidden_; i += 16) __builtin_prefetch(x + i);
+  }
+
+  // t.rows to u8; `gelu_max`: a GELU epilogue has just found their largest values.
+  void quantize(const Linear& linear, int count, const float* gelu_max, RowScratch& t) const {
     const QuantizeArgs how{linear.static_activation, linear.input_scale, linear.input_zero_point};
-    kernels_.quantize(x, linear.k, after_gelu ? t.gelu_max + 16 * r : nullptr, how,
-                      t.a + static_cast<size_t>(r) * linear.k, t.scale + r, t.zero + r);
+    kernels_.quantize(t.rows, count, linear.k, gelu_max, how, t.a, t.scale, t.zero);
   }
 
   GemmArgs gemm_args(const Linear& linear, int count, Epilogue epilogue, RowScratch& t) const {

@@ -78,6 +78,9 @@ QLA_INLINE void pack_keys(const AttentionArgs& a, const AttentionScratch& w) {
     const int filled = here == 16 ? quads : 0;
     __builtin_memset(block + filled * 64, 0, static_cast<size_t>(16 - filled) * 64);
     const uint16_t* key = a.k + static_cast<size_t>(j) * a.head_dim;
+    // The values come next, and from as far away.
+    for (int r = 0; r < here; ++r)
+      __builtin_prefetch(a.v + static_cast<size_t>(j + r) * a.head_dim);
     row_scales(key, here, a.head_dim, w.key_scale + j, inverse);
     // Without its lowest two bits, a scale times 3 * 2^22 is exact.
     const f32x16 scale = as_float(bits(load(w.key_scale + j)) & set1(~3));
@@ -196,6 +199,15 @@ QLA_INLINE f32x16 scale_output(const AttentionScratch& w, i32x16 sum, int d, flo
   return to_float(sum) * (set1(inverse) * load(w.value_scale + d));
 }
 
+// Output rows lie far apart, each on lines of its own: asked for now, they are here when the block
+// is done.
+QLA_INLINE void fetch_output(const AttentionArgs& a, int q0, int rows) {
+  for (int r = 0; r < rows; ++r) {
+    const float* out = a.out + static_cast<size_t>(q0 + r) * a.ld_out;
+    for (int d = 0; d < a.head_dim; d += 16) __builtin_prefetch(out + d, 1);
+  }
+}
+
 // Products: scores(rows, peak) leaves in w.s the scores of `rows` queries, and the largest of each
 // in peak; values(q0, rows, inverse) writes `rows` output rows. Both may compute all 16 rows of a
 // block: the scratch has them.
@@ -212,6 +224,7 @@ void attend(const AttentionArgs& a) {
   alignas(64) float factor[kQueries], shift[kQueries], inverse[kQueries];
   for (int q0 = 0; q0 < a.n; q0 += kQueries) {
     const int rows = a.n - q0 < kQueries ? a.n - q0 : kQueries;
+    fetch_output(a, q0, rows);
     quantize_queries(a, w, q0, rows, step);
     products.scores(rows, peak);
     exponent_terms(load(step) * scale_log2e, load(peak), factor, shift);

@@ -69,6 +69,21 @@ struct NormArgs {
   float eps;
 };
 
+// One row for a LayerNorm: out = LayerNorm(word * word_scale + position + token_type).
+struct EmbedRow {
+  const int8_t* word;
+  float word_scale;
+  const float* position;
+  const float* token_type;
+  float* out;
+};
+// out = LayerNorm(x + residual).
+struct NormRow {
+  const float* x;
+  const float* residual;
+  float* out;
+};
+
 // Where a row's u8 scale comes from: itself, or calibration.
 struct QuantizeArgs {
   bool is_static;
@@ -81,15 +96,14 @@ struct KernelSet {
   void (*gemm_u8s8)(const GemmArgs&);
   // Attention with column sums.
   void (*attention)(const AttentionArgs&);
-  // out = LayerNorm(word * word_scale + position + token_type), one row.
-  void (*embed_norm)(const int8_t* word, float word_scale, const float* position,
-                     const float* token_type, const NormArgs&, int n, float* out);
-  // out = LayerNorm(x + residual), one row.
-  void (*residual_norm)(const float* x, const float* residual, const NormArgs&, int n, float* out);
-  // q = u8(x), one row. gelu_max: null, or 16 lanes with the largest value of a row that a
-  // kBiasGelu epilogue left; its smallest is then taken to be kLeastGelu.
-  void (*quantize)(const float* x, int n, const float* gelu_max, const QuantizeArgs&, uint8_t* q,
-                   float* scale, float* zero);
+  // LayerNorm of `count` rows of n.
+  void (*embed_norm)(const EmbedRow* rows, int count, const NormArgs&, int n);
+  void (*residual_norm)(const NormRow* rows, int count, const NormArgs&, int n);
+  // q = u8(x) of `count` rows of n, wherever they lie; q (count, n), scale and zero (count).
+  // gelu_max: null, or (count, 16) lanes with the largest values of rows that a kBiasGelu epilogue
+  // left; their smallest is then taken to be kLeastGelu.
+  void (*quantize)(const float* const* rows, int count, int n, const float* gelu_max,
+                   const QuantizeArgs&, uint8_t* q, float* scale, float* zero);
   // sum of a[i] * b[i].
   float (*dot)(const float* a, const float* b, int n);
 };

@@ -1,6 +1,9 @@
-// What happens to one row of hidden states: LayerNorm, quantization, dot products. Textually
-// included after one of simd/*.h. Row lengths are multiples of 64. Every sum runs over 64 virtual
-// lanes, in four vectors that do not wait for each other, and ends in the one reduction tree.
+// What happens to rows of hidden states: LayerNorm, quantization, dot products. Textually included
+// after one of simd/*.h. Row lengths are multiples of 64. Every sum runs over 64 virtual lanes, in
+// four vectors that do not wait for each other, and ends in the one reduction tree.
+//
+// Rows go through each step kTogether at a time, and what is one number a row becomes one lane of a
+// vector: a row alone would spend most of its time waiting for its own sums, roots and quotients.
 #pragma once
 
 #include "kernels.h"
@@ -8,6 +11,8 @@
 
 namespace qla {
 namespace {
+
+constexpr int kTogether = 8;  // few enough to stay in L1 between steps, at most 16
 
 // Folds vectors 0, 16, 32, .. of a row into four results, element i into lane i mod 64.
 struct Lanes64 {
@@ -28,89 +33,129 @@ QLA_INLINE float reduce_add(const Lanes64& sum) {
   return reduce_add((sum.v[0] + sum.v[1]) + (sum.v[2] + sum.v[3]));
 }
 
-// `value(i)` gives lanes i..i+15 of the row before normalization; it is kept in `out` meanwhile.
-template <typename Value>
-QLA_INLINE void layer_norm(Value value, const NormArgs& norm, int n, float* out) {
-  const Lanes64 sum = fold(n, zero(), [&](f32x16 total, int i) {
-    const f32x16 x = value(i);
-    store(out + i, x);
-    return total + x;
-  });
-  const f32x16 mean = set1(reduce_add(sum) / static_cast<float>(n));
-  const Lanes64 squares = fold(n, zero(), [&](f32x16 total, int i) {
-    const f32x16 centered = load(out + i) - mean;
-    return fma(centered, centered, total);
-  });
-  const float variance = reduce_add(squares) / static_cast<float>(n);
-  const f32x16 inverse = set1(1.0f / __builtin_sqrtf(variance + norm.eps));
-  for (int i = 0; i < n; i += 16) {
-    const f32x16 x = (load(out + i) - mean) * inverse;
-    store(out + i, fma(x, load(norm.weight + i), load(norm.bias + i)));
+// Lanes i..i+15 of a row before normalization.
+QLA_INLINE f32x16 before_norm(const EmbedRow& row, int i) {
+  const f32x16 position = load(row.position + i);
+  return fma(load_s8(row.word + i), set1(row.word_scale), position) + load(row.token_type + i);
+}
+QLA_INLINE f32x16 before_norm(const NormRow& row, int i) {
+  return load(row.x + i) + load(row.residual + i);
+}
+
+template <typename Row>
+QLA_INLINE void layer_norm_group(const Row* rows, int count, NormArgs norm, int n) {
+  const f32x16 width = set1(static_cast<float>(n));
+  alignas(64) float mean[16] = {}, inverse[16] = {};
+  for (int r = 0; r < count; ++r) {
+    const Row row = rows[r];
+    mean[r] = reduce_add(fold(n, zero(), [&](f32x16 sum, int i) {
+      const f32x16 x = before_norm(row, i);
+      store(row.out + i, x);
+      return sum + x;
+    }));
+  }
+  store(mean, load(mean) / width);
+  for (int r = 0; r < count; ++r) {
+    const f32x16 center = set1(mean[r]);
+    inverse[r] = reduce_add(fold(n, zero(), [&, x = rows[r].out](f32x16 sum, int i) {
+      const f32x16 centered = load(x + i) - center;
+      return fma(centered, centered, sum);
+    }));
+  }
+  store(inverse, set1(1.0f) / square_root(load(inverse) / width + set1(norm.eps)));
+  for (int r = 0; r < count; ++r) {
+    const f32x16 center = set1(mean[r]), scale = set1(inverse[r]);
+    float* const x = rows[r].out;
+    for (int i = 0; i < n; i += 16) {
+      const f32x16 normal = (load(x + i) - center) * scale;
+      store(x + i, fma(normal, load(norm.weight + i), load(norm.bias + i)));
+    }
   }
 }
 
-QLA_INLINE void embed_norm(const int8_t* word, float word_scale, const float* position,
-                           const float* token_type, const NormArgs& norm, int n, float* out) {
-  const f32x16 scale = set1(word_scale);
-  layer_norm(
-      [&](int i) {
-        return fma(load_s8(word + i), scale, load(position + i)) + load(token_type + i);
-      },
-      norm, n, out);
+template <typename Row>
+QLA_INLINE void layer_norm(const Row* rows, int count, const NormArgs& norm, int n) {
+  for (int r = 0; r < count; r += kTogether) {
+    layer_norm_group(rows + r, count - r < kTogether ? count - r : kTogether, norm, n);
+  }
 }
 
-QLA_INLINE void residual_norm(const float* x, const float* residual, const NormArgs& norm, int n,
-                              float* out) {
-  layer_norm([&](int i) { return load(x + i) + load(residual + i); }, norm, n, out);
-}
+// How a group of rows becomes u8.
+struct RowScales {
+  alignas(64) float scale[16], inverse[16], zero_point[16];
+};
 
 // Asymmetric u8: zero is always representable, so lo <= 0 <= hi. A row without range (or with one
 // too small to divide by) becomes scale 0, which the GEMM turns into its bias alone.
-QLA_INLINE void row_scale(float lo, float hi, float* scale, float* inverse, float* zero_point) {
-  lo = lo < 0.0f ? lo : 0.0f;
-  hi = hi > 0.0f ? hi : 0.0f;
-  const float range = hi - lo;
-  const bool flat = !(range > 1e-30f);
-  *scale = flat ? 0.0f : range / 255.0f;
-  *inverse = flat ? 0.0f : 255.0f / range;
-  *zero_point = __builtin_nearbyintf(-lo * *inverse);
+QLA_INLINE void scale_ranges(f32x16 lo, f32x16 hi, RowScales& to) {
+  lo = min(lo, zero());
+  const f32x16 range = max(hi, zero()) - lo;
+  const f32x16 inverse = where_above(range, 1e-30f, set1(255.0f) / range);
+  store(to.scale, where_above(range, 1e-30f, range / set1(255.0f)));
+  store(to.inverse, inverse);
+  store(to.zero_point, to_float(to_int((zero() - lo) * inverse)));
 }
 
-QLA_INLINE void quantize(const float* x, int n, const float* gelu_max, const QuantizeArgs& how,
-                         uint8_t* q, float* scale, float* zero_point) {
-  float inverse;
+QLA_INLINE void find_scales(const float* const* rows, int count, int n, const float* gelu_max,
+                            const QuantizeArgs& how, RowScales& to) {
   if (how.is_static) {
-    *scale = how.static_scale;
-    *zero_point = static_cast<float>(how.static_zero);
-    inverse = 1.0f / how.static_scale;
-  } else {
-    f32x16 lo = set1(kLeastGelu), hi;
-    if (gelu_max) {
-      hi = load(gelu_max);
-    } else {
-      const f32x16 none = load(x);
-      const Lanes64 least = fold(n, none, [&](f32x16 m, int i) { return min(m, load(x + i)); });
-      const Lanes64 most = fold(n, none, [&](f32x16 m, int i) { return max(m, load(x + i)); });
-      lo = min(min(least.v[0], least.v[1]), min(least.v[2], least.v[3]));
-      hi = max(max(most.v[0], most.v[1]), max(most.v[2], most.v[3]));
-    }
-    row_scale(reduce_min(lo), reduce_max(hi), scale, &inverse, zero_point);
+    store(to.scale, set1(how.static_scale));
+    store(to.inverse, set1(1.0f / how.static_scale));
+    store(to.zero_point, set1(static_cast<float>(how.static_zero)));
+    return;
   }
-  // Zero point and rounding in one addition; 0 and 255 may each be overshot by one.
-  const f32x16 factor = set1(inverse);
-  const f32x16 round = set1(kRound + *zero_point);
-  const auto put = [&](auto rounded) {
-    const auto whole = [&](int i) { return bits(rounded(i)) - bits(set1(kRound)); };
-    for (int i = 0; i < n; i += 64) {
-      store_u8(q + i, whole(i), whole(i + 16), whole(i + 32), whole(i + 48));
+  alignas(64) float lo[16] = {}, hi[16] = {};
+  for (int r = 0; r < count; ++r) {
+    if (gelu_max) {
+      lo[r] = kLeastGelu;
+      hi[r] = reduce_max(load(gelu_max + 16 * r));
+      continue;
     }
-  };
-  if (how.is_static) {
-    // A static scale may meet a value that no int32 can hold.
-    const f32x16 floor = set1(-512.0f), ceiling = set1(512.0f);
-    put([&](int i) { return max(min(load(x + i) * factor, ceiling), floor) + round; });
-  } else {
-    put([&](int i) { return fma(load(x + i), factor, round); });
+    const float* x = rows[r];
+    const Lanes64 least = fold(n, zero(), [&](f32x16 m, int i) { return min(m, load(x + i)); });
+    const Lanes64 most = fold(n, zero(), [&](f32x16 m, int i) { return max(m, load(x + i)); });
+    lo[r] = reduce_min(min(min(least.v[0], least.v[1]), min(least.v[2], least.v[3])));
+    hi[r] = reduce_max(max(max(most.v[0], most.v[1]), max(most.v[2], most.v[3])));
+  }
+  scale_ranges(load(lo), load(hi), to);
+}
+
+// `rounded(i)`: lanes i..i+15, kRound added.
+template <typename Rounded>
+QLA_INLINE void put_u8(int n, uint8_t* q, Rounded rounded) {
+  const auto whole = [&](int i) { return bits(rounded(i)) - bits(set1(kRound)); };
+  for (int i = 0; i < n; i += 64) {
+    store_u8(q + i, whole(i), whole(i + 16), whole(i + 32), whole(i + 48));
+  }
+}
+
+QLA_INLINE void quantize_group(const float* const* rows, int count, int n, const float* gelu_max,
+                               const QuantizeArgs& how, uint8_t* q, float* scale,
+                               float* zero_point) {
+  RowScales scales;
+  find_scales(rows, count, n, gelu_max, how, scales);
+  for (int r = 0; r < count; ++r, q += n) {
+    const float* x = rows[r];
+    scale[r] = scales.scale[r];
+    zero_point[r] = scales.zero_point[r];
+    // Zero point and rounding in one addition; 0 and 255 may each be overshot by one.
+    const f32x16 factor = set1(scales.inverse[r]), round = set1(kRound + scales.zero_point[r]);
+    if (how.is_static) {
+      // A static scale may meet a value that no int32 can hold.
+      const f32x16 floor = set1(-512.0f), ceiling = set1(512.0f);
+      put_u8(n, q, [&](int i) { return max(min(load(x + i) * factor, ceiling), floor) + round; });
+    } else {
+      put_u8(n, q, [&](int i) { return fma(load(x + i), factor, round); });
+    }
+  }
+}
+
+QLA_INLINE void quantize(const float* const* rows, int count, int n, const float* gelu_max,
+                         const QuantizeArgs& how, uint8_t* q, float* scale, float* zero_point) {
+  for (int r = 0; r < count; r += kTogether) {
+    quantize_group(rows + r, count - r < kTogether ? count - r : kTogether, n,
+                   gelu_max ? gelu_max + 16 * r : nullptr, how, q + static_cast<size_t>(r) * n,
+                   scale + r, zero_point + r);
   }
 }
 

@@ -142,7 +142,11 @@ class Linear {
     uint16_t* planes = make.zeros<uint16_t>(kMostRows * wide);
     for (int r = 0; r < kMostRows; ++r) qkv_row_.push_back(planes + r * kHeadDim);
     qkv_stride_.assign(kMostRows, int64_t{kMostRows} * kHeadDim);
-    residual_ = make.floats(kMostRows * wide, -1.0f, 1.0f);
+    const float* residual = make.floats(kMostRows * wide, -1.0f, 1.0f);
+    for (int r = 0; r < kMostRows; ++r) {
+      rows_.push_back(g_.c + at(r));
+      norm_rows_.push_back({g_.c + at(r), residual + at(r), g_.c + at(r)});
+    }
     q_ = make.zeros<uint8_t>(kMostRows * wide);
     scale_ = make.zeros<float>(kMostRows);
     zero_ = make.zeros<float>(kMostRows);
@@ -191,12 +195,10 @@ class Linear {
   void finish(const KernelSet& kernels, int first, int count) const {
     if (shape_.epilogue == Epilogue::kBiasQkv) return;
     const bool norms = shape_.epilogue == Epilogue::kBias;
-    for (int r = first; r < first + count; ++r) {
-      float* row = g_.c + at(r);
-      if (norms) kernels.residual_norm(row, residual_ + at(r), norm_, shape_.n, row);
-      kernels.quantize(row, shape_.n, norms ? nullptr : g_.row_max + 16 * r, QuantizeArgs{},
-                       q_ + at(r), scale_ + r, zero_ + r);
-    }
+    if (norms) kernels.residual_norm(norm_rows_.data() + first, count, norm_, shape_.n);
+    kernels.quantize(rows_.data() + first, count, shape_.n,
+                     norms ? nullptr : g_.row_max + 16 * first, QuantizeArgs{}, q_ + at(first),
+                     scale_ + first, zero_ + first);
   }
 
   Shape shape_;
@@ -204,7 +206,8 @@ class Linear {
   GemmArgs g_{};
   std::vector<uint16_t*> qkv_row_;
   std::vector<int64_t> qkv_stride_;
-  const float* residual_;
+  std::vector<const float*> rows_;
+  std::vector<NormRow> norm_rows_;
   uint8_t* q_;
   float* scale_;
   float* zero_;
@@ -304,17 +307,19 @@ class Suite {
     const float* residual = make_.floats(cells, -1.0f, 1.0f);
     const int8_t* words = make_.integers<int8_t>(cells, -127, 127);
     float* out = make_.zeros<float>(cells);
+    std::vector<EmbedRow> embed_rows;
+    std::vector<NormRow> norm_rows;
+    for (size_t r = 0; r < cells; r += kHidden) {
+      embed_rows.push_back({words + r, 0.01f, x + r, residual, out + r});
+      norm_rows.push_back({x + r, residual + r, out + r});
+    }
     add("embed_norm", "384 rows of 384", 0, cells * (1 + 4 + 4.0),
         [=](const KernelSet& kernels, Isa) {
-          for (size_t r = 0; r < cells; r += kHidden) {
-            kernels.embed_norm(words + r, 0.01f, x + r, residual, norm, kHidden, out + r);
-          }
+          kernels.embed_norm(embed_rows.data(), kMostRows, norm, kHidden);
         });
     add("residual_norm", "384 rows of 384", 0, cells * (4 + 4 + 4.0),
         [=](const KernelSet& kernels, Isa) {
-          for (size_t r = 0; r < cells; r += kHidden) {
-            kernels.residual_norm(x + r, residual + r, norm, kHidden, out + r);
-          }
+          kernels.residual_norm(norm_rows.data(), kMostRows, norm, kHidden);
         });
     add_quantize(kHidden, kMostRows, "384 rows of 384", nullptr);
     add_quantize(kIntermediate, kMostRows, "384 rows of 1536", nullptr);
@@ -344,12 +349,11 @@ class Suite {
     uint8_t* q = make_.zeros<uint8_t>(cells);
     float* scale = make_.zeros<float>(kMostRows);
     float* zero = make_.zeros<float>(kMostRows);
+    std::vector<const float*> from;
+    for (int r = 0; r < rows; ++r)
+      from.push_back(x + static_cast<size_t>(index ? index[r] : r) * n);
     add("quantize", name, 0, 5.0 * rows * n, [=](const KernelSet& kernels, Isa) {
-      for (int r = 0; r < rows; ++r) {
-        const size_t from = static_cast<size_t>(index ? index[r] : r) * n;
-        kernels.quantize(x + from, n, nullptr, QuantizeArgs{}, q + static_cast<size_t>(r) * n,
-                         scale + r, zero + r);
-      }
+      kernels.quantize(from.data(), rows, n, nullptr, QuantizeArgs{}, q, scale, zero);
     });
   }
 

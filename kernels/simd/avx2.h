@@ -84,12 +84,11 @@ QLA_INLINE f32x16 where_above(f32x16 x, float limit, f32x16 a) {
   return {_mm256_and_ps(_mm256_cmp_ps(x.lo, all, _CMP_GT_OQ), a.lo),
           _mm256_and_ps(_mm256_cmp_ps(x.hi, all, _CMP_GT_OQ), a.hi)};
 }
+QLA_INLINE f32x16 square_root(f32x16 a) { return {_mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi)}; }
 QLA_INLINE f32x16 to_float(i32x16 a) {
   return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)};
 }
-QLA_INLINE i32x16 to_int(f32x16 a) {
-  return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)};
-}
+QLA_INLINE i32x16 to_int(f32x16 a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }
 
 QLA_INLINE __m256i bf16_bits(__m256 a) {
   const __m256i x = _mm256_castps_si256(a);

@@ -75,6 +75,7 @@ QLA_INLINE f32x16 where_above(f32x16 x, float limit, f32x16 a) {
   const __mmask16 above = _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(limit), _CMP_GT_OQ);
   return {_mm512_maskz_mov_ps(above, a.v)};
 }
+QLA_INLINE f32x16 square_root(f32x16 a) { return {_mm512_sqrt_ps(a.v)}; }
 QLA_INLINE f32x16 to_float(i32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 QLA_INLINE i32x16 to_int(f32x16 a) { return {_mm512_cvtps_epi32(a.v)}; }
 

@@ -103,6 +103,9 @@ QLA_INLINE f32x16 clamp_magnitude(f32x16 x, float limit) {
 QLA_INLINE f32x16 where_above(f32x16 x, float limit, f32x16 a) {
   return lanes<f32x16>([&](int l) { return x.v[l] > limit ? a.v[l] : 0.0f; });
 }
+QLA_INLINE f32x16 square_root(f32x16 a) {
+  return lanes<f32x16>([&](int l) { return std::sqrt(a.v[l]); });
+}
 QLA_INLINE f32x16 to_float(i32x16 a) {
   return lanes<f32x16>([&](int l) { return static_cast<float>(a.v[l]); });
 }

@@ -17,7 +17,8 @@ struct Quantized {
 Quantized quantize(const std::vector<float>& x, Isa isa, QuantizeArgs how = {}) {
   Quantized r{std::vector<uint8_t>(x.size()), 0, 0};
   const KernelRegion region(isa);
-  select_kernels(isa).quantize(x.data(), static_cast<int>(x.size()), nullptr, how, r.q.data(),
+  const float* row = x.data();
+  select_kernels(isa).quantize(&row, 1, static_cast<int>(x.size()), nullptr, how, r.q.data(),
                                &r.scale, &r.zero);
   return r;
 }
@@ -71,7 +72,8 @@ TEST(Quantize, AfterGelu) {
     for (Isa isa : usable_isas()) {
       Quantized r{std::vector<uint8_t>(x.size()), 0, 0};
       const KernelRegion region(isa);
-      select_kernels(isa).quantize(x.data(), 384, lanes.data(), {}, r.q.data(), &r.scale, &r.zero);
+      const float* row = x.data();
+      select_kernels(isa).quantize(&row, 1, 384, lanes.data(), {}, r.q.data(), &r.scale, &r.zero);
       EXPECT_TRUE(same_bits(r.q, want.q)) << isa_name(isa);
       EXPECT_EQ(r.scale, want.scale);
       EXPECT_EQ(r.zero, want.zero);
@@ -128,8 +130,8 @@ TEST(Norm, MatchesDoublePrecisionOnEveryIsa) {
       std::vector<float> out(n);
       {
         const KernelRegion region(isa);
-        select_kernels(isa).residual_norm(x.data(), residual.data(),
-                                          {weight.data(), bias.data(), 1e-12f}, n, out.data());
+        const NormRow row{x.data(), residual.data(), out.data()};
+        select_kernels(isa).residual_norm(&row, 1, {weight.data(), bias.data(), 1e-12f}, n);
       }
       if (isa == Isa::kRef) {
         want = out;
@@ -146,6 +148,47 @@ TEST(Norm, MatchesDoublePrecisionOnEveryIsa) {
   }
 }
 
+// Rows go several at a time; none may notice its neighbours, or where it lies.
+TEST(Rows, GiveTheSameBitsTogetherAndAlone) {
+  const int n = 64, count = 35;
+  Random random(13);
+  const std::vector<float> x = random.floats(count * n, 2.0f), y = random.floats(count * n, 1.0f),
+                           weight = random.floats(n, 1.0f), bias = random.floats(n, 1.0f);
+  struct Result {
+    std::vector<float> normal, scale, zero;
+    std::vector<uint8_t> q;
+  };
+  const auto run = [&](Isa isa, int together) {
+    Result to{std::vector<float>(x.size()), std::vector<float>(count), std::vector<float>(count),
+              std::vector<uint8_t>(x.size())};
+    std::vector<NormRow> norm_rows;
+    std::vector<const float*> rows;
+    for (int r = 0; r < count; ++r) {
+      const int scattered = r * 11 % count * n;
+      norm_rows.push_back({&x[scattered], &y[scattered], &to.normal[r * n]});
+      rows.push_back(&x[scattered]);
+    }
+    const KernelRegion region(isa);
+    const KernelSet kernels = select_kernels(isa);
+    for (int r = 0; r < count; r += together) {
+      const int here = std::min(together, count - r);
+      kernels.residual_norm(&norm_rows[r], here, {weight.data(), bias.data(), 1e-12f}, n);
+      kernels.quantize(&rows[r], here, n, nullptr, {}, &to.q[r * n], &to.scale[r], &to.zero[r]);
+    }
+    return to;
+  };
+  for (Isa isa : usable_isas()) {
+    const Result alone = run(isa, 1);
+    for (int together : {2, 9, count}) {
+      const Result got = run(isa, together);
+      EXPECT_TRUE(same_bits(got.normal, alone.normal)) << isa_name(isa) << " " << together;
+      EXPECT_TRUE(same_bits(got.q, alone.q) && same_bits(got.scale, alone.scale) &&
+                  same_bits(got.zero, alone.zero))
+          << isa_name(isa) << " " << together;
+    }
+  }
+}
+
 TEST(Norm, EmbeddingsOnEveryIsa) {
   const int n = 384;
   Random random(11);
@@ -157,13 +200,14 @@ TEST(Norm, EmbeddingsOnEveryIsa) {
   const NormArgs norm{weight.data(), bias.data(), 1e-12f};
   {
     const KernelRegion region(Isa::kRef);
-    select_kernels(Isa::kRef).residual_norm(sum.data(), zero.data(), norm, n, want.data());
+    const NormRow row{sum.data(), zero.data(), want.data()};
+    select_kernels(Isa::kRef).residual_norm(&row, 1, norm, n);
   }
   for (Isa isa : usable_isas()) {
     std::vector<float> out(n);
     const KernelRegion region(isa);
-    select_kernels(isa).embed_norm(word.data(), 0.001f, position.data(), type.data(), norm, n,
-                                   out.data());
+    const EmbedRow row{word.data(), 0.001f, position.data(), type.data(), out.data()};
+    select_kernels(isa).embed_norm(&row, 1, norm, n);
     EXPECT_TRUE(same_bits(out, want)) << isa_name(isa);
   }
 }
