@@ -13,6 +13,8 @@
 namespace qla {
 namespace {
 
+constexpr int kToL2 = 2;  // of __builtin_prefetch: a block of rows is more than L1 holds
+
 // Wall time by stage, on member 0, when somebody asked.
 class StageClock {
  public:
@@ -511,9 +513,9 @@ class ForwardPass {
   }
   NormArgs norm_args(const Norm& norm) const { return {norm.weight, norm.bias, spec_.norm_eps}; }
 
-  // Asks for a row of hidden states that another core may have written.
+  // Asks for a row that is `hidden` wide and that another core may have written.
   void fetch(const float* x) const {
-    for (int i = 0; i < hidden_; i += 16) __builtin_prefetch(x + i);
+    for (int i = 0; i < hidden_; i += 16) __builtin_prefetch(x + i, 0, kToL2);
   }
 
   // t.rows to u8; `gelu_max`: a GELU epilogue has just found their largest values.
@@ -534,7 +536,7 @@ class ForwardPass {
     g.row_zero = t.zero;
     g.col_scale = linear.scale;
     g.bias = linear.bias;
-    g.col_sum = linear.column_sum.data();
+    g.col_sum = linear.column_sum.front().value;
     g.epilogue = epilogue;
     g.c = t.c;
     g.ldc = linear.n;

@@ -286,7 +286,7 @@ class TensorReader {
     return reinterpret_cast<const int8_t*>(take(name, Dtype::kI8, shape).data);
   }
 
-  std::vector<float> column_sum(const std::string& name, const Linear& linear) {
+  std::vector<Floats16> column_sum(const std::string& name, const Linear& linear) {
     const auto* given = reinterpret_cast<const int32_t*>(take(name, Dtype::kI32, {linear.n}).data);
     const std::vector<int32_t> sums = column_sums(linear.weight, linear.k, linear.n);
     for (size_t i = 0; i < sums.size(); ++i) {
@@ -294,7 +294,11 @@ class TensorReader {
       bad(name, "[" + std::to_string(i) + "] is " + std::to_string(given[i]) +
                     "; the weights of that column add up to " + std::to_string(sums[i]));
     }
-    return {sums.begin(), sums.end()};
+    std::vector<Floats16> floats(sums.size() / 16);
+    for (size_t i = 0; i < sums.size(); ++i) {
+      floats[i / 16].value[i % 16] = static_cast<float>(sums[i]);
+    }
+    return floats;
   }
 
   Norm norm(const std::string& prefix, int hidden) {

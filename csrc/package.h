@@ -12,14 +12,19 @@
 
 namespace qla {
 
+// Sixteen floats on a cache line of their own; a vector of them keeps the alignment.
+struct alignas(64) Floats16 {
+  float value[16];
+};
+
 // One linear layer: y = (u8 activations . s8 weights) * scales + bias; see docs/numerics.md.
 struct Linear {
   int k = 0, n = 0;
-  const int8_t* weight = nullptr;  // [k/64][n/16][16][16][4]
-  const float* scale = nullptr;    // (n) per output channel
-  const float* bias = nullptr;     // (n)
-  std::vector<float> column_sum;   // (n) sum of weights over k; exact, being below 2^24
-  bool static_activation = false;  // false: scale and zero point come from each row
+  const int8_t* weight = nullptr;    // [k/64][n/16][16][16][4]
+  const float* scale = nullptr;      // (n) per output channel
+  const float* bias = nullptr;       // (n)
+  std::vector<Floats16> column_sum;  // (n) sum of weights over k; exact, being below 2^24
+  bool static_activation = false;    // false: scale and zero point come from each row
   float input_scale = 0.0f;
   int32_t input_zero_point = 0;
 };

@@ -79,8 +79,8 @@ QLA_INLINE void pack_keys(const AttentionArgs& a, const AttentionScratch& w) {
     __builtin_memset(block + filled * 64, 0, static_cast<size_t>(16 - filled) * 64);
     const uint16_t* key = a.k + static_cast<size_t>(j) * a.head_dim;
     // The values come next, and from as far away.
-    for (int r = 0; r < here; ++r)
-      __builtin_prefetch(a.v + static_cast<size_t>(j + r) * a.head_dim);
+    const uint16_t* value = a.v + static_cast<size_t>(j) * a.head_dim;
+    for (int i = 0; i < here * a.head_dim; i += 32) __builtin_prefetch(value + i);
     row_scales(key, here, a.head_dim, w.key_scale + j, inverse);
     // Without its lowest two bits, a scale times 3 * 2^22 is exact.
     const f32x16 scale = as_float(bits(load(w.key_scale + j)) & set1(~3));
@@ -140,10 +140,20 @@ QLA_INLINE void quantize_queries(const AttentionArgs& a, const AttentionScratch&
   }
 }
 
-// 16 keys' scores of one query, once the first product has left them as the bits of kRound + S.
-QLA_INLINE f32x16 scale_scores(const AttentionScratch& w, i32x16 sum, int j) {
-  return fma(as_float(sum), load(w.key_scale + j), load(w.key_shift + j));
-}
+// What 16 keys bring to the scores of every query.
+struct KeyTerms {
+  int j;
+  f32x16 step, shift;
+  QLA_INLINE KeyTerms(const AttentionScratch& w, int first_key)
+      : j(first_key), step(load(w.key_scale + j)), shift(load(w.key_shift + j)) {}
+
+  // Query r's scores, once the first product has left them as the bits of kRound + S.
+  QLA_INLINE void scale(const AttentionScratch& w, int r, i32x16 sum, f32x16& biggest) const {
+    const f32x16 x = fma(as_float(sum), step, shift);
+    store(w.s + static_cast<size_t>(r) * w.ld + j, x);
+    biggest = max(biggest, x);
+  }
+};
 
 // Exponents of a query's scores are score * factor + shift, in units of 2^-23. Logits beyond 2^20,
 // which only a hostile package has, are taken for smaller ones, so that the largest E stays near
@@ -158,7 +168,7 @@ QLA_INLINE void exponent_terms(f32x16 scale, f32x16 peak, float* factor, float* 
 
 // One query: scores become E (kept only if column sums will want it) and u8(E); returns the sum of
 // E.
-template <bool kKeepE>
+template <bool kColumnSums>
 QLA_INLINE float softmax_row(const AttentionScratch& w, int r, int n, float factor, float shift) {
   float* s = w.s + static_cast<size_t>(r) * w.ld;
   uint8_t* weights = w.weights + static_cast<size_t>(r) * w.ld;
@@ -166,7 +176,7 @@ QLA_INLINE float softmax_row(const AttentionScratch& w, int r, int n, float fact
   f32x16 sum = zero();
   const auto weight = [&](int j) {
     const f32x16 e = weights_from_exponents(fma(load(s + j), factors, shifts));
-    if constexpr (kKeepE) store(s + j, e);
+    if constexpr (kColumnSums) store(s + j, e);
     sum = sum + e;
     return to_int(e);
   };

@@ -28,15 +28,15 @@ class AmxProducts {
       _tile_stored(0, w_.s_int + j, stride);
       _tile_stored(1, w_.s_int + j + 16, stride);
     }
-    for (int r = 0; r < rows; ++r) {
-      const size_t row = static_cast<size_t>(r) * w_.ld;
-      f32x16 biggest = set1(kNoScore);
+    for (int r = 0; r < rows; r += 4) {
+      f32x16 biggest[4] = {set1(kNoScore), set1(kNoScore), set1(kNoScore), set1(kNoScore)};
       for (int j = 0; j < a_.n; j += 16) {
-        const f32x16 x = scale_scores(w_, load(w_.s_int + row + j), j);
-        store(w_.s + row + j, x);
-        biggest = max(biggest, x);
+        const KeyTerms keys16(w_, j);
+        const int32_t* sum = w_.s_int + static_cast<size_t>(r) * w_.ld + j;
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; ++q, sum += w_.ld) keys16.scale(w_, r + q, load(sum), biggest[q]);
       }
-      peak[r] = reduce_max(biggest);
+      for (int q = 0; q < 4; ++q) peak[r + q] = reduce_max(biggest[q]);
     }
   }
 

@@ -58,13 +58,11 @@ class DotProducts {
       }
     }
 #pragma GCC unroll 4
-    for (int q = 0; q < kScoreQueries; ++q) {
+    for (int p = 0; p < kPanels; ++p) {
+      const KeyTerms keys16(w_, 16 * (j + p));
 #pragma GCC unroll 4
-      for (int p = 0; p < kPanels; ++p) {
-        const int at = 16 * (j + p);
-        const f32x16 x = scale_scores(w_, total(sum[q][p]), at);
-        store(w_.s + static_cast<size_t>(r + q) * w_.ld + at, x);
-        biggest[q] = max(biggest[q], x);
+      for (int q = 0; q < kScoreQueries; ++q) {
+        keys16.scale(w_, r + q, total(sum[q][p]), biggest[q]);
       }
     }
   }

@@ -9,8 +9,9 @@ namespace {
 
 // gelu(x) = x * Phi(x). Phi(x) - 1/2 is an odd degree-9 polynomial on [-3.42, 3.42], fitted to the
 // error of gelu itself with Phi(3.42) = 1 held; beyond, x is clamped inside Phi only.
-// |error| <= 1.08e-3 everywhere, a twentieth of a u8 step (docs/numerics.md); never below
-// kLeastGelu.
+// |error| <= 1.08e-3, a twentieth of a u8 step (docs/numerics.md), or 2e-7 |x|, roundings of Phi
+// and the product. The last coefficient is rounded so that Phi(-3.42) comes out negative:
+// kLeastGelu holds for all x.
 QLA_INLINE f32x16 gelu(f32x16 x) {
   const f32x16 t = clamp_magnitude(x, 3.42f);
   const f32x16 u = t * t;
@@ -18,7 +19,7 @@ QLA_INLINE f32x16 gelu(f32x16 x) {
   p = fma(p, u, set1(-0x1.accd0ep-12f));
   p = fma(p, u, set1(0x1.b47018p-8f));
   p = fma(p, u, set1(-0x1.e88cc2p-5f));
-  p = fma(p, u, set1(0x1.939274p-2f));
+  p = fma(p, u, set1(0x1.939276p-2f));
   return x * fma(p, t, set1(0.5f));
 }
 
@@ -51,8 +52,8 @@ struct Largest {
 };
 
 template <Epilogue kEpilogue>
-QLA_INLINE void finish(const GemmArgs& g, const ColumnTerms& column, i32x16 acc, int row, int col,
-                       Largest& largest) {
+QLA_INLINE void finish_columns(const GemmArgs& g, const ColumnTerms& column, i32x16 acc, int row,
+                               int col, Largest& largest) {
   const f32x16 y = dequantize(g, column, acc, row);
   if constexpr (kEpilogue == Epilogue::kBias) {
     store(g.c + static_cast<size_t>(row) * g.ldc + col, y);
@@ -67,7 +68,13 @@ QLA_INLINE void finish(const GemmArgs& g, const ColumnTerms& column, i32x16 acc,
   }
 }
 
-// A block of sums in memory, kPanels * 16 columns wide, on the way through its epilogue.
+// A block's sums, row by row, kPanels * 16 columns wide.
+template <int kRows, int kPanels>
+struct alignas(64) BlockSums {
+  int32_t row[kRows][16 * kPanels];
+};
+
+// A block whose sums are in memory, on the way through its epilogue.
 //
 // An epilogue that followed its block's products would wait for the last of them, and the next
 // block's products would wait behind it: more instructions than any CPU looks ahead. So GEMMs
@@ -76,40 +83,46 @@ QLA_INLINE void finish(const GemmArgs& g, const ColumnTerms& column, i32x16 acc,
 template <Epilogue kEpilogue, int kRows, int kPanels>
 class Unfinished {
  public:
-  static constexpr int kColumns = 16 * kPanels;
-
-  explicit Unfinished(const GemmArgs& g) : g_(g) {}
+  Unfinished(const GemmArgs& g, const BlockSums<kRows, kPanels>& sums) : g_(g), sums_(sums) {}
 
   // How many rows to finish in each of `steps` steps.
   int share(int steps) const { return (rows_ - done_ + steps - 1) / steps; }
 
   QLA_INLINE void finish(int count) {
+    const GemmArgs g = g_;  // which no store can alias
     const int stop = count < rows_ - done_ ? done_ + count : rows_;
+    // Two panels' terms fit in registers from row to row; four are operands in memory.
+    constexpr bool kKeep = kPanels <= 2;
+    const ColumnTerms left(g, col_), right(g, col_ + (kKeep ? 16 * (kPanels - 1) : 0));
     for (; done_ < stop; ++done_) {
       const int row = row_ + done_;
       Largest largest;
 #pragma GCC unroll 4
-      for (int j = 0; j < kColumns; j += 16) {
-        qla::finish<kEpilogue>(g_, ColumnTerms(g_, col_ + j), load(sums_[done_] + j), row, col_ + j,
-                               largest);
+      for (int j = 0; j < kPanels; ++j) {
+        const int at = col_ + 16 * j;
+        const i32x16 sum = load(sums_.row[done_] + 16 * j);
+        if constexpr (kKeep) {
+          finish_columns<kEpilogue>(g, j == 0 ? left : right, sum, row, at, largest);
+        } else {
+          finish_columns<kEpilogue>(g, ColumnTerms(g, at), sum, row, at, largest);
+        }
       }
-      largest.merge<kEpilogue>(g_, row, col_);
+      largest.merge<kEpilogue>(g, row, col_);
     }
   }
 
-  // The next block's sums, row by row; nothing of the block before may be left.
-  int32_t* begin(int row, int col, int rows) {
+  // The block whose sums are there from now on; nothing of the one before may be left.
+  QLA_INLINE void begin(int row, int col, int rows) {
     row_ = row;
     col_ = col;
     rows_ = rows;
     done_ = 0;
-    return sums_[0];
   }
 
  private:
   const GemmArgs& g_;
+  const BlockSums<kRows, kPanels>& sums_;
   int row_ = 0, col_ = 0, rows_ = 0, done_ = 0;
-  alignas(64) int32_t sums_[kRows][kColumns];
 };
 
 // Calls `kernel<epilogue>(g)`; keeps the switch out of every GEMM.

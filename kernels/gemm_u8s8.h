@@ -12,11 +12,13 @@
 namespace qla {
 namespace {
 
+using Sums = BlockSums<kGemmRows, kGemmPanels>;
 template <Epilogue kEpilogue>
-using Before = Unfinished<kEpilogue, kGemmRows, kGemmPanels>;
+using BlockBefore = Unfinished<kEpilogue, kGemmRows, kGemmPanels>;
 
+// Leaves its sums in `sums`, where it finds those of the block before.
 template <Epilogue kEpilogue, int kRows>
-void gemm_block(const GemmArgs& g, int row, int col, Before<kEpilogue>& before) {
+void gemm_block(const GemmArgs& g, int row, int col, Sums& sums, BlockBefore<kEpilogue>& before) {
   Dot16 sum[kRows][kGemmPanels];
   for (int m = 0; m < kRows; ++m) {
     for (int j = 0; j < kGemmPanels; ++j) sum[m][j] = dot_from(set1(0));
@@ -40,34 +42,35 @@ void gemm_block(const GemmArgs& g, int row, int col, Before<kEpilogue>& before) 
     }
     before.finish(share);
   }
-  int32_t* sums = before.begin(row, col, kRows);
 #pragma GCC unroll 6
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
-    for (int j = 0; j < kGemmPanels; ++j, sums += 16) store(sums, total(sum[m][j]));
+    for (int j = 0; j < kGemmPanels; ++j) store(sums.row[m] + 16 * j, total(sum[m][j]));
   }
+  before.begin(row, col, kRows);
 }
 
 // What is left below a whole block of rows, in one block of just that size.
 template <Epilogue kEpilogue, int kRows = kGemmRows - 1>
-void gemm_tail(const GemmArgs& g, int row, int col, Before<kEpilogue>& before) {
+void gemm_tail(const GemmArgs& g, int row, int col, Sums& sums, BlockBefore<kEpilogue>& before) {
   if constexpr (kRows > 0) {
-    if (g.rows - row == kRows) return gemm_block<kEpilogue, kRows>(g, row, col, before);
-    gemm_tail<kEpilogue, kRows - 1>(g, row, col, before);
+    if (g.rows - row == kRows) return gemm_block<kEpilogue, kRows>(g, row, col, sums, before);
+    gemm_tail<kEpilogue, kRows - 1>(g, row, col, sums, before);
   }
 }
 
 template <Epilogue kEpilogue>
 void gemm(const GemmArgs& g) {
-  Before<kEpilogue> block(g);
+  Sums sums;
+  BlockBefore<kEpilogue> before(g, sums);
   for (int col = 0; col < g.n; col += 16 * kGemmPanels) {
     int row = 0;
     for (; row + kGemmRows <= g.rows; row += kGemmRows) {
-      gemm_block<kEpilogue, kGemmRows>(g, row, col, block);
+      gemm_block<kEpilogue, kGemmRows>(g, row, col, sums, before);
     }
-    gemm_tail<kEpilogue>(g, row, col, block);
+    gemm_tail<kEpilogue>(g, row, col, sums, before);
   }
-  block.finish(kGemmRows);
+  before.finish(kGemmRows);
 }
 
 }  // namespace

@@ -17,11 +17,11 @@ namespace {
 constexpr int kBlock = 32;  // rows and columns
 
 template <Epilogue kEpilogue>
-using Before = Unfinished<kEpilogue, kBlock, kBlock / 16>;
+using BlockBefore = Unfinished<kEpilogue, kBlock, kBlock / 16>;
 
 // The products of one block, into tmm0..1 or (more than 16 rows) tmm0..3.
 template <bool kBottom, Epilogue kEpilogue>
-QLA_INLINE void multiply(const GemmArgs& g, int row, int col, Before<kEpilogue>& before) {
+QLA_INLINE void multiply(const GemmArgs& g, int row, int col, BlockBefore<kEpilogue>& before) {
   const uint8_t* a0 = g.a + static_cast<size_t>(row) * g.lda;
   const uint8_t* a1 = a0 + static_cast<size_t>(16) * g.lda;
   const int8_t* b = g.b + static_cast<size_t>(col) * 64;
@@ -51,27 +51,28 @@ QLA_INLINE void multiply(const GemmArgs& g, int row, int col, Before<kEpilogue>&
 
 template <Epilogue kEpilogue>
 void gemm(const GemmArgs& g) {
-  constexpr int kStride = kBlock * sizeof(int32_t);
-  Before<kEpilogue> block(g);
+  BlockSums<kBlock, kBlock / 16> sums;
+  constexpr int kStride = sizeof sums.row[0];
+  BlockBefore<kEpilogue> before(g, sums);
   publish_to_tiles();
   for (int col = 0; col < g.n; col += kBlock) {
     for (int row = 0; row < g.rows; row += kBlock) {
       const int rows = g.rows - row < kBlock ? g.rows - row : kBlock;
       if (rows > 16) {
-        multiply<true>(g, row, col, block);
+        multiply<true>(g, row, col, before);
       } else {
-        multiply<false>(g, row, col, block);
+        multiply<false>(g, row, col, before);
       }
-      int32_t* sums = block.begin(row, col, rows);
+      _tile_stored(0, sums.row[0], kStride);
+      _tile_stored(1, sums.row[0] + 16, kStride);
       if (rows > 16) {
-        _tile_stored(2, sums + 16 * kBlock, kStride);
-        _tile_stored(3, sums + 16 * kBlock + 16, kStride);
+        _tile_stored(2, sums.row[16], kStride);
+        _tile_stored(3, sums.row[16] + 16, kStride);
       }
-      _tile_stored(0, sums, kStride);
-      _tile_stored(1, sums + 16, kStride);
+      before.begin(row, col, rows);
     }
   }
-  block.finish(kBlock);
+  before.finish(kBlock);
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ void gemm(const GemmArgs& g) {
         for (int l = 0; l < 16; ++l) acc.v[l] += a * weight_at(g, k, col + l);
       }
       Largest largest;
-      finish<kEpilogue>(g, ColumnTerms(g, col), acc, row, col, largest);
+      finish_columns<kEpilogue>(g, ColumnTerms(g, col), acc, row, col, largest);
       largest.merge<kEpilogue>(g, row, col);
     }
   }

@@ -12,7 +12,7 @@
 namespace qla {
 namespace {
 
-constexpr int kTogether = 8;  // few enough to stay in L1 between steps, at most 16
+constexpr int kTogether = 8;  // few enough for L1 between steps at usual widths; at most 16
 
 // Folds vectors 0, 16, 32, .. of a row into four results, element i into lane i mod 64.
 struct Lanes64 {

@@ -49,7 +49,7 @@ def test_exponentials() -> None:
     assert error <= 6.7e-4
 
 
-@pytest.mark.parametrize("limit", [7.0, 1000.0])
+@pytest.mark.parametrize("limit", [7.0, 1e3, 1e7, 3e15])
 def test_gelu(limit: float) -> None:
     series = coefficients("gemm_epilogue.h", "gelu")
     x = np.linspace(-limit, limit, 400_001).astype(np.float32)
@@ -60,5 +60,5 @@ def test_gelu(limit: float) -> None:
     print(f"\ngelu: largest error {error.max():.2e} at x = {x[error.argmax()]:.3f} over [-{limit}, {limit}]")
     assert len(series) == 5
     assert got.min() >= np.float32(-0.1712)  # kLeastGelu
-    # Beyond the clamp Phi is 1 or 0 up to its last rounding, which x multiplies.
-    assert (error <= np.maximum(1.08e-3, 1e-6 * np.abs(x))).all()
+    # Beyond the clamp Phi is 1 or 0 up to its last roundings, which x multiplies.
+    assert (error <= np.maximum(1.08e-3, 2e-7 * np.abs(x))).all()

@@ -299,7 +299,7 @@ class Suite {
     }
   }
 
-  // Row by row over as many rows as 384 tokens have.
+  // Over as many rows as 384 tokens have.
   void add_rowwise() {
     const NormArgs norm = make_.norm(kHidden);
     const size_t cells = size_t{kMostRows} * kHidden;

@@ -98,12 +98,6 @@ QLA_INLINE f32x16 load_s8(const int8_t* p) {
   const __m512i x = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   return {_mm512_cvtepi32_ps(x)};
 }
-// Clamps to [0, 255].
-QLA_INLINE void store_u8(uint8_t* p, i32x16 a) {
-  const __m512i x = _mm512_max_epi32(a.v, _mm512_setzero_si512());
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtusepi32_epi8(x));
-}
-
 QLA_INLINE void store_low_bytes(uint8_t* p, i32x16 a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
 }

@@ -131,16 +131,16 @@ QLA_INLINE void store_u8(uint8_t* p, i32x16 a) {
     p[l] = static_cast<uint8_t>(a.v[l] < 0 ? 0 : a.v[l] > 255 ? 255 : a.v[l]);
   }
 }
-// Each lane's lowest byte.
-QLA_INLINE void store_low_bytes(uint8_t* p, i32x16 a) {
-  for (int l = 0; l < 16; ++l) p[l] = static_cast<uint8_t>(a.v[l]);
-}
-// Sixty-four of them, clamped to [0, 255].
+// Sixty-four lanes, clamped to [0, 255].
 QLA_INLINE void store_u8(uint8_t* p, i32x16 a, i32x16 b, i32x16 c, i32x16 d) {
   store_u8(p, a);
   store_u8(p + 16, b);
   store_u8(p + 32, c);
   store_u8(p + 48, d);
+}
+// Each lane's lowest byte.
+QLA_INLINE void store_low_bytes(uint8_t* p, i32x16 a) {
+  for (int l = 0; l < 16; ++l) p[l] = static_cast<uint8_t>(a.v[l]);
 }
 // The low bytes of a, b, c, d side by side in each 32-bit lane.
 QLA_INLINE i32x16 interleave_bytes(i32x16 a, i32x16 b, i32x16 c, i32x16 d) {

@@ -157,6 +157,30 @@ INSTANTIATE_TEST_SUITE_P(RaggedRows, Gemm,
                          testing::Values(0, 1, 2, 3, 5, 6, 7, 11, 15, 16, 17, 31, 32, 33, 48, 50,
                                          63, 64, 81, 128));
 
+// What no model but a hostile package computes: nothing below kLeastGelu may come out, since the
+// quantization that follows relies on it, and all instruction sets agree on both.
+TEST(Gemm, GeluOfHugeNumbersIsQuantizedAlike) {
+  for (float magnitude : {1e7f, 1e12f, 1e15f}) {
+    Problem p(17, 64, 192, 32, 5, false);
+    for (float& scale : p.col_scale) scale = magnitude * 1e-4f;
+    for (float& scale : p.row_scale) scale = 1.0f;
+    const auto quantized = [&](Isa isa) {
+      const Output out = run(p, isa, Epilogue::kBiasGelu);
+      std::vector<const float*> rows;
+      for (int r = 0; r < p.rows; ++r) rows.push_back(&out.c[static_cast<size_t>(r) * p.n]);
+      std::vector<uint8_t> q(static_cast<size_t>(p.rows) * p.n);
+      std::vector<float> scale(p.rows), zero(p.rows);
+      const KernelRegion region(isa);
+      select_kernels(isa).quantize(rows.data(), p.rows, p.n, out.row_max.data(), {}, q.data(),
+                                   scale.data(), zero.data());
+      for (float x : out.c) EXPECT_TRUE(x >= kLeastGelu || x == -7.0f) << x;
+      return q;
+    };
+    const std::vector<uint8_t> want = quantized(Isa::kRef);
+    for (Isa isa : usable_isas()) EXPECT_TRUE(same_bits(quantized(isa), want)) << isa_name(isa);
+  }
+}
+
 TEST(Gemm, WideFeedForward) {
   const Problem p(33, 1536, 384, 32, 4, false);
   const Output want = run(p, Isa::kRef, Epilogue::kBias);

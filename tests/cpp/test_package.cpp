@@ -181,7 +181,7 @@ TEST(Package, FromMemoryIsUsedInPlace) {
   EXPECT_EQ(layer.ffn_out.input_scale, 0.25f);
   EXPECT_EQ(layer.ffn_out.input_zero_point, 9);
   EXPECT_EQ(layer.ffn_out.k, 128);
-  EXPECT_EQ(layer.ffn_out.column_sum[63], -256);
+  EXPECT_EQ(layer.ffn_out.column_sum[3].value[15], -256.0f);
   const qla_file& weights = lent.file("model.safetensors");
   const auto* begin = static_cast<const int8_t*>(weights.data);
   EXPECT_GT(layer.qkv.weight, begin);
