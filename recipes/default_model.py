@@ -35,7 +35,7 @@ DATA = "SQuAD 1.1 dev, articles at even positions"
 ESCALATION = ("fast", "full")
 ESCALATION_LOSS = 0.25
 """Points of F1 below ``full`` that escalating may cost, on the articles that the threshold is chosen by."""
-FRONTIER_LOSS = 5.0
+FRONTIER_LOSS = 3.0
 """Points of F1 below ``full`` beyond which a config of the frontier is not worth offering."""
 
 PROVENANCE = Provenance(
