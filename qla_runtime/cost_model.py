@@ -88,6 +88,28 @@ class CostModel:
         return (1 + self.margin) * (_counts(self.hidden, self.intermediate, lengths, configs) @ self.prices)
 
 
+class Pace:
+    """How the machine runs at the moment against a cost model: 1.0 as when it was fitted, 1.2 a fifth slower.
+
+    Neighbours on a shared machine, other calls on the same engine and the CPU's frequency change it within
+    seconds; the calls that were predicted tell. Safe to use from several threads: a lost update is forgotten.
+    """
+
+    SHARE = 0.1
+    """Of the way to what the latest call says; twenty calls follow a change to nine tenths."""
+
+    LIMITS = (0.5, 2.0)
+    """What one call may say; more says that it was interrupted."""
+
+    def __init__(self) -> None:
+        self.ratio = 1.0
+
+    def saw(self, expected: float, took: float) -> None:
+        """A call took ``took`` seconds where :meth:`CostModel.seconds` expects ``expected``."""
+        low, high = self.LIMITS
+        self.ratio += self.SHARE * (min(high, max(low, took / expected)) - self.ratio)
+
+
 # --------------------------------------------------------------------------------------------- fitting
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qla_runtime import _core, heads, inputs, policies, stages
-from qla_runtime.cost_model import CostModel, load_or_fit
+from qla_runtime.cost_model import CostModel, Pace, load_or_fit
 from qla_runtime.errors import InputError, UnsupportedError
 from qla_runtime.hub import find_package
 from qla_runtime.length import (
@@ -106,6 +106,7 @@ class Engine:
         )
         self._profile = stages.asked_for()
         self._costs: CostModel | None = None
+        self._pace = Pace()
         self._costs_lock = threading.Lock()
 
     @classmethod
@@ -552,7 +553,7 @@ class Engine:
         began = perf_counter()
         batch = inputs.ragged(input_ids, attention_mask, token_type_ids)
         asked = self._plan(length, latency_ms, batch.count, no_confidence="forward() gives logits")
-        plan = self._within_budget(asked, began, [batch], batch.count)
+        plan, ran = self._within_budget(asked, began, [batch], batch.count)
         want = {"last_hidden", "logits", "kept", "macs"}
         if output_hidden_states:
             want.add("hidden_states")
@@ -561,6 +562,7 @@ class Engine:
         if output_stages:
             want.add("stages")
         arrays = self._run(batch, plan.index, plan, want)
+        ran()
         labels = [plan.label(i) for i in range(batch.count)]
         return EncoderOutput(arrays, batch.offsets, self.task, labels, _budget_met(asked, began))
 
@@ -578,12 +580,16 @@ class Engine:
         if isinstance(plan, LengthPlan):  # one part after the other, so that memory does not grow with the call
             return [result for part in parts for result in finish(part, tokenize(part), plan)]
         ready = [(part, tokenize(part)) for part in parts]
-        chosen = self._within_budget(plan, began, [tokenized.batch for _, tokenized in ready], ready[-1][0].stop)
-        return [result for part, tokenized in ready for result in finish(part, tokenized, chosen)]
+        chosen, ran = self._within_budget(
+            plan, began, [tokenized.batch for _, tokenized in ready], ready[-1][0].stop
+        )
+        results = [result for part, tokenized in ready for result in finish(part, tokenized, chosen)]
+        ran()
+        return results
 
     def _within_budget(
         self, plan: LengthPlan | LatencyBudget, began: float, parts: Sequence[Ragged], count: int
-    ) -> LengthPlan:
+    ) -> tuple[LengthPlan, Callable[[], None]]:
         """The plan itself, or for a budget that has run since ``began`` the best config for what is left of it.
 
         Args:
@@ -591,13 +597,22 @@ class Engine:
             began: ``perf_counter`` at the call's beginning.
             parts: all sequences of the call, tokenized.
             count: inputs of the call; for ``answer`` the questions.
+
+        Returns:
+            What to run, and what to call when it has run: the next budget then knows how long this one took.
         """
         if isinstance(plan, LengthPlan):
-            return plan
+            return plan, lambda: None
         end = began + 1e-3 * plan.ms
         lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-        chosen = policies.within_time(self._best_first, self.cost_model, lengths, lambda: end - perf_counter())
-        return LengthPlan((chosen.config,), (0,) * count, (chosen.length,))
+        chosen, expected = policies.within_time(
+            self._best_first, self.cost_model, lengths, lambda: end - perf_counter(), self._pace.ratio
+        )
+        decided = perf_counter()
+        return (
+            LengthPlan((chosen.config,), (0,) * count, (chosen.length,)),
+            lambda: self._pace.saw(expected, perf_counter() - decided),
+        )
 
     def _windows(self, questions: list[str], contexts: list[str], part: slice, single: bool) -> QuestionWindows:
         """The windows of one slice's questions."""

@@ -99,8 +99,12 @@ def best_first(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def within_time(
-    ranked: Sequence[Candidate], model: CostModel, lengths: ArrayLike, left: Callable[[], float]
-) -> Candidate:
+    ranked: Sequence[Candidate],
+    model: CostModel,
+    lengths: ArrayLike,
+    left: Callable[[], float],
+    pace: float = 1.0,
+) -> tuple[Candidate, float]:
     """The first candidate predicted, with the model's margin, to run in the time that is left, else the fastest.
 
     Args:
@@ -108,10 +112,15 @@ def within_time(
         model: predicts times.
         lengths: tokens of each sequence of the call.
         left: seconds until the budget ends, asked once times are predicted, which takes some itself.
+        pace: how many times as long as the model says calls take at the moment.
+
+    Returns:
+        The candidate, and the seconds that the model expects it to take.
     """
     needed = model.safe_seconds(lengths, [candidate.config for candidate in ranked])
-    fits = np.flatnonzero(needed <= left())
-    return ranked[fits[0] if fits.size else needed.argmin()]
+    fits = np.flatnonzero(pace * needed <= left())
+    chosen = int(fits[0] if fits.size else needed.argmin())
+    return ranked[chosen], float(needed[chosen]) / (1 + model.margin)
 
 
 def escalate(

@@ -318,9 +318,9 @@ def candidate(name: str, ratio: float, value: float | None = None, data: str = "
     return policies.Candidate(name, config, count_macs(INFO, {"kind": "span-qa"}, 40, config), accuracy)
 
 
-def within(milliseconds: float, *candidates: policies.Candidate) -> str:
-    left = milliseconds / 1e3
-    return policies.within_time(policies.best_first(candidates), milliseconds_per_row(), [40], lambda: left).length
+def within(milliseconds: float, *candidates: policies.Candidate, pace: float = 1.0) -> str:
+    left, ranked = milliseconds / 1e3, policies.best_first(candidates)
+    return policies.within_time(ranked, milliseconds_per_row(), [40], lambda: left, pace)[0].length
 
 
 def test_the_most_accurate_that_fits_is_chosen():
@@ -330,6 +330,35 @@ def test_the_most_accurate_that_fits_is_chosen():
     assert within(140.5, *all_three) == "half"
     assert within(139.5, *all_three) == "tenth"
     assert within(1, *all_three) == "tenth", "nothing fits: the fastest"
+
+
+def test_a_slower_pace_leaves_less():
+    all_three = candidate("tenth", 0.1, 70), candidate("half", 0.5, 81), candidate("full", 1.0, 82)
+    assert [within(250, *all_three, pace=pace) for pace in (1.0, 1.2, 1.3, 1.8)] == [
+        "full",
+        "full",
+        "half",
+        "tenth",
+    ]
+
+
+def test_the_pace_follows_the_machine_and_forgives_an_interruption():
+    pace = cost_model.Pace()
+    pace.saw(0.002, 2.0)
+    assert pace.ratio == pytest.approx(1.1), "one interrupted call"
+    for _ in range(60):
+        pace.saw(0.002, 0.0025)
+    assert pace.ratio == pytest.approx(1.25, abs=0.01)
+
+
+def test_calls_under_a_budget_tell_the_pace(tmp_path):
+    engine = Engine(tiny_package().save(tmp_path / "package"))
+    engine._costs = milliseconds_per_row()  # hundreds of times slower than this package runs
+    engine.forward([[5] * 40], length="full")
+    assert engine._pace.ratio == 1.0, "no budget, no prediction"
+    for _ in range(30):
+        engine.forward([[5] * 40], latency_ms=1000)
+    assert engine._pace.ratio < 0.6
 
 
 def test_without_accuracies_more_macs_are_better():
@@ -354,7 +383,9 @@ def test_time_that_passes_while_predicting_counts():
     candidates = [candidate("full", 1.0), candidate("half", 0.5), candidate("tenth", 0.1)]
     for budget, expected in ((0.261, "full"), (0.259, "half"), (0.199, "tenth")):
         end = clock() + budget
-        assert policies.within_time(candidates, slow, [40], lambda end=end: end - clock()).length == expected
+        chosen, seconds = policies.within_time(candidates, slow, [40], lambda end=end: end - clock())
+        assert chosen.length == expected
+        assert seconds == pytest.approx(slow.seconds([40], chosen.config))
 
 
 @pytest.mark.parametrize(
