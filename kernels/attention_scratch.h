@@ -13,10 +13,9 @@ constexpr int kRowBytes = 64;  // a query's or key's dims as bytes: head_dim of 
 inline int round_up(int x, int multiple) { return (x + multiple - 1) / multiple * multiple; }
 
 struct AttentionScratch {
-  int ld;    // n rounded up to 64: a whole k block of the second product
-  float* s;  // (16, ld) scores, then E
-  int32_t*
-      s_int;  // the same memory before scaling, where tiles go through it: the bits of kRound + S
+  int ld;               // n rounded up to 64: a whole k block of the second product
+  float* s;             // (16, ld) scores, then E
+  int32_t* s_int;       // the same memory, where tiles leave the bits of kRound + S
   float* key_scale;     // (ld), zero beyond n
   float* key_shift;     // (ld): -kRound * key_scale; no score at all beyond n
   int32_t* key_offset;  // (ld): the bits of kRound, -128 * sum of the key's s8 dims

@@ -90,24 +90,13 @@ class Unfinished {
 
   QLA_INLINE void finish(int count) {
     const GemmArgs g = g_;  // which no store can alias
-    const int stop = count < rows_ - done_ ? done_ + count : rows_;
-    // Two panels' terms fit in registers from row to row; four are operands in memory.
-    constexpr bool kKeep = kPanels <= 2;
-    const ColumnTerms left(g, col_), right(g, col_ + (kKeep ? 16 * (kPanels - 1) : 0));
-    for (; done_ < stop; ++done_) {
-      const int row = row_ + done_;
-      Largest largest;
-#pragma GCC unroll 4
-      for (int j = 0; j < kPanels; ++j) {
-        const int at = col_ + 16 * j;
-        const i32x16 sum = load(sums_.row[done_] + 16 * j);
-        if constexpr (kKeep) {
-          finish_columns<kEpilogue>(g, j == 0 ? left : right, sum, row, at, largest);
-        } else {
-          finish_columns<kEpilogue>(g, ColumnTerms(g, at), sum, row, at, largest);
-        }
-      }
-      largest.merge<kEpilogue>(g, row, col_);
+    const auto terms = [&](int panel) { return ColumnTerms(g, col_ + 16 * panel); };
+    if constexpr (kPanels == 2) {
+      // Two panels' terms stay in registers from row to row; four are better read where they lie.
+      const ColumnTerms left = terms(0), right = terms(1);
+      finish_rows(g, count, [&](int panel) { return panel == 0 ? left : right; });
+    } else {
+      finish_rows(g, count, terms);
     }
   }
 
@@ -120,6 +109,21 @@ class Unfinished {
   }
 
  private:
+  template <typename Terms>
+  QLA_INLINE void finish_rows(const GemmArgs& g, int count, Terms terms) {
+    const int stop = count < rows_ - done_ ? done_ + count : rows_;
+    for (; done_ < stop; ++done_) {
+      const int row = row_ + done_;
+      Largest largest;
+#pragma GCC unroll 4
+      for (int j = 0; j < kPanels; ++j) {
+        const i32x16 sum = load(sums_.row[done_] + 16 * j);
+        finish_columns<kEpilogue>(g, terms(j), sum, row, col_ + 16 * j, largest);
+      }
+      largest.merge<kEpilogue>(g, row, col_);
+    }
+  }
+
   const GemmArgs& g_;
   const BlockSums<kRows, kPanels>& sums_;
   int row_ = 0, col_ = 0, rows_ = 0, done_ = 0;

@@ -350,8 +350,9 @@ class Suite {
     float* scale = make_.zeros<float>(kMostRows);
     float* zero = make_.zeros<float>(kMostRows);
     std::vector<const float*> from;
-    for (int r = 0; r < rows; ++r)
+    for (int r = 0; r < rows; ++r) {
       from.push_back(x + static_cast<size_t>(index ? index[r] : r) * n);
+    }
     add("quantize", name, 0, 5.0 * rows * n, [=](const KernelSet& kernels, Isa) {
       kernels.quantize(from.data(), rows, n, nullptr, QuantizeArgs{}, q, scale, zero);
     });
