@@ -332,6 +332,13 @@ def test_the_most_accurate_that_fits_is_chosen():
     assert within(1, *all_three) == "tenth", "nothing fits: the fastest"
 
 
+def test_where_all_take_alike_and_nothing_fits_the_cheapest_runs():
+    overhead = CostModel(2, 64, 128, (1.0, 0.0, 0.0, 0.0, 0.0), margin=0.1)
+    ranked = [candidate("full", 1.0, 82), candidate("tenth", 0.1, 70), candidate("half", 0.5, 60)]
+    assert policies.within_time(ranked, overhead, [40], lambda: 0.0)[0].length == "tenth"
+    assert policies.within_time(ranked, overhead, [40], lambda: 2.0)[0].length == "full"
+
+
 def test_a_slower_pace_leaves_less():
     all_three = candidate("tenth", 0.1, 70), candidate("half", 0.5, 81), candidate("full", 1.0, 82)
     assert [within(250, *all_three, pace=pace) for pace in (1.0, 1.2, 1.3, 1.8)] == [
