@@ -6,6 +6,7 @@ The tokenizers library reports its faults as bare exceptions and as Rust panics.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 SIDES = ("right", "left")
+
+LOADING = threading.RLock()
+"""Held while a tokenizer is made. A fork waits for it: a child never sees a half-made tokenizer, a half-done
+import of the library, or this lock in the hands of a thread that it does not have."""
+
+os.register_at_fork(before=LOADING.acquire, after_in_parent=LOADING.release, after_in_child=LOADING.release)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qla_runtime.errors import InputError, PackageError
-from qla_runtime.tokenizer import TextRules, faults_named, open_tokenizer, watch_forks
+from qla_runtime.tokenizer import LOADING, TextRules, faults_named, open_tokenizer, watch_forks
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -215,10 +215,11 @@ class TextEncoder:
         Raises:
             PackageError: the tokenizers library cannot read it.
         """
-        # No lock: a child forked while another thread holds one would wait for ever. Two threads that come first
-        # at the same time make a tokenizer each, and one of them is dropped.
         if self._tokenizer is None:
-            self._tokenizer = open_tokenizer(self._read(), self._rules, self._max_length if self._cut else None)
+            with LOADING:
+                if self._tokenizer is None:
+                    length = self._max_length if self._cut else None
+                    self._tokenizer = open_tokenizer(self._read(), self._rules, length)
         return self._tokenizer
 
     def _joined(self, ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]] | None) -> Ragged:

@@ -26,6 +26,7 @@ _CLASS_OF_MODEL = {
     "xlm-roberta": "XLMRobertaTokenizer",
     "camembert": "CamembertTokenizer",
 }
+_GENERIC = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend", "")
 _ARCHITECTURES = {"XLMRoberta": "xlm-roberta", "Roberta": "roberta", "Camembert": "camembert"}
 _BERT_TOKENS = {
     "unk_token": "[UNK]",
@@ -71,7 +72,8 @@ def tokenizer_class(folder: Path, config: Mapping[str, Any]) -> str:
     declared = read_object(folder / "tokenizer_config.json").get("tokenizer_class") or config.get(
         "tokenizer_class"
     )
-    return str(declared or _CLASS_OF_MODEL.get(model_type(config), "")).removesuffix("Fast")
+    name = str(declared or _CLASS_OF_MODEL.get(model_type(config), ""))
+    return name if name in _GENERIC else name.removesuffix("Fast")
 
 
 def fits_class(folder: Path, name: str) -> bool:
@@ -92,13 +94,14 @@ def plain_tokenizer(folder: Path, config: Mapping[str, Any], arguments: Mapping[
         InputError: a file is damaged.
         UnsupportedError: there is no tokenizer.json.
     """
-    content = read_object(folder / "tokenizer.json")
-    if not content:
-        raise UnsupportedError(
-            f"{folder.name} holds no tokenizer.json, and making one from its other files needs transformers. "
-            "Run: pip install 'transformers>=5,<6'"
-        )
     name = tokenizer_class(folder, config)
+    if not (folder / "tokenizer.json").is_file() or name not in {*_CLASSES, *_GENERIC}:
+        raise UnsupportedError(
+            f"{folder.name}: reading its tokenizer, {name}, needs transformers; without it only a tokenizer.json "
+            f"of {', '.join(_CLASSES)} or {_GENERIC[0]} is read. Run: pip install 'transformers>=5,<6'"
+        )
+    content = read_object(folder / "tokenizer.json")
+    _model_kind(content)
     kind = _CLASSES[name] if name in _CLASSES and fits_class(folder, name) else None
     settings = read_object(folder / "tokenizer_config.json") | arguments
     listed = [
@@ -108,6 +111,7 @@ def plain_tokenizer(folder: Path, config: Mapping[str, Any], arguments: Mapping[
         settings |= read_object(folder / "special_tokens_map.json")
     tokens = dict(kind.tokens) if kind else {}
     tokens |= {key: _added(settings[key]) for key in _ROBERTA_TOKENS if settings.get(key)}
+    extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
     try:
         if kind:
             if listed:
@@ -116,14 +120,15 @@ def plain_tokenizer(folder: Path, config: Mapping[str, Any], arguments: Mapping[
         else:
             tokenizer = Tokenizer.from_str(json.dumps(content))
         tokenizer.add_tokens([_added(entry) for entry in listed])
-        tokenizer.add_special_tokens([token for token in tokens.values() if not _has(tokenizer, token)])
+        special = [*tokens.values(), *map(_added, extra)]
+        tokenizer.add_special_tokens([token for token in special if not _has(tokenizer, token)])
     except InputError:
         raise
     except Exception as error:  # the tokenizers library raises Exception itself
         raise InputError(f"{folder.name}: its tokenizer's files do not fit together: {error}") from error
     return BuiltTokenizer(
         tokenizer,
-        _rules(content, settings, token_types=kind is None or kind.token_types),
+        _rules(content, settings, token_types=gives_types(name)),
         frozenset(str(getattr(token, "content", token)) for token in tokens.values()),
         settings.get("model_max_length", settings.get("max_len")),
     )
@@ -144,6 +149,11 @@ def read_object(path: Path) -> Json:
     if not isinstance(value, dict):
         raise InputError(f"{path.name} must hold a JSON object, not a {type(value).__name__}")
     return value
+
+
+def gives_types(name: str) -> bool:
+    """Whether a tokenizer of this class gives token types where ``model_input_names`` does not say."""
+    return name in _CLASSES and _CLASSES[name].token_types
 
 
 def check_side(side: Any) -> str:

@@ -20,6 +20,7 @@ from qla_runtime.convert.plain_tokenizer import (
     BuiltTokenizer,
     check_side,
     fits_class,
+    gives_types,
     model_type,
     plain_tokenizer,
     tokenizer_class,
@@ -136,15 +137,18 @@ def _by_transformers(folder: Path, config: Mapping[str, Any], arguments: Mapping
     from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
     from transformers.utils import logging
 
+    name = tokenizer_class(folder, config)
     try:
         with _quiet(logging):
-            if fits_class(folder, tokenizer_class(folder, config)):
+            if fits_class(folder, name):
                 known = AutoConfig.for_model(model_type(config), tokenizer_class=config.get("tokenizer_class"))
                 loaded = AutoTokenizer.from_pretrained(
                     str(folder), config=known, local_files_only=True, trust_remote_code=False, **arguments
                 )
             else:
                 loaded = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True, **arguments)
+                if "model_input_names" not in loaded.init_kwargs and gives_types(name):
+                    loaded.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     except InputError:
         raise
     except Exception as error:  # transformers raises many kinds
