@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from qla_runtime import Engine, _core, evaluate
-from qla_runtime.windows import QuestionWindows, TextEncoder
+from qla_runtime.windows import QuestionWindows
 
 
 class Fp32Answers:
@@ -28,7 +28,7 @@ class Fp32Answers:
         self.model = AutoModelForQuestionAnswering.from_pretrained(checkpoint, dtype="float32").eval()
         task = engine._config["task"]
         self.stride, self.max_answer_tokens = task["doc_stride"], task["max_answer_tokens"]
-        self.texts = TextEncoder(engine.path, task["max_length"], cut=False)
+        self.texts = engine._texts
 
     def logits(self, windows: QuestionWindows, rows: int = 16) -> np.ndarray:
         """float32 (tokens, 2), in the windows' ragged order; padded batches of similar lengths inside."""

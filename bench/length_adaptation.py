@@ -25,7 +25,6 @@ from tqdm import tqdm
 from qla_runtime import Engine, Escalate, LatencyBudget, LengthConfig, evaluate
 from qla_runtime.evaluate import Question
 from qla_runtime.length import Length
-from qla_runtime.windows import TextEncoder
 
 BATCH = 32
 
@@ -131,7 +130,7 @@ def end_to_end(args: argparse.Namespace) -> None:
     baseline = BertBase(engine) if args.bert_base else None
     sampled = set(np.linspace(0, len(parts) - 1, args.bert_base, dtype=int).tolist()) if baseline else set()
     task = read_json(engine, "config.json")["task"]
-    texts, stride = TextEncoder(engine.path, task["max_length"], cut=False), task["doc_stride"]
+    texts, stride = engine._texts, task["doc_stride"]
     answers(engine, parts[0], None)
     if baseline:
         baseline.seconds([task["max_length"]] * BATCH)
@@ -255,7 +254,7 @@ def losses(args: argparse.Namespace) -> None:
     engine = Engine.from_pretrained(args.package)
     questions = evaluate.read_squad(args.data, args.articles)
     task = read_json(engine, "config.json")["task"]
-    texts = TextEncoder(engine.path, task["max_length"], cut=False)
+    texts = engine._texts
     windows = texts.windows(
         [q.question for q in questions],
         [q.context for q in questions],

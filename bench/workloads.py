@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qla_runtime import Engine, InputError, evaluate
-from qla_runtime.windows import TextEncoder
 
 SHAPES = Path(__file__).with_name("shapes.txt")
 
@@ -123,7 +122,7 @@ def squad_rows(engine: Engine, file: str) -> list[NDArray[np.int32]]:
     questions = evaluate.read_squad(file)
     questions = questions[:: max(1, len(questions) // SEQUENCES)]
     task = engine._config["task"]
-    texts = TextEncoder(engine.path, task["max_length"], cut=False)
+    texts = engine._texts
     asked = [question.question for question in questions]
     return _rows(
         texts.windows(asked, [question.context for question in questions], task["doc_stride"], asked).batch
@@ -135,7 +134,7 @@ def sts_rows(engine: Engine, file: str) -> list[NDArray[np.int32]]:
     _, firsts, seconds = evaluate.read_sts(file)
     sentences = list(chain.from_iterable(zip(firsts, seconds, strict=True)))
     sentences = sentences[:: max(1, len(sentences) // SEQUENCES)]
-    return _rows(TextEncoder(engine.path, engine.max_length, cut=True).encode(sentences).batch)
+    return _rows(engine._texts.encode(sentences).batch)
 
 
 def _rows(batch) -> list[NDArray[np.int32]]:

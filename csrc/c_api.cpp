@@ -127,6 +127,9 @@ qla_status qla_get_text(const qla_engine* engine, qla_text which, char* buffer, 
       case QLA_TEXT_EXPLAIN:
         text = engine->engine.explain();
         break;
+      case QLA_TEXT_TOKENIZER:
+        text = engine->engine.package().tokenizer_json;
+        break;
       default:
         qla::fail(QLA_INVALID_INPUT, "there is no text %d", static_cast<int>(which));
     }

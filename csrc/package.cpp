@@ -15,7 +15,7 @@
 namespace qla {
 
 struct Package::Mapping {
-  FileBytes weights;
+  FileBytes weights, tokenizer;
 };
 
 namespace {
@@ -153,6 +153,15 @@ TaskSpec read_task(const JsonEntry& entry, const EncoderSpec& encoder) {
       break;
   }
   return task;
+}
+
+// How texts become tokens, where tokenizer.json cannot say it. The callers that tokenize read it.
+void check_text_rules(const JsonEntry& entry) {
+  entry.check_keys({}, {"truncation_side", "token_types", "split_special_tokens"});
+  if (entry.has("truncation_side")) entry["truncation_side"].one_of({"right", "left"});
+  for (const char* key : {"token_types", "split_special_tokens"}) {
+    if (entry.has(key)) entry[key].boolean();
+  }
 }
 
 // ---- length_configs.json
@@ -402,7 +411,9 @@ struct PackageReader {
     FileBytes& weights = files.find(kWeightsFile)->second;
     read_tensors(weights, *package);
     package->weight_bytes = weights.size();
-    package->mapping_.reset(new Package::Mapping{std::move(weights)});
+    FileBytes& tokenizer = files.find(kTokenizerFile)->second;
+    package->mapping_.reset(new Package::Mapping{std::move(weights), std::move(tokenizer)});
+    package->tokenizer_json = package->mapping_->tokenizer.text();
     return package;
   } catch (const Error& error) {
     throw with_remedy(error, source);
@@ -413,11 +424,12 @@ struct PackageReader {
     const nlohmann::json root = parse_json(text, kConfigFile, kMaxJsonSize);
     const JsonEntry config(root, kConfigFile);
     config.check_version();
-    config.check_keys({"format_version", "name", "encoder", "linears", "task"});
+    config.check_keys({"format_version", "name", "encoder", "linears", "task"}, {"text"});
     package.name = config["name"].text();
     package.encoder = read_encoder(config["encoder"]);
     package.layers = read_layer_types(config["linears"], package.encoder.layers);
     package.task = read_task(config["task"], package.encoder);
+    if (config.has("text")) check_text_rules(config["text"]);
     package.config_json = text;
   }
 

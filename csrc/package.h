@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "qla/qla.h"
@@ -84,6 +85,7 @@ class Package {
   std::string name;
   std::string source;  // folder, or "memory"
   std::string config_json, length_configs_json;
+  std::string_view tokenizer_json;  // as opened; not parsed here
   size_t weight_bytes = 0;  // size of model.safetensors
 
  private:

@@ -32,6 +32,7 @@ from qla_runtime.length import (
     resolve,
 )
 from qla_runtime.output import EncoderOutput
+from qla_runtime.tokenizer import TextRules
 from qla_runtime.windows import Encoded, QuestionWindows, Ragged, TextEncoder, batches, check_texts
 
 Tokenized = TypeVar("Tokenized", Encoded, QuestionWindows)
@@ -99,10 +100,12 @@ class Engine:
         self._config = json.loads(self._core.config_json)
         self._task = self._config["task"]
         self._texts = TextEncoder(
-            self._path,
+            self._core.tokenizer_json,
             self._task["max_length"],
             cut=self._task["kind"] != "span-qa",
-            with_types=self._info["type_vocab_size"] > 1,
+            vocab_size=self._info["vocab_size"],
+            type_vocab_size=self._info["type_vocab_size"],
+            rules=TextRules.from_json(self._config.get("text", {})),
         )
         self._profile = stages.asked_for()
         self._costs: CostModel | None = None

@@ -5,17 +5,16 @@ Everything here works on the lists that the tokenizer gives; no model, no logits
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qla_runtime.errors import InputError, PackageError
+from qla_runtime.tokenizer import LOADING, TextRules, faults_named, open_tokenizer, watch_forks
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -109,34 +108,52 @@ class QuestionWindows:
 
 
 class TextEncoder:
-    """The package's tokenizer, loaded when the first text comes.
+    """The package's tokenizer, made when the first text comes.
 
     Args:
-        folder: the package.
+        read: gives the bytes of tokenizer.json, those that were checked when the package was opened.
         max_length: tokens of a sequence, special tokens included.
         cut: truncate single texts and pairs at ``max_length``; the windows of question answering do not.
-        with_types: whether the model tells token types apart. A RoBERTa-type model has one only, and whatever
-            types its tokenizer may give the second text of a pair are not meant for it.
+        vocab_size: token ids of the model.
+        type_vocab_size: token types of the model. A RoBERTa-type model has one only, and whatever types its
+            tokenizer may give the second text of a pair are not meant for it.
+        rules: what tokenizer.json has no words for.
     """
 
-    def __init__(self, folder: Path, max_length: int, *, cut: bool, with_types: bool = True) -> None:
-        self._path = folder / "tokenizer.json"
+    def __init__(
+        self,
+        read: Callable[[], bytes],
+        max_length: int,
+        *,
+        cut: bool,
+        vocab_size: int,
+        type_vocab_size: int,
+        rules: TextRules | None = None,
+    ) -> None:
+        self._read = read
         self._max_length = max_length
         self._cut = cut
-        self._with_types = with_types
-        self._lock = threading.Lock()
+        self._vocab_size = vocab_size
+        self._type_vocab_size = type_vocab_size
+        self._rules = rules or TextRules()
+        self._with_types = type_vocab_size > 1 and self._rules.token_types
         self._tokenizer: Tokenizer | None = None
 
     def encode(self, texts: Sequence[str] | Sequence[tuple[str, str]], *, with_offsets: bool = False) -> Encoded:
         """Texts or pairs of texts -> one sequence each.
 
         Without ``with_offsets`` the encodings carry no character offsets, which is faster.
+
+        Raises:
+            PackageError: the tokenizer fails, or gives ids that the model does not have.
         """
         tokenizer = self.load()
+        watch_forks()
         encode = tokenizer.encode_batch if with_offsets else tokenizer.encode_batch_fast
-        encodings = encode(list(texts))
+        with faults_named():
+            encodings = encode(list(texts))
         types = [e.type_ids for e in encodings] if self._with_types else None
-        batch = Ragged.join([e.ids for e in encodings], types)
+        batch = self._joined([e.ids for e in encodings], types)
         return Encoded(batch, encodings, np.array([bool(e.overflowing) for e in encodings], np.bool_))
 
     def windows(
@@ -155,8 +172,12 @@ class TextEncoder:
 
         Raises:
             InputError: a question so long that no context fits beside it, or a context without a token.
+            PackageError: the tokenizer fails, or gives ids that the model does not have.
         """
-        encodings = self.load().encode_batch(list(zip(questions, contexts, strict=True)))
+        tokenizer = self.load()
+        watch_forks()
+        with faults_named():
+            encodings = tokenizer.encode_batch(list(zip(questions, contexts, strict=True)))
         ids: list[list[int]] = []
         types: list[list[int]] = []
         contexts_of: list[tuple[int, int]] = []
@@ -182,38 +203,40 @@ class TextEncoder:
                 shifts.append((begin, begin + start))
             bounds[q + 1] = len(ids)
 
-        batch = Ragged.join(ids, types if self._with_types else None)
+        batch = self._joined(ids, types if self._with_types else None)
         is_context = np.zeros(len(batch.ids), np.uint8)
         for offset, (begin, end) in zip(batch.offsets[:-1], contexts_of, strict=True):
             is_context[offset + begin : offset + end] = 1
         return QuestionWindows(batch, is_context, bounds, encodings, shifts)
 
     def load(self) -> Tokenizer:
-        """The tokenizer, read from the package on first use.
+        """The tokenizer, made on first use.
 
         Raises:
             PackageError: the tokenizers library cannot read it.
         """
         if self._tokenizer is None:
-            with self._lock:
+            with LOADING:
                 if self._tokenizer is None:
-                    self._tokenizer = self._open()
+                    length = self._max_length if self._cut else None
+                    self._tokenizer = open_tokenizer(self._read(), self._rules, length)
         return self._tokenizer
 
-    def _open(self) -> Tokenizer:
-        from tokenizers import Tokenizer
+    def _joined(self, ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]] | None) -> Ragged:
+        """The batch of these sequences, with only such ids as the model has."""
+        _check_ids(ids, self._vocab_size, "token id", "vocab_size")
+        if type_ids is not None:
+            _check_ids(type_ids, self._type_vocab_size, "token type", "type_vocab_size")
+        return Ragged.join(ids, type_ids)
 
-        try:
-            tokenizer = Tokenizer.from_file(str(self._path))
-        except Exception as error:  # the library raises bare Exception
-            raise PackageError(
-                f"tokenizer.json: the tokenizers library cannot read it ({error}); convert again"
-            ) from error
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        if self._cut:
-            tokenizer.enable_truncation(self._max_length)
-        return tokenizer
+
+def _check_ids(rows: Sequence[Sequence[int]], size: int, what: str, limit: str) -> None:
+    largest = max((max(row) for row in rows if row), default=0)
+    if largest >= size:
+        raise PackageError(
+            f"tokenizer.json gives {what} {largest}, and config.json says that {limit} is {size}; convert again "
+            "with the tokenizer that the model was trained with"
+        )
 
 
 def window_ranges(length: int, room: int, stride: int) -> Iterator[tuple[int, int]]:

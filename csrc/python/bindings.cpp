@@ -202,14 +202,9 @@ class Engine {
     return info;
   }
 
-  py::str text(qla_text which) const {
-    std::size_t length = 0;
-    check(qla_get_text(engine_.get(), which, nullptr, 0, &length));
-    std::string buffer(length + 1, '\0');
-    check(qla_get_text(engine_.get(), which, buffer.data(), buffer.size(), &length));
-    buffer.resize(length);
-    return py::str(buffer);
-  }
+  py::str text(qla_text which) const { return py::str(content(which)); }
+
+  py::bytes tokenizer_json() const { return py::bytes(content(QLA_TEXT_TOKENIZER)); }
 
   py::dict run(const py::object& ids, const py::object& offsets, const py::object& type_ids,
                const std::vector<LengthTuple>& lengths, const py::object& length_index,
@@ -251,6 +246,15 @@ class Engine {
   }
 
  private:
+  std::string content(qla_text which) const {
+    std::size_t length = 0;
+    check(qla_get_text(engine_.get(), which, nullptr, 0, &length));
+    std::string buffer(length + 1, '\0');
+    check(qla_get_text(engine_.get(), which, buffer.data(), buffer.size(), &length));
+    buffer.resize(length);
+    return buffer;
+  }
+
   static std::set<std::string> checked_names(const py::iterable& want) {
     std::set<std::string> names;
     for (const py::handle& item : want) {
@@ -343,6 +347,7 @@ PYBIND11_MODULE(_core, module) {
       .def_property_readonly(
           "length_configs_json",
           [](const Engine& engine) { return engine.text(QLA_TEXT_LENGTH_CONFIGS); })
+      .def("tokenizer_json", &Engine::tokenizer_json)
       .def("explain", [](const Engine& engine) { return engine.text(QLA_TEXT_EXPLAIN); })
       .def("run", &Engine::run, py::arg("ids"), py::arg("offsets"), py::arg("type_ids"),
            py::arg("lengths"), py::arg("length_index"), py::arg("want"));

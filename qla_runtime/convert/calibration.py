@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from qla_runtime.errors import InputError
+from qla_runtime.tokenizer import TextRules, open_tokenizer
 
 POOL = 8
 """Texts looked at per sample picked, so that the picked lengths follow the file's own distribution."""
@@ -71,6 +71,7 @@ def read_texts(path: str | Path, *, articles: str = "all") -> list[tuple[str, st
 def pick_samples(
     texts: list[tuple[str, str | None]],
     tokenizer_json: str,
+    rules: TextRules | None = None,
     *,
     max_length: int,
     type_vocab_size: int,
@@ -87,11 +88,12 @@ def pick_samples(
     """
     step = max(1, len(texts) // (POOL * (calibrate + check)))
     pool = texts[::step]
-    tokenizer = Tokenizer.from_str(tokenizer_json)
-    tokenizer.enable_truncation(max_length)
+    rules = rules or TextRules()
+    tokenizer = open_tokenizer(tokenizer_json, rules, max_length)
     inputs = [text if pair is None else (text, pair) for text, pair in pool]
     # The traced graph holds for three tokens and more; less than [CLS] x [SEP] says nothing anyway.
-    samples = [_sample(e, type_vocab_size) for e in tokenizer.encode_batch(inputs) if len(e.ids) >= 3]
+    types = type_vocab_size if rules.token_types else 1
+    samples = [_sample(e, types) for e in tokenizer.encode_batch(inputs) if len(e.ids) >= 3]
     if not samples:
         raise InputError("calibration texts tokenize to nothing; give some dozens of typical inputs")
     held_out = len(samples) >= 8

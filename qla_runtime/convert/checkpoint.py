@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import Tokenizer
-
+from qla_runtime.convert.sentence_settings import TransformerSettings, transformer_settings
 from qla_runtime.convert.spec import (
     EncoderSpec,
     SentenceSpec,
@@ -22,7 +21,9 @@ from qla_runtime.convert.spec import (
     sentence_spec,
     task_spec,
 )
+from qla_runtime.convert.tokenizer import read_tokenizer
 from qla_runtime.errors import InputError, UnsupportedError
+from qla_runtime.tokenizer import TextRules
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,6 +73,8 @@ class Checkpoint:
     """The tokenizer, truncation and padding off."""
     card: str
     """README.md of the checkpoint, or an empty string."""
+    text: TextRules = TextRules()
+    """What the tokenizer cannot say about texts."""
 
     def load_model(self, *, new_head: bool = False) -> Model:
         """The float32 model in evaluation mode.
@@ -114,18 +117,17 @@ def open_checkpoint(
         UnsupportedError: the runtime cannot run this architecture.
     """
     root = _find(checkpoint)
-    folder, sentence = _sentence_layout(root)
+    folder, sentence, settings = _sentence_layout(root)
     config = _read_object(folder / "config.json")
     encoder = encoder_spec(config)
-    tokenizer_config = folder / "tokenizer_config.json"
-    limit = _read_object(tokenizer_config).get("model_max_length") if tokenizer_config.is_file() else None
+    tokenizer = read_tokenizer(folder, config, settings)
     spec = task_spec(
         config,
         encoder,
         task=task,
         max_length=max_length,
         sentence=sentence,
-        tokenizer_limit=limit if isinstance(limit, int) else None,
+        tokenizer_limit=tokenizer.limit,
     )
     _weight_files(folder)  # refuse a pickle now, not after reading the texts
     card = root / "README.md"
@@ -134,7 +136,8 @@ def open_checkpoint(
         folder=folder,
         encoder=encoder,
         task=spec,
-        tokenizer_json=_tokenizer_json(folder, encoder.vocab_size),
+        tokenizer_json=tokenizer.json,
+        text=tokenizer.rules,
         card=card.read_text(encoding="utf-8") if card.is_file() else "",
     )
 
@@ -162,25 +165,27 @@ def _find(checkpoint: str | Path) -> Path:
         ) from error
 
 
-def _sentence_layout(root: Path) -> tuple[Path, SentenceSpec | None]:
-    """The transformer's folder and the pooling, when ``root`` has the sentence-transformers layout."""
+def _sentence_layout(root: Path) -> tuple[Path, SentenceSpec | None, TransformerSettings]:
+    """The transformer's folder, the pooling and the text settings, where ``root`` has modules.json."""
     listing = root / "modules.json"
     if not listing.is_file():
-        return root, None
+        return root, None, TransformerSettings()
     modules = _read_json(listing)
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise InputError("modules.json must hold a list of modules")
     pooling = [module for module in modules if str(module.get("type", "")).endswith("Pooling")]
-    if not pooling:  # a cross-encoder also has the file, and no pooling
-        return root, None
+    if not modules:
+        return root, None, TransformerSettings()
     transformer = _inside(root, modules[0])
-    settings = transformer / "sentence_bert_config.json"
+    settings = transformer_settings(transformer)
+    if not pooling:  # a cross-encoder also has the file, and no pooling
+        return transformer, None, settings
     spec = sentence_spec(
         modules,
         _read_object(_inside(root, pooling[0]) / "config.json"),
-        _read_object(settings) if settings.is_file() else {},
+        {"max_seq_length": settings.max_length},
     )
-    return transformer, spec
+    return transformer, spec, settings
 
 
 def _inside(root: Path, module: dict[str, Any]) -> Path:
@@ -188,37 +193,6 @@ def _inside(root: Path, module: dict[str, Any]) -> Path:
     if not folder.is_relative_to(root.resolve()):
         raise InputError(f"modules.json: path {module.get('path')!r} leaves the checkpoint's folder")
     return folder
-
-
-def _tokenizer_json(folder: Path, vocab_size: int) -> str:
-    """tokenizer.json with truncation and padding off; made by transformers where only a vocabulary is."""
-    path = folder / "tokenizer.json"
-    if path.is_file():
-        tokenizer = _read_object(path)
-    else:
-        from transformers import AutoTokenizer
-
-        try:
-            loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, use_fast=True)
-            tokenizer = json.loads(loaded.backend_tokenizer.to_str())
-        except Exception as error:  # transformers raises many kinds for a folder without a tokenizer
-            raise InputError(
-                f"{folder.name} holds no tokenizer.json and none can be made from it: {_first_line(error)}. "
-                "Save the tokenizer next to the weights"
-            ) from error
-    # Texts are cut by the engine, which reports it; padding never exists.
-    tokenizer["truncation"] = tokenizer["padding"] = None
-    text = json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":"))
-    try:
-        largest = max(Tokenizer.from_str(text).get_vocab().values(), default=0)
-    except Exception as error:  # the Rust side raises Exception itself
-        raise InputError(f"tokenizer.json: {_first_line(error)}") from error
-    if largest >= vocab_size:
-        raise InputError(
-            f"tokenizer.json knows token id {largest}, but config.json's vocab_size is {vocab_size}; "
-            "resize the checkpoint's embeddings or give the tokenizer it was trained with"
-        )
-    return text
 
 
 def _weight_files(folder: Path) -> list[Path]:

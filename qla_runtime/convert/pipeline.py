@@ -85,6 +85,7 @@ def convert(
     samples = pick_samples(
         read_texts(calibrate, articles=articles),
         source.tokenizer_json,
+        source.text,
         max_length=source.task.max_length,
         type_vocab_size=source.encoder.type_vocab_size,
         calibrate=calibration_samples,
@@ -169,13 +170,15 @@ def package_config(name: str, source: Checkpoint, scales: Scales, activations: s
             entry["scale"], entry["zero_point"] = scales[key].input_scale, scales[key].input_zero_point
         return entry
 
-    return {
+    config = {
         "format_version": FORMAT_VERSION,
         "name": name,
         "encoder": source.encoder.to_json(),
         "linears": [{name: linear((i, name)) for name in LINEARS} for i in range(source.encoder.layers)],
         "task": source.task.to_json(),
     }
+    text = source.text.to_json()
+    return {**config, "text": text} if text else config
 
 
 def _report(

@@ -49,12 +49,7 @@ class Package:
 
     def text_encoder(self) -> TextEncoder:
         """The tokenizer, as the Engine uses it."""
-        return TextEncoder(
-            self.path,
-            self.task["max_length"],
-            cut=self.task["kind"] != "span-qa",
-            with_types=self._shape["type_vocab_size"] > 1,
-        )
+        return self.engine._texts
 
     def macs(self, length: int, config: LengthConfig) -> int:
         """Multiply-accumulates of one sequence of ``length`` tokens."""

@@ -112,12 +112,12 @@ class Features:
     @classmethod
     def of(cls, parts: Sequence[Ragged], labels: NDArray | None, spec: EncoderSpec) -> Features:
         """The sequences of several batches of the tokenizer, as the model ``spec`` reads them."""
-        types = np.concatenate([part.type_ids for part in parts])
+        types = [np.zeros_like(part.ids) if part.type_ids is None else part.type_ids for part in parts]
         lengths = np.concatenate([np.diff(part.offsets) for part in parts])
         ragged = Ragged(
             ids=np.concatenate([part.ids for part in parts]),
             offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            type_ids=types if spec.type_vocab_size > 1 else np.zeros_like(types),
+            type_ids=np.concatenate(types),
         )
         return cls(ragged, labels, spec.max_positions)
 

@@ -102,7 +102,14 @@ class Start:
     def tokenizer(self, folder: Path) -> TextEncoder:
         """The checkpoint's tokenizer, of which ``folder`` gets a copy."""
         (folder / "tokenizer.json").write_text(self.source.tokenizer_json, encoding="utf-8")
-        return TextEncoder(folder, self.source.task.max_length, cut=self.source.task.kind != "span-qa")
+        return TextEncoder(
+            self.source.tokenizer_json.encode,
+            self.source.task.max_length,
+            cut=self.source.task.kind != "span-qa",
+            vocab_size=self.source.encoder.vocab_size,
+            type_vocab_size=self.source.encoder.type_vocab_size,
+            rules=self.source.text,
+        )
 
     def features(self, encoder: TextEncoder, progress: bool) -> Features:
         """The data, tokenized."""

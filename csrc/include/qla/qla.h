@@ -145,7 +145,8 @@ QLA_API qla_status qla_get_info(const qla_engine* engine, qla_model_info* info);
 typedef enum qla_text {
   QLA_TEXT_CONFIG = 0,         /* config.json as opened */
   QLA_TEXT_LENGTH_CONFIGS = 1, /* length_configs.json as opened */
-  QLA_TEXT_EXPLAIN = 2         /* which kernels run, why, on how many threads, and package facts */
+  QLA_TEXT_EXPLAIN = 2,        /* which kernels run, why, on how many threads, and package facts */
+  QLA_TEXT_TOKENIZER = 3       /* tokenizer.json as opened */
 } qla_text;
 QLA_API qla_status qla_get_text(const qla_engine* engine, qla_text which, char* buffer,
                                 size_t capacity, size_t* length);

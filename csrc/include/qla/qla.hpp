@@ -112,6 +112,7 @@ class Engine {
   std::string config() const { return text(QLA_TEXT_CONFIG); }
   std::string length_configs() const { return text(QLA_TEXT_LENGTH_CONFIGS); }
   std::string explain() const { return text(QLA_TEXT_EXPLAIN); }
+  std::string tokenizer() const { return text(QLA_TEXT_TOKENIZER); }
 
   // Keeps every token. Several threads may call at once.
   Output run(const Batch& batch) { return run(batch.view(), batch); }
