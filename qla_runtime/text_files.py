@@ -17,11 +17,12 @@ import codecs
 import contextlib
 import csv
 import errno
+import fnmatch
 import json
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -160,6 +161,20 @@ def check_regular(path: Path) -> None:
     """
     with contextlib.suppress(OSError, ValueError):  # an absent file is the reader's to report
         _refuse_irregular(os.stat(path).st_mode, path)
+
+
+def check_regular_files(folder: Path, patterns: Sequence[str]) -> None:
+    """:func:`check_regular` for the files of a folder, and of the folders in it, whose names fit a pattern.
+
+    Raises:
+        InputError: one of them is a FIFO, a socket or a device.
+    """
+    for place, folders, files in os.walk(folder):
+        if os.path.relpath(place, folder) != os.curdir:
+            folders.clear()
+        for name in files:
+            if any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
+                check_regular(os.path.join(place, name))
 
 
 def _refuse_irregular(mode: int, path: Path) -> None:

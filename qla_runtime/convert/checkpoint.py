@@ -23,6 +23,7 @@ from qla_runtime.convert.spec import (
     task_spec,
 )
 from qla_runtime.errors import InputError, UnsupportedError
+from qla_runtime.text_files import check_regular_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,6 +115,7 @@ def open_checkpoint(
         UnsupportedError: the runtime cannot run this architecture.
     """
     root = _find(checkpoint)
+    check_regular_files(root, (*_HUB_FILES, "*.bin"))
     folder, sentence = _sentence_layout(root)
     config = _read_object(folder / "config.json")
     encoder = encoder_spec(config)
