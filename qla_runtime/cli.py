@@ -433,8 +433,8 @@ def _add_convert(add: Callable[..., argparse.ArgumentParser], output: argparse.A
     convert.add_argument(
         "--calibrate",
         metavar="TEXTS",
-        help="file of typical texts (.txt, .tsv, .csv, .jsonl or SQuAD .json): the accuracy report runs on them, and "
-        "static scales are found on them (default: the report runs on a few built-in sentences)",
+        help="file of typical texts (.txt, .tsv, .csv, .jsonl or SQuAD .json) for the accuracy report and for "
+        "static scales (default: the report runs on a few built-in sentences)",
     )
     convert.add_argument(
         "--activations",

@@ -251,6 +251,22 @@ def correlation(found: ArrayLike, truth: ArrayLike) -> float:
     return value if np.isfinite(value) else 0.0
 
 
+def sampling_error(metric: str, score: float, items: int) -> float:
+    """The standard error, in points, with which a sample tells a metric: what another sample would change.
+
+    Args:
+        metric: ``spearman``; any other is a mean of values from 0 to 1, such as ``f1`` and ``accuracy``.
+        score: what the sample scores, in percent.
+        items: how many items it has.
+    """
+    share = min(max(score / 100, -1.0), 1.0)
+    if metric == "spearman":
+        # Fisher's transformation has the error 1.03 / sqrt(n - 3); its slope here is 1 - share^2.
+        return 100 * (1 - share**2) * 1.03 / np.sqrt(max(items - 3, 1))
+    # Values from 0 to 1 vary the most when each is 0 or 1.
+    return 100 * float(np.sqrt(max(share, 0.0) * (1 - max(share, 0.0)) / items))
+
+
 def check_varied(answers: Sequence[Any], data: str) -> None:
     """Refuses test data whose answers are all the same.
 

@@ -94,9 +94,7 @@ def write_card(
     family = "RoBERTa" if encoder.family == "roberta" else "BERT"
     unseen = ""
     if calibrated:
-        unseen = (
-            ", not used for calibration" if report["held_out"] else ", the calibration texts (too few to split)"
-        )
+        unseen = ", not used for calibration" if report["held_out"] else ", the calibration texts (too few)"
     scales = ["Scales of the weights by neural-compressor, which needs no texts for them."]
     if activations == "static":
         scales = [

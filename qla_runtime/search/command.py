@@ -108,6 +108,7 @@ def text(report: dict[str, Any]) -> str:
     metric = report["metric"]
     lines = [
         f"{report['data']}; {report['measurements']} measurements, {len(report['frontier'])} on the frontier",
+        f"sampling error of {metric}: {report['sampling_error']:.2f} points (one standard error)",
         f"{'':<10} {'cost':>7} {'MACs':>7} {metric:>9} {'loss':>6}   {'constant rate':>13}   per layer",
     ]
     for name, entry in report["configs"].items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from qla_runtime import _core
 from qla_runtime.convert.package_writer import crc32c
 from qla_runtime.errors import InputError
+from qla_runtime.evaluate import sampling_error
 from qla_runtime.length import Accuracy, LengthConfig
 from qla_runtime.search.cost import Cost, macs_share, time_share
 from qla_runtime.search.evolve import Plan, Point, evolve, frontier
@@ -87,7 +89,9 @@ def search(
                 bench = Bench(searched, whole, options.cost, space, log, shown)
                 points = _again(bench, points)
             outcome = _choose(bench, points, options)
-        result = _report(bench, outcome, searched, len(log))
+        result = _report(bench, outcome, searched, len(log)) | _sampling(bench, outcome, options)
+        if result["small_sample"]:
+            warnings.warn(result["small_sample"], stacklevel=2)
         log.write_json("result.json", result)
         if searched.identity() != settings["package"]:
             raise InputError(
@@ -226,6 +230,21 @@ def _report(bench: Bench, outcome: Outcome, package: Package, measurements: int)
         "configs": configs,
         "frontier": [facts(point) for point in outcome.best],
     }
+
+
+def _sampling(bench: Bench, outcome: Outcome, options: SearchOptions) -> dict[str, Any]:
+    """How well the sample tells accuracies apart, and a sentence where it is too small for the losses allowed."""
+    items, metric = len(bench.selection.items), bench.selection.metric
+    # A perfect score on a few items shows no spread; what a single item is worth is uncertain all the same.
+    error = max(sampling_error(metric, outcome.named["full"].accuracy, items), 100 / items)
+    small = None
+    if error > max(options.balanced_loss, options.fast_loss):
+        small = (
+            f"{items} items are a small sample: another one would move {metric} by {error:.1f} points (one standard "
+            f"error), and fast may lose {options.fast_loss:g}. The configs found may be chance; give more data, or a "
+            "larger --sample"
+        )
+    return {"items": items, "sampling_error": error, "small_sample": small}
 
 
 def _write(bench: Bench, outcome: Outcome, package: Package) -> None:
