@@ -266,7 +266,7 @@ def _csv(text: str) -> Table:
                 break
             except csv.Error as error:
                 last = reader.line_num
-                reason = f"no csv: {error}"
+                reason = f"is no csv: {error}"
                 bad.append(BadRow(begin, reason if last <= begin else f"{reason} (up to line {last})"))
                 continue
             if any(cell.strip() for cell in cells):
@@ -293,7 +293,7 @@ def _json_lines(lines: list[str]) -> Table:
         try:
             items.append((number, json.loads(line)))
         except (ValueError, RecursionError) as error:
-            bad.append(BadRow(number, f"no JSON ({error})"))
+            bad.append(BadRow(number, f"is no JSON: {error}"))
     return _objects(items, bad)
 
 

@@ -240,9 +240,9 @@ def _sampling(bench: Bench, outcome: Outcome, options: SearchOptions) -> dict[st
     small = None
     if error > max(options.balanced_loss, options.fast_loss):
         small = (
-            f"{items} items are a small sample: another one would move {metric} by {error:.1f} points (one standard "
-            f"error), and fast may lose {options.fast_loss:g}. The configs found may be chance; give more data, or a "
-            "larger --sample"
+            f"{items} items are a small sample: another one would move {metric} by {error:.1f} points (one "
+            f"standard error), and fast may lose {options.fast_loss:g}. The configs may be chance; give more data "
+            "or a larger --sample"
         )
     return {"items": items, "sampling_error": error, "small_sample": small}
 
