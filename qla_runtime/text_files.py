@@ -159,8 +159,11 @@ def check_regular(path: Path) -> None:
     Raises:
         InputError: the path is a folder, a FIFO, a socket or a device.
     """
-    with contextlib.suppress(OSError, ValueError):  # an absent file is the reader's to report
-        _refuse_irregular(os.stat(path).st_mode, path)
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # an absent file is the reader's to report
+        return
+    _refuse_irregular(mode, path)
 
 
 def check_regular_files(folder: Path, patterns: Sequence[str]) -> None:

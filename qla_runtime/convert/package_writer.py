@@ -164,8 +164,9 @@ def check_target(out: str | Path) -> Path:
     Raises:
         InputError: ``out`` is a file, a FIFO or a device, or a folder that holds something other than a package.
     """
-    path = Path(os.path.realpath(out))
+    path = Path(out)
     try:
+        path = Path(os.path.realpath(out))
         if path.exists() and not path.is_dir():
             kind = "a file" if path.is_file() else "a FIFO, a socket or a device"
             raise InputError(f"{path.name!r} is {kind}; a package is a folder. Choose another output")
