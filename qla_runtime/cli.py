@@ -220,6 +220,8 @@ def _convert(arguments: argparse.Namespace) -> None:
         calibration_algo=arguments.algorithm,
         calibration_samples=arguments.samples,
         articles=arguments.articles,
+        compare_activations=arguments.compare,
+        skip_bad_rows=arguments.skip_bad_rows,
     )
     if arguments.json:
         _print_json(report)
@@ -265,10 +267,18 @@ def _eval_squad(arguments: argparse.Namespace) -> None:
 
 
 def _eval_sts(arguments: argparse.Namespace) -> None:
-    pairs = len(evaluate.read_sts(arguments.file)[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the second reading, which is scored, warns
+        pairs = len(evaluate.read_sts(arguments.file, skip_bad_rows=arguments.skip_bad_rows)[0])
     engine = _open(arguments)
     with _progress(pairs, "sts") as progress:
-        score = evaluate.sts(engine, arguments.file, _chosen_length(arguments), progress=progress)
+        score = evaluate.sts(
+            engine,
+            arguments.file,
+            _chosen_length(arguments),
+            progress=progress,
+            skip_bad_rows=arguments.skip_bad_rows,
+        )
     if arguments.json:
         _print_json(dataclasses.asdict(score) | {"model": engine.name, "length": _length_in_words(arguments)})
         return
@@ -371,7 +381,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     squad.add_argument("--limit", type=positive, metavar="N", help="only the first N questions")
     sts = add("sts", _eval_sts, run, "Spearman correlation on an STS benchmark file", kinds)
-    sts.add_argument("file", metavar="FILE", help="the tab-separated file")
+    sts.add_argument("file", metavar="FILE", help="an STS benchmark .csv, or a table that names its columns")
+    sts.add_argument(
+        "--skip-bad-rows", action="store_true", help="leave out rows that cannot be read, and count them"
+    )
 
     train = commands.add_parser("train", help="fine-tune a checkpoint", description="Fine-tune a checkpoint.")
     recipes = train.add_subparsers(title="recipes", metavar="RECIPE", required=True)
@@ -419,15 +432,15 @@ def _add_convert(add: Callable[..., argparse.ArgumentParser], output: argparse.A
     convert.add_argument("out", metavar="OUT", help="folder of the package; an older package there is replaced")
     convert.add_argument(
         "--calibrate",
-        required=True,
         metavar="TEXTS",
-        help="file of typical texts: SQuAD .json, .txt, .tsv or .csv",
+        help="file of typical texts (.txt, .tsv, .csv, .jsonl or SQuAD .json) for the accuracy report and for "
+        "static scales (default: the report runs on a few built-in sentences)",
     )
     convert.add_argument(
         "--activations",
         choices=("per_token", "static"),
         default="per_token",
-        help="scales of the linear layers' inputs (default: %(default)s)",
+        help="scales of the linear layers' inputs; static ones need --calibrate (default: %(default)s)",
     )
     convert.add_argument("--task", help="what the model is for, where the checkpoint does not say")
     convert.add_argument("--max-length", type=positive, metavar="N", help="tokens that a text is cut at")
@@ -439,10 +452,16 @@ def _add_convert(add: Callable[..., argparse.ArgumentParser], output: argparse.A
         help="how static ranges are chosen (default: %(default)s)",
     )
     convert.add_argument(
-        "--samples", type=positive, default=96, metavar="N", help="calibration texts (default: 96)"
+        "--samples", type=positive, default=96, metavar="N", help="texts for static scales (default: 96)"
     )
     convert.add_argument(
-        "--articles", choices=("all", "odd"), default="all", help="articles of a SQuAD file to calibrate on"
+        "--compare", action="store_true", help="report both kinds of --activations; calibrates the static one"
+    )
+    convert.add_argument(
+        "--skip-bad-rows", action="store_true", help="leave out rows of TEXTS that cannot be read, and count them"
+    )
+    convert.add_argument(
+        "--articles", choices=("all", "odd"), default="all", help="articles of a SQuAD file to take"
     )
 
 

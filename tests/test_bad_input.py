@@ -419,7 +419,7 @@ def test_native_spans():
     "content, words",
     [
         (b"{", ["no JSON", "SQuAD 1.1"]),
-        (b"\xff\xfe", ["byte 0", "UTF-8"]),
+        (b"\xff\xff", ["byte 0", "UTF-8"]),
         (b"[]", ["no list 'data'"]),
         (b'{"data": [{"title": "x"}]}', ["data[0]", "no list 'paragraphs'"]),
         (b'{"data": [{"paragraphs": [{"qas": []}]}]}', ["data[0].paragraphs[0]", "no text 'context'"]),

@@ -803,11 +803,11 @@ def test_command(checkpoint, data, tmp_path):
         ("a.tsv", "", "is empty"),
         ("a.tsv", "a\tb\nc\td\n", "names no label column"),
         ("a.tsv", "sentence\tlabel\n", "no rows"),
-        ("a.tsv", "sentence\tlabel\nw5\t1\nw6\n", "row 3 has 1 columns"),
+        ("a.tsv", "sentence\tlabel\nw5\t1\nw6\n", "line 3 has 1 columns"),
         ("a.tsv", "sentence\tlabel\nw5\t1\nw6\t1\n", "every row has the label '1'"),
         ("a.tsv", "sentence\tlabel\nw5\t1\nw6\t7\n", "label '7' is none that the checkpoint's head gives"),
         ("a.txt", "\n \n", "holds no text"),
-        ("a.json", b"\xff\xfe", "no UTF-8"),
+        ("a.json", b"\xff\xff", "no UTF-8"),
         ("missing.json", None, "cannot be read"),
     ],
 )  # fmt: skip

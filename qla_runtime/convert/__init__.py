@@ -1,11 +1,14 @@
 """Checkpoint in, package out: the room of ``qla convert``.
 
 =================== =====================================================================
-``pipeline``        the way through: read, calibrate, pack, compare, publish
+``pipeline``        the way through: check, read, find scales, pack, compare, publish
 ``spec``            what the runtime can run, and the refusal of everything else (no torch)
 ``checkpoint``      Hugging Face and sentence-transformers folders, safetensors only
 ``calibration``     which texts, cut into which token sequences
+``sample_texts``    sentences for a report that was given none
+``scales``          how a linear layer is quantized
 ``quantize``        neural-compressor's static INT8, read back as scales and zero points
+``noise``           keeps what other libraries print out of our output
 ``pack``            float32 weights to the kernels' bytes
 ``package_writer``  the files of docs/file-format.md, and their atomic appearance
 ``lengths``         the length configs a package starts with
@@ -46,7 +49,7 @@ def require_packages() -> None:
         raise UnsupportedError(f"converting needs {', '.join(missing)}, not installed here. Run: {PIP_LINE}")
 
 
-def convert(checkpoint, out, calibrate, **options) -> dict:
+def convert(checkpoint, out, calibrate=None, **options) -> dict:
     """Converts a checkpoint into a package; see :func:`qla_runtime.convert.pipeline.convert`."""
     require_packages()
     from qla_runtime.convert import pipeline

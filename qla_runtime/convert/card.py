@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qla_runtime.convert.report import table
+from qla_runtime.convert.report import sentence, table
 from qla_runtime.convert.spec import EncoderSpec, TaskSpec
 from qla_runtime.length import LengthConfig
 
@@ -82,18 +82,25 @@ def write_card(
 ) -> str:
     """The card as Markdown. It holds no date: the same inputs give the same package."""
     license = provenance.license or "not stated by the checkpoint; ask its authors"
+    calibrated = report["calibration_samples"] > 0
     calibration = f"{provenance.calibration_data}; {report['calibration_samples']} samples"
     facts = {
         "Checkpoint": provenance.checkpoint or source,
         "Base model": provenance.base_model,
         "Training data": provenance.training_data,
-        "Calibration data": calibration,
+        "Calibration data": calibration if calibrated else None,
         "Licence and attribution": license,
     }
     family = "RoBERTa" if encoder.family == "roberta" else "BERT"
-    unseen = (
-        "not used for calibration" if report["held_out"] else "the calibration texts (too few to hold any out)"
-    )
+    unseen = ""
+    if calibrated:
+        unseen = ", not used for calibration" if report["held_out"] else ", the calibration texts (too few)"
+    scales = ["Scales of the weights by neural-compressor, which needs no texts for them."]
+    if activations == "static":
+        scales = [
+            f"Scales by neural-compressor (static INT8, `{algorithm}`), calibrated dense and under each length",
+            "config below.",
+        ]
     lines = [
         f"# {name}",
         "",
@@ -117,14 +124,11 @@ def write_card(
         "",
         "Linear layers of the encoder: weights signed 8 bit, one scale per output channel; activations",
         f"unsigned 8 bit, `{activations}`: {_ACTIVATIONS[activations]}.",
-        f"Scales by neural-compressor (static INT8, `{algorithm}`), calibrated dense and under each length",
-        "config below.",
+        *scales,
         "Word embeddings: signed 8 bit, one scale per row. Attention products: 8 bit, scales found",
         "per sequence at run time. Everything else: float32.",
         "",
-        f"INT8 engine against the float32 original, every token kept, on {report['samples']} texts "
-        f"({report['tokens']:,} tokens),",
-        f"{unseen}:",
+        f"{sentence(report)}{unseen}:",
         "",
         table(report),
         "",

@@ -24,6 +24,7 @@ from qla_runtime.convert.spec import (
 from qla_runtime.convert.tokenizer import read_tokenizer
 from qla_runtime.errors import InputError, UnsupportedError
 from qla_runtime.tokenizer import TextRules
+from qla_runtime.text_files import check_regular_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,6 +118,7 @@ def open_checkpoint(
         UnsupportedError: the runtime cannot run this architecture.
     """
     root = _find(checkpoint)
+    check_regular_files(root, (*_HUB_FILES, "*.bin"))
     folder, sentence, settings = _sentence_layout(root)
     config = _read_object(folder / "config.json")
     encoder = encoder_spec(config)

@@ -1,42 +1,55 @@
-"""The way of a conversion: read, calibrate, pack, compare with the original, publish."""
+"""The way of a conversion: check, read, find scales, pack, compare with the original, publish."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qla_runtime.convert.calibration import Samples, pick_samples, read_texts
+from qla_runtime.convert.calibration import Samples, pick_samples
 from qla_runtime.convert.card import Provenance, write_card
 from qla_runtime.convert.checkpoint import Checkpoint, open_checkpoint
 from qla_runtime.convert.lengths import default_configs, to_json, with_full
 from qla_runtime.convert.pack import embedding_scale, pack, pad16, quantize_rows
 from qla_runtime.convert.package_writer import (
     FORMAT_VERSION,
+    check_room,
     check_target,
     publish,
     staging,
     write_file,
     write_package,
 )
-from qla_runtime.convert.quantize import ALGORITHMS, LINEARS, LinearScales
-from qla_runtime.convert.quantize import calibrate as calibrate_scales
-from qla_runtime.convert.report import compare, engine_run, table, torch_run
+from qla_runtime.convert.report import compare, engine_run, reference_of, sentence, table
+from qla_runtime.convert.sample_texts import NAME as SAMPLE_NAME
+from qla_runtime.convert.sample_texts import sample_texts
+from qla_runtime.convert.scales import ALGORITHMS, LINEARS, LinearScales
+from qla_runtime.data_sets import read_texts
 from qla_runtime.errors import InputError
 from qla_runtime.length import LengthConfig
-from qla_runtime.modeling import Model
+
+if TYPE_CHECKING:
+    from qla_runtime.modeling import Model
 
 ACTIVATIONS = ("per_token", "static")
+
+REPORT_TEXTS, REPORT_TOKENS = 100, 16_384
+"""What the accuracy report runs at most: float32 BERT-base takes half a minute for it on two cores."""
+
+MAX_NAME = 200
+"""Characters of a package's name."""
+
 Scales = Mapping[tuple[int, str], LinearScales]
 
 
 def convert(
     checkpoint: str | Path,
     out: str | Path,
-    calibrate: str | Path,
+    calibrate: str | Path | None = None,
     *,
     activations: str = "per_token",
     task: str | None = None,
@@ -46,63 +59,82 @@ def convert(
     calibration_algo: str = "kl",
     calibration_samples: int = 96,
     articles: str = "all",
+    skip_bad_rows: bool = False,
+    compare_activations: bool = False,
     provenance: Provenance | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Converts a checkpoint into an INT8 package, and measures it against the original.
 
+    Everything that can be checked is checked before the first weight is read. SIGTERM, SIGHUP and Ctrl-C leave
+    nothing behind, and an older package as it was.
+
     Args:
         checkpoint: Hugging Face folder or hub id; also the sentence-transformers layout.
-        out: the package's folder; an older package there is replaced atomically.
-        calibrate: a file of texts as the model will meet them: SQuAD ``.json``, ``.txt``, ``.tsv``/``.csv``.
+        out: the package's folder; an older package there is replaced atomically. It may be a mount point, whose
+            files are then replaced one by one, the manifest last.
+        calibrate: a file of texts as the model will meet them; see :data:`qla_runtime.data_sets.FORMATS`. Static
+            activations are calibrated on some of them; the report runs on others. None: the report runs on a small
+            built-in sample, which static activations cannot do with.
         activations: ``per_token`` or ``static``, for every linear layer.
         task: a task kind of ``docs/file-format.md``; None reads it from the checkpoint.
         max_length: tokens a text is cut at; None takes the checkpoint's limit (span QA: 384).
         name: the package's name; None takes the output folder's.
         length_configs: name -> config; None gives ``full``, ``balanced`` and ``fast``.
-        calibration_algo: ``kl`` or ``minmax``.
-        calibration_samples: how many texts neural-compressor sees.
+        calibration_algo: ``kl`` or ``minmax``; for static activations.
+        calibration_samples: how many texts static activations are calibrated on.
         articles: of a SQuAD file, ``all`` or the ``odd`` positions only.
+        skip_bad_rows: leave out rows of ``calibrate`` that cannot be used, with a warning, in place of an error.
+        compare_activations: report both kinds of activations; the static one costs a calibration.
         provenance: licence, base model and data for the card; gaps are filled from the checkpoint's own card.
         progress: bars and the closing table on standard error.
 
     Returns:
-        The report: ``name``, ``task``, ``activations``, ``samples``, ``tokens``, ``held_out``,
-        ``calibration_samples``, ``agreement_means``, ``modes`` and ``bytes``; see :func:`report.compare`.
+        The report: ``name``, ``task``, ``activations``, ``samples``, ``tokens``, ``texts`` (where they come from),
+        ``reference`` (what INT8 is compared with), ``held_out``, ``calibration_samples``, ``agreement_means``,
+        ``modes`` and ``bytes``; see :func:`report.compare`.
 
     Raises:
-        InputError: an argument or a file is wrong.
+        InputError: an argument or a file is wrong, or ``out`` cannot be written or has no room.
         UnsupportedError: the runtime cannot run this architecture, or a package of the extra is missing.
     """
     _choice("activations", activations, ACTIVATIONS)
     _choice("calibration_algo", calibration_algo, ALGORITHMS)
     if calibration_samples < 1:
         raise InputError(f"calibration_samples is {calibration_samples}; it must be at least 1")
+    kinds = ACTIVATIONS if compare_activations else (activations,)
+    if calibrate is None and "static" in kinds:
+        raise InputError("static activations are calibrated on texts; pass a file of them (--calibrate)")
     target = check_target(out)
+    name = _checked_name(name or target.name)
     source = open_checkpoint(checkpoint, task=task, max_length=max_length)
     layers = source.encoder.layers
     configs = default_configs(layers) if length_configs is None else with_full(length_configs, layers)
+    if calibrate is None:
+        texts, origin = sample_texts(pairs=source.task.kind == "span-qa"), SAMPLE_NAME
+    else:
+        texts = read_texts(calibrate, articles=articles, skip_bad_rows=skip_bad_rows)
+        origin = Path(calibrate).name
     samples = pick_samples(
-        read_texts(calibrate, articles=articles),
+        texts,
         source.tokenizer_json,
         source.text,
         max_length=source.task.max_length,
         type_vocab_size=source.encoder.type_vocab_size,
-        calibrate=calibration_samples,
+        calibrate=calibration_samples if "static" in kinds else 0,
+        check=REPORT_TEXTS,
+        check_tokens=REPORT_TOKENS,
     )
     provenance = (provenance or Provenance()).completed(source.card)
-    if provenance.calibration_data is None:
-        provenance = Provenance(**{**vars(provenance), "calibration_data": Path(calibrate).name})
-    name = name or target.name
+    if provenance.calibration_data is None and calibrate is not None:
+        provenance = replace(provenance, calibration_data=origin)
 
-    model = source.load_model()
-    scales = calibrate_scales(
-        model.encoder, samples.calibrate, configs.values(), algorithm=calibration_algo, progress=progress
-    )
-    tensors = packed_tensors(model, scales)
     with staging(target) as stage:
-        # Both kinds of activation are measured, so that the choice can be judged; they share every weight.
-        for kind in ACTIVATIONS:
+        check_room(stage, len(kinds) * package_bytes(source))
+        model = source.load_model()
+        scales = _scales(model, samples, configs, kinds, calibration_algo, progress)
+        tensors = packed_tensors(model, scales)
+        for kind in kinds:
             (stage / kind).mkdir()
             write_package(
                 stage / kind,
@@ -111,7 +143,9 @@ def convert(
                 tokenizer_json=source.tokenizer_json,
                 length_configs=to_json(configs, source.encoder, source.task),
             )
-        report = _report(name, activations, model, samples, stage, progress)
+        del tensors
+        packages = {kind: stage / kind for kind in kinds}
+        report = _report(name, activations, source, model, samples, origin, packages, progress)
         card = write_card(
             name=name,
             source=source.source,
@@ -126,8 +160,47 @@ def convert(
         write_file(stage / activations / "README.md", card.encode())
         publish(stage / activations, target)
     if progress:
-        print(table(report), file=sys.stderr)
+        print(f"{sentence(report)}:\n{table(report)}", file=sys.stderr)
     return report
+
+
+def _scales(
+    model: Model,
+    samples: Samples,
+    configs: Mapping[str, LengthConfig],
+    kinds: Sequence[str],
+    algorithm: str,
+    progress: bool,
+) -> Scales:
+    """The scales that packages of these kinds of activations need. Only here is said where they come from."""
+    from qla_runtime.convert.quantize import calibrate, weight_scales
+
+    if "static" not in kinds:
+        return weight_scales(model.encoder)
+    return calibrate(model.encoder, samples.calibrate, configs.values(), algorithm=algorithm, progress=progress)
+
+
+def package_bytes(source: Checkpoint) -> int:
+    """About how many bytes the package will have: its tensors and its tokenizer, and a little for the rest."""
+    encoder, task = source.encoder, source.task
+    h, wide = encoder.hidden, encoder.intermediate
+    products = 4 * h * h + 2 * h * wide
+    floats = 4 * h + wide + (3 * h + h + wide + h) * 2 + 4 * h  # biases, scales and column sums, norms
+    embeddings = encoder.vocab_size * (h + 4) + 4 * h * (
+        encoder.max_positions + encoder.position_offset + encoder.type_vocab_size + 2
+    )
+    head = 4 * h * (task.outputs + (h if task.has_pooler else 0))
+    return encoder.layers * (products + 4 * floats) + embeddings + head + len(source.tokenizer_json) + (1 << 20)
+
+
+def _checked_name(name: str) -> str:
+    """A package's name is one line of text; a folder's may be any bytes."""
+    if not name.strip() or not name.isprintable() or len(name) > MAX_NAME:
+        raise InputError(
+            f"the package's name is {name[:40]!r}; it must be 1 to {MAX_NAME} printable characters. Pass another "
+            "(--name)"
+        )
+    return name
 
 
 def packed_tensors(model: Model, scales: Scales) -> dict[str, np.ndarray]:
@@ -182,26 +255,30 @@ def package_config(name: str, source: Checkpoint, scales: Scales, activations: s
 
 
 def _report(
-    name: str, activations: str, model: Model, samples: Samples, stage: Path, progress: bool
+    name: str,
+    activations: str,
+    source: Checkpoint,
+    model: Model,
+    samples: Samples,
+    origin: str,
+    packages: Mapping[str, Path],
+    progress: bool,
 ) -> dict[str, Any]:
     task = model.task
-    report = compare(
-        task,
-        samples.check,
-        torch_run(model),
-        {kind: engine_run(stage / kind, task) for kind in ACTIVATIONS},
-        progress=progress,
-    )
+    reference = reference_of(source, model)
+    runs = {kind: engine_run(package, task) for kind, package in packages.items()}
     return {
         "name": name,
         "task": task.kind,
         "activations": activations,
         "calibration_samples": len(samples.calibrate),
         "held_out": samples.held_out,
-        **report,
+        "texts": origin,
+        "reference": reference.name,
+        **compare(task, samples.check, reference.run, runs, progress=progress),
         "bytes": {
             "float32": sum(4 * parameter.numel() for parameter in model.parameters()),
-            "int8": (stage / activations / "model.safetensors").stat().st_size,
+            "int8": (packages[activations] / "model.safetensors").stat().st_size,
         },
     }
 

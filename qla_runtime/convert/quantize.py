@@ -1,20 +1,15 @@
 """neural-compressor's static INT8 on the encoder, read back as scales and zero points.
 
-The encoder is exported, prepared and calibrated once dense and once per length config: a layer that sees
-only the tokens that were kept has other activation ranges, and the engine must serve both. Weight scales
-do not depend on the texts; activation ranges of the runs are united.
+Weight scales are functions of the weights alone: :func:`weight_scales` reads them from a graph of the linear
+layers that saw one row of zeros. Static activation ranges need texts: :func:`calibrate` exports and runs the
+encoder once dense and once per length config, as a layer that sees only the tokens that were kept has other
+ranges, and the engine must serve both. The ranges of the runs are united.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
 import re
-import sys
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -22,44 +17,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from qla_runtime.convert.calibration import Sample
+from qla_runtime.convert.noise import quiet
+from qla_runtime.convert.scales import ALGORITHMS, LINEARS, LinearScales
 from qla_runtime.errors import InputError, QlaError
 from qla_runtime.length import LengthConfig
 from qla_runtime.modeling import Encoder
-
-LINEARS = ("qkv", "output", "ffn_in", "ffn_out")
-"""The quantized layers of an encoder layer, in the order a token meets them."""
-
-ALGORITHMS = ("kl", "minmax")
-"""neural-compressor's names: histogram with least quantization error; moving-average minimum and maximum."""
+from qla_runtime.training.bars import bar
 
 _WEIGHT_NAME = re.compile(rf"layers[._](\d+)[._]({'|'.join(LINEARS)})[._]weight$")
-
-
-@dataclass(frozen=True)
-class LinearScales:
-    """How one linear layer is quantized."""
-
-    weight_scale: np.ndarray
-    """(N,) float32, symmetric int8 per output channel."""
-    low: float
-    high: float
-    """The input activation's range; it contains 0."""
-
-    @property
-    def input_scale(self) -> float:
-        """Step of the unsigned 8-bit input, as a float32 value."""
-        return float(np.float32(max(self.high - self.low, 1e-12) / 255.0))
-
-    @property
-    def input_zero_point(self) -> int:
-        """The code of 0, 0..255."""
-        return int(np.clip(np.rint(-self.low / self.input_scale), 0, 255))
-
-    def united(self, other: LinearScales) -> LinearScales:
-        """Covers both ranges; the weight scales must agree, being functions of the weights alone."""
-        if not np.array_equal(self.weight_scale, other.weight_scale):
-            raise QlaError("neural-compressor gave different weight scales for the same weights")
-        return LinearScales(self.weight_scale, min(self.low, other.low), max(self.high, other.high))
 
 
 class _Exportable(nn.Module):
@@ -72,6 +37,44 @@ class _Exportable(nn.Module):
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
         return self.encoder(input_ids, token_type_ids, None, self.length).last_hidden
+
+
+class _Linears(nn.Module):
+    """The linear layers alone, each on an input of its width."""
+
+    def __init__(self, encoder: Encoder):
+        super().__init__()
+        self.layers = encoder.layers
+
+    def forward(self, hidden: Tensor, intermediate: Tensor) -> tuple[Tensor, ...]:
+        outputs = []
+        for layer in self.layers:
+            outputs += [layer.qkv(hidden), layer.output(hidden), layer.ffn_in(hidden), layer.ffn_out(intermediate)]
+        return tuple(outputs)
+
+
+def weight_scales(encoder: Encoder) -> dict[tuple[int, str], LinearScales]:
+    """neural-compressor's scales of the weights, without any text: all that per-token activations need.
+
+    Args:
+        encoder: float32, in evaluation mode.
+
+    Returns:
+        (layer, linear) -> scales without an activation range, for every layer and every name in :data:`LINEARS`.
+
+    Raises:
+        QlaError: neural-compressor left a layer unquantized.
+    """
+    spec = encoder.spec
+    with quiet(), torch.no_grad():
+        from neural_compressor.torch.export import export
+        from neural_compressor.torch.quantization import StaticQuantConfig, convert, prepare
+
+        zeros = torch.zeros(1, 1, spec.hidden), torch.zeros(1, 1, spec.intermediate)
+        graph = prepare(export(_Linears(encoder), zeros), StaticQuantConfig(act_algo="minmax"))
+        graph(*zeros)
+        found = _read_scales(convert(graph), spec.layers)
+    return {key: LinearScales(scales.weight_scale) for key, scales in found.items()}
 
 
 def calibrate(
@@ -103,17 +106,17 @@ def calibrate(
     dropping = dict.fromkeys(c for c in lengths if c.rule != "ratio" or min(c.values) < 1)
     runs: list[LengthConfig | None] = [None, *dropping]
     united: dict[tuple[int, str], LinearScales] = {}
-    with tqdm(total=len(runs) * len(samples), desc="calibrate", unit="text", disable=not progress) as bar:
+    with bar(len(runs) * len(samples), "calibrating", progress, unit="text", delay=0) as shown:
         for length in runs:
-            for key, scales in _calibrate_one(encoder, samples, length, algorithm, bar).items():
+            for key, scales in _calibrate_one(encoder, samples, length, algorithm, shown).items():
                 united[key] = united[key].united(scales) if key in united else scales
     return united
 
 
 def _calibrate_one(
-    encoder: Encoder, samples: Sequence[Sample], length: LengthConfig | None, algorithm: str, bar: tqdm
+    encoder: Encoder, samples: Sequence[Sample], length: LengthConfig | None, algorithm: str, shown: tqdm
 ) -> dict[tuple[int, str], LinearScales]:
-    with _quiet_neural_compressor(), torch.no_grad():
+    with quiet(), torch.no_grad():
         from neural_compressor.torch.export import export
         from neural_compressor.torch.quantization import StaticQuantConfig, convert, prepare
 
@@ -127,7 +130,7 @@ def _calibrate_one(
             ids = torch.from_numpy(sample.ids.astype(np.int64))[None]
             type_ids = torch.from_numpy(sample.type_ids.astype(np.int64))[None]
             graph(ids, type_ids)
-            bar.update()
+            shown.update()
         return _read_scales(convert(graph), encoder.spec.layers)
 
 
@@ -172,22 +175,3 @@ def _attribute(module: nn.Module, path: str) -> Tensor:
     for name in path.split("."):
         module = getattr(module, name)
     return module
-
-
-@contextlib.contextmanager
-def _quiet_neural_compressor() -> Iterator[None]:
-    """Keeps its log to errors and standard output clean, which belongs to ``--json``."""
-    logger = logging.getLogger("neural_compressor")
-    level, environment = logger.level, os.environ.get("LOGLEVEL")
-    os.environ["LOGLEVEL"] = "ERROR"  # read once, when neural_compressor is first imported
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-        if environment is None:
-            del os.environ["LOGLEVEL"]
-        else:
-            os.environ["LOGLEVEL"] = environment

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from qla_runtime.convert.calibration import Sample
+from qla_runtime.convert.noise import quiet
 from qla_runtime.convert.spec import TaskSpec
+from qla_runtime.training.bars import bar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qla_runtime.convert.checkpoint import Checkpoint
+    from qla_runtime.modeling import Model
 
 Result = tuple[np.ndarray, np.ndarray]
 """Of one sample: last hidden states (n, H), and the head's output ((n, outputs) or (outputs,))."""
@@ -20,7 +29,7 @@ Run = Callable[[Sequence[Sample]], Iterable[Result]]
 
 
 def torch_run(model) -> Run:
-    """Runs a :class:`qla_runtime.modeling.Model`, one unpadded sample at a time."""
+    """Runs a :class:`qla_runtime.modeling.Model`, or what is called alike, one unpadded sample at a time."""
     import torch
 
     def run(samples: Sequence[Sample]) -> Iterable[Result]:
@@ -32,6 +41,80 @@ def torch_run(model) -> Run:
             yield output.last_hidden[0].numpy(), logits[0].numpy()
 
     return run
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The float32 model that INT8 is compared with."""
+
+    run: Run
+    name: str
+    """In words, for the report."""
+
+
+def reference_of(source: Checkpoint, model: Model) -> Reference:
+    """The checkpoint as transformers loads it, so that a misread weight shows; else as we read it.
+
+    transformers' own model counts only where it finds every tensor that it wants: it fills the others with random
+    numbers.
+
+    Args:
+        source: the checkpoint.
+        model: its float32 model, as we read it.
+    """
+    theirs = _transformers_model(source)
+    if theirs is None:
+        return Reference(torch_run(model), "qla_runtime's own float32 model, as transformers cannot load this one")
+    return Reference(torch_run(_Theirs(theirs, model)), "transformers' float32 model")
+
+
+_AUTO_CLASSES = {
+    "span-qa": "AutoModelForQuestionAnswering",
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "embedding": "AutoModel",
+}
+
+
+def _transformers_model(source: Checkpoint) -> Any:
+    with quiet():
+        try:
+            import torch
+            import transformers
+
+            transformers.logging.disable_progress_bar()
+            model, found = getattr(transformers, _AUTO_CLASSES[source.task.kind]).from_pretrained(
+                source.folder,
+                local_files_only=True,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                output_loading_info=True,
+            )
+        except Exception:  # transformers raises many kinds; each means that there is no such model
+            return None
+    # Embeddings come from the token states: the pooler that AutoModel also wants takes no part.
+    unused = "pooler." if source.task.kind == "embedding" else "\0"
+    missing = [name for name in found["missing_keys"] if not name.startswith(unused)]
+    return None if missing or found["mismatched_keys"] else model.eval()
+
+
+class _Theirs:
+    """A transformers model with the outputs of ours: (head's outputs, states)."""
+
+    def __init__(self, theirs: Any, ours: Model):
+        self._theirs, self._ours = theirs, ours
+
+    def __call__(self, ids: Tensor, type_ids: Tensor) -> tuple[Tensor, Any]:
+        found = self._theirs(input_ids=ids, token_type_ids=type_ids, output_hidden_states=True)
+        output = SimpleNamespace(last_hidden=found.hidden_states[-1])
+        kind = self._ours.task.kind
+        if kind == "embedding":
+            return self._ours.logits(output.last_hidden), output
+        if kind == "span-qa":
+            import torch
+
+            return torch.stack([found.start_logits, found.end_logits], -1), output
+        return found.logits, output
 
 
 def engine_run(package: Path, task: TaskSpec) -> Run:
@@ -63,13 +146,13 @@ def compare(
         "agreement"}}}``. Cosines are per token, over all tokens of all samples.
     """
     total = len(samples) * (1 + len(candidates))
-    with tqdm(total=total, desc="compare", unit="text", disable=not progress) as bar:
+    with bar(total, "comparing", progress, unit="text", delay=0) as shown:
 
         def results(run: Run) -> list[Result]:
             collected = []
             for result in run(samples):
                 collected.append(result)
-                bar.update()
+                shown.update()
             return collected
 
         expected = results(reference)
@@ -83,7 +166,7 @@ def compare(
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report as a Markdown table, which also reads well in a terminal."""
+    """The report's figures as a Markdown table, which also reads well in a terminal."""
     size = {name: f"{report['bytes'][name] / 1e6:.1f} MB" for name in ("float32", "int8")}
     rows = [("", "hidden cosine, mean", "min", report["agreement_means"], "weights")]
     rows.append(("float32", "1", "1", "1", size["float32"]))
@@ -97,6 +180,14 @@ def table(report: dict[str, Any]) -> str:
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
+
+
+def sentence(report: dict[str, Any]) -> str:
+    """What the table compares, and on what."""
+    return (
+        f"INT8 against {report['reference']}, every token kept, on {report['samples']:,} texts "
+        f"({report['tokens']:,} tokens) of {report['texts']}"
+    )
 
 
 _AGREEMENTS = {

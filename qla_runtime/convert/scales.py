@@ -1,0 +1,42 @@
+"""How the linear layers are quantized. Imports no torch: where the scales come from is another module's matter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from qla_runtime.errors import QlaError
+
+LINEARS = ("qkv", "output", "ffn_in", "ffn_out")
+"""The quantized layers of an encoder layer, in the order a token meets them."""
+
+ALGORITHMS = ("kl", "minmax")
+"""neural-compressor's names: histogram with least quantization error; moving-average minimum and maximum."""
+
+
+@dataclass(frozen=True)
+class LinearScales:
+    """How one linear layer is quantized."""
+
+    weight_scale: np.ndarray
+    """(N,) float32, symmetric int8 per output channel."""
+    low: float = 0.0
+    high: float = 0.0
+    """The input activation's range; it contains 0. Only static activations have one."""
+
+    @property
+    def input_scale(self) -> float:
+        """Step of the unsigned 8-bit input, as a float32 value."""
+        return float(np.float32(max(self.high - self.low, 1e-12) / 255.0))
+
+    @property
+    def input_zero_point(self) -> int:
+        """The code of 0, 0..255."""
+        return int(np.clip(np.rint(-self.low / self.input_scale), 0, 255))
+
+    def united(self, other: LinearScales) -> LinearScales:
+        """Covers both ranges; the weight scales must agree, being functions of the weights alone."""
+        if not np.array_equal(self.weight_scale, other.weight_scale):
+            raise QlaError("neural-compressor gave different weight scales for the same weights")
+        return LinearScales(self.weight_scale, min(self.low, other.low), max(self.high, other.high))
