@@ -13,6 +13,7 @@ from qla_runtime.convert.calibration import Samples, pick_samples, read_texts
 from qla_runtime.convert.card import Provenance, write_card
 from qla_runtime.convert.checkpoint import Checkpoint, open_checkpoint
 from qla_runtime.convert.lengths import default_configs, to_json, with_full
+from qla_runtime.convert.limits import check_name
 from qla_runtime.convert.pack import embedding_scale, pack, pad16, quantize_rows
 from qla_runtime.convert.package_writer import (
     FORMAT_VERSION,
@@ -68,7 +69,8 @@ def convert(
 
     Returns:
         The report: ``name``, ``task``, ``activations``, ``samples``, ``tokens``, ``held_out``,
-        ``calibration_samples``, ``agreement_means``, ``modes`` and ``bytes``; see :func:`report.compare`.
+        ``calibration_samples``, ``agreement_means``, ``modes``, ``bytes`` and ``notes`` (what of the checkpoint
+        the package leaves out, a sentence each); see :func:`report.compare`.
 
     Raises:
         InputError: an argument or a file is wrong.
@@ -79,7 +81,11 @@ def convert(
     if calibration_samples < 1:
         raise InputError(f"calibration_samples is {calibration_samples}; it must be at least 1")
     target = check_target(out)
+    name = check_name(name or target.name)
     source = open_checkpoint(checkpoint, task=task, max_length=max_length)
+    if progress:
+        for note in source.notes:
+            print(f"note: {note}", file=sys.stderr)
     layers = source.encoder.layers
     configs = default_configs(layers) if length_configs is None else with_full(length_configs, layers)
     samples = pick_samples(
@@ -92,7 +98,6 @@ def convert(
     provenance = (provenance or Provenance()).completed(source.card)
     if provenance.calibration_data is None:
         provenance = Provenance(**{**vars(provenance), "calibration_data": Path(calibrate).name})
-    name = name or target.name
 
     model = source.load_model()
     scales = calibrate_scales(
@@ -110,7 +115,7 @@ def convert(
                 tokenizer_json=source.tokenizer_json,
                 length_configs=to_json(configs, source.encoder, source.task),
             )
-        report = _report(name, activations, model, samples, stage, progress)
+        report = _report(name, activations, model, samples, stage, progress) | {"notes": list(source.notes)}
         card = write_card(
             name=name,
             source=source.source,
