@@ -78,13 +78,26 @@ class Checkpoint:
                 ``new_head=True``.
 
         Raises:
-            InputError: a tensor is missing, or holds NaN or infinite values.
+            InputError: a tensor is missing, has the wrong shape, or holds NaN or infinite values.
+            UnsupportedError: as :meth:`check_weights`.
         """
         from qla_runtime.modeling import Model
 
+        self.check_weights(new_head=new_head)
         model = Model(self.encoder, self.task)
         model.load_state_dict(self._state(new_head), strict=not new_head)
         return model.eval()
+
+    def check_weights(self, *, new_head: bool = False) -> Account:
+        """What becomes of every tensor.
+
+        Raises:
+            InputError: a tensor that :meth:`load_model` needs is missing or of the wrong shape.
+            UnsupportedError: a tensor changes what the model computes, and the engine would leave it out.
+        """
+        return account(
+            self.weights.tensors, self.encoder, self.task, position_rows(self.config), new_head=new_head
+        )
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names, without wrappers and family, begin so; as stored, on the CPU."""
@@ -106,9 +119,6 @@ class Checkpoint:
                 and (ours not in optional or origin.parts[0] in self.account.stored)
             }
         parts = {part for origin in found.values() for part in origin.parts}
-        absent = sorted(part for part in parts if part not in self.account.stored)
-        if absent:
-            raise InputError(f"the weights: tensor {absent[0]!r} is missing; this {self.task.kind} model needs it")
         loaded = self.weights.load([self.account.stored[part] for part in parts])
         state = {}
         for ours, origin in found.items():

@@ -192,7 +192,7 @@ def task_spec(
     if kind == "embedding":
         pooling = sentence or SentenceSpec(pooling="mean", normalize=False, max_length=None)
         return TaskSpec(kind, max_length, pooling=pooling.pooling, normalize=pooling.normalize)
-    labels = _labels(config)
+    labels = label_names(config)
     if kind == "token-classification":
         return TaskSpec(kind, max_length, labels=labels)
     return TaskSpec(kind, max_length, labels=labels, problem=_problem(config, labels))
@@ -255,7 +255,13 @@ def task_of_architecture(config: dict[str, Any]) -> str | None:
     return next((kind for suffix, kind in TASK_OF_ARCHITECTURE.items() if name.endswith(suffix)), None)
 
 
-def _labels(config: dict[str, Any]) -> tuple[str, ...]:
+def label_names(config: dict[str, Any]) -> tuple[str, ...]:
+    """The labels of a classification head, by index.
+
+    Raises:
+        InputError: ``id2label`` or ``num_labels`` is damaged.
+        UnsupportedError: more labels, or longer names, than a package holds.
+    """
     given, count = config.get("id2label"), config.get("num_labels")
     if count is not None and (type(count) is not int or not 1 <= count <= limits.MAX_LABELS):
         raise InputError(f"config.json: num_labels is {str(count)[:40]}; it must be 1 to {limits.MAX_LABELS}")
