@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,16 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 
 from safetensors.torch import load_file  # noqa: E402
 from test_convert import add_sentence_layout, save_checkpoint  # noqa: E402
-from test_training import LOOP, lines, table, train  # noqa: E402
+from test_training import LOOP, lines, table  # noqa: E402
+from test_training import train as train_longer  # noqa: E402
 
 from qla_runtime.convert.checkpoint import open_checkpoint  # noqa: E402
 from qla_runtime.errors import InputError  # noqa: E402
 from qla_runtime.training.start import Start  # noqa: E402
+
+
+def train(*arguments, **changes):
+    return train_longer(*arguments, loop=replace(LOOP, steps=2), **changes)
 
 
 def embedder(folder: Path) -> Path:
