@@ -243,9 +243,8 @@ def _tokenizer(kind: str):
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     bert = kind.startswith("wordpiece")
-    special = (
-        ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] if bert else ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    )
+    pad, unknown, start, end = ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if bert else ("<pad>", "<unk>", "<s>", "</s>")
+    special = [pad, unknown, start, end, "[MASK]"] if bert else [start, pad, end, unknown, "<mask>"]
     options = {"special_tokens": special, "vocab_size": VOCABULARY, "show_progress": False}
     if bert:
         tokenizer = Tokenizer(models.WordPiece(unk_token=unknown))
@@ -270,13 +269,8 @@ def _tokenizer(kind: str):
     else:
         single, pair = "<s> $A </s>", "<s> $A </s> </s> $B </s>"
     tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
-    names = {
-        "pad_token": special[special.index("[PAD]" if bert else "<pad>")],
-        "cls_token": start,
-        "sep_token": end,
-    }
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="[UNK]" if bert else "<unk>", **names
+        tokenizer_object=tokenizer, unk_token=unknown, pad_token=pad, cls_token=start, sep_token=end
     )
 
 
