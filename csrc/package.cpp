@@ -107,10 +107,11 @@ std::vector<Layer> read_layer_types(const JsonEntry& entry, int count) {
 }
 
 int read_labels(const JsonEntry& entry) {
-  const auto items = entry.items();
-  if (items.empty() || items.size() > static_cast<size_t>(kMaxLabels)) {
+  const size_t count = entry.size();  // asked first: items() of a hostile array takes much memory
+  if (count < 1 || count > static_cast<size_t>(kMaxLabels)) {
     entry.bad("an array of 1 to " + std::to_string(kMaxLabels) + " names");
   }
+  const auto items = entry.items();
   for (const JsonEntry& item : items) item.text();
   return static_cast<int>(items.size());
 }
@@ -421,7 +422,7 @@ struct PackageReader {
 
  private:
   static void read_config(std::string_view text, Package& package) {
-    const nlohmann::json root = parse_json(text, kConfigFile, kMaxJsonSize);
+    const nlohmann::json root = parse_json(text, kConfigFile, kMaxConfigSize);
     const JsonEntry config(root, kConfigFile);
     config.check_version();
     config.check_keys({"format_version", "name", "encoder", "linears", "task"}, {"text"});

@@ -19,7 +19,8 @@ constexpr const char* kWeightsFile = "model.safetensors";
 constexpr const char* kTokenizerFile = "tokenizer.json";
 constexpr const char* kLengthsFile = "length_configs.json";
 
-constexpr size_t kMaxJsonSize = size_t{1} << 20;  // of any JSON file that is parsed
+constexpr size_t kMaxJsonSize = size_t{1} << 20;     // of a JSON file that is parsed,
+constexpr size_t kMaxConfigSize = size_t{16} << 20;  // or of config.json, which names the labels
 
 // Read-only bytes, unmapped with their owner if they were mapped.
 class FileBytes {

@@ -127,6 +127,11 @@ JsonEntry JsonEntry::operator[](const char* key) const {
   return JsonEntry(*found, file_, child(key));
 }
 
+size_t JsonEntry::size() const {
+  if (!value_->is_array()) bad("an array");
+  return value_->size();
+}
+
 std::vector<JsonEntry> JsonEntry::items() const {
   if (!value_->is_array()) bad("an array");
   std::vector<JsonEntry> out;

@@ -35,6 +35,7 @@ class JsonEntry {
                   std::initializer_list<const char*> optional = {}) const;
   bool has(const char* key) const;              // false too when this is no object
   JsonEntry operator[](const char* key) const;  // a missing key is an error
+  size_t size() const;                          // of an array
   std::vector<JsonEntry> items() const;         // of an array
   std::vector<std::pair<std::string, JsonEntry>> members() const;  // of an object
 

@@ -321,7 +321,9 @@ def test_reads_sentence_transformers_layout(tmp_path):
         ({"num_attention_heads": 4}, "head size of 32 or 64"),
         ({"intermediate_size": 100}, "intermediate_size is 100"),
         ({"num_hidden_layers": 65}, "num_hidden_layers is 65"),
-        ({"max_position_embeddings": 5000}, "5000"),
+        ({"max_position_embeddings": 7}, "max_position_embeddings is 7"),
+        ({"layer_norm_eps": None, "type_vocab_size": 65}, "type_vocab_size is 65"),
+        ({"vocab_size": (1 << 24) + 1}, "vocab_size is 16777217"),
     ],
 )
 def test_unsupported_architectures_are_named(qa_checkpoint, change, words):
@@ -330,7 +332,7 @@ def test_unsupported_architectures_are_named(qa_checkpoint, change, words):
         encoder_spec(config)
 
 
-@pytest.mark.parametrize("change", [{"hidden_size": "64"}, {"num_hidden_layers": True}, {"layer_norm_eps": 0}])
+@pytest.mark.parametrize("change", [{"hidden_size": "64"}, {"num_hidden_layers": True}, {"layer_norm_eps": 0.2}])
 def test_damaged_configs_are_named(qa_checkpoint, change):
     config = json.loads((qa_checkpoint / "config.json").read_text()) | change
     with pytest.raises(InputError, match=next(iter(change))):

@@ -341,7 +341,7 @@ JSON_FILES = ("config.json", "length_configs.json")
         (b'{"a": {"b": 1, "b": 2}}', "key 'b' occurs twice"),
         (b"[" * 200_000, "nested deeper than 16 levels"),
         (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "nested deeper than 16 levels"),
-        (b"{" + b" " * (1 << 20) + b"}", "at most 1048576 are allowed"),
+        (b"{" + b" " * (16 << 20) + b"}", r"at most \d+ are allowed"),
         (b"{} {}", "not valid JSON"),
         (b'{"a": NaN}', "not valid JSON"),
         (b'{"a": 1e400}', "not valid JSON: a number is out of range"),

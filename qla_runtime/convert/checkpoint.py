@@ -1,63 +1,50 @@
 """Checkpoints as they come: a Hugging Face folder or hub id, plain or in the sentence-transformers layout.
 
-Only safetensors are read. A pickle (``pytorch_model.bin``) runs code when it is loaded, so it is refused.
+Everything in a checkpoint is accounted for before it is used: what the package cannot hold is refused where it
+would change the results, and named in :attr:`Checkpoint.notes` where it would not.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qla_runtime.convert import limits
+from qla_runtime.convert.companions import check_modules, companion_notes
+from qla_runtime.convert.config_keys import infer_model_type, refuse_other_arithmetic, unknown_keys, with_defaults
+from qla_runtime.convert.json_files import first_line as _first_line
+from qla_runtime.convert.json_files import read_json as _read_json
+from qla_runtime.convert.json_files import read_object as _read_object
 from qla_runtime.convert.sentence_settings import TransformerSettings, transformer_settings
 from qla_runtime.convert.spec import (
     EncoderSpec,
     SentenceSpec,
     TaskSpec,
     encoder_spec,
+    position_rows,
     sentence_spec,
     task_spec,
 )
+from qla_runtime.convert.tensors import Account, account, canonical_names, hugging_face_tensors, origins
 from qla_runtime.convert.tokenizer import read_tokenizer
-from qla_runtime.errors import InputError, UnsupportedError
-from qla_runtime.tokenizer import TextRules
+from qla_runtime.convert.weights import WeightFiles
+from qla_runtime.errors import InputError
 from qla_runtime.text_files import check_regular_files
+from qla_runtime.tokenizer import TextRules
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from qla_runtime.modeling import Model
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_HUB_FILES = ("*.json", "*.safetensors", "vocab.txt", "*.model", "merges.txt", "README.md")
+__all__ = ["Checkpoint", "hugging_face_tensors", "open_checkpoint"]
 
-# Ours -> theirs, without the family prefix. Several names on the right are stacked along the rows.
-_EMBEDDING_NAMES = {
-    "embeddings.word": ("embeddings.word_embeddings",),
-    "embeddings.position": ("embeddings.position_embeddings",),
-    "embeddings.token_type": ("embeddings.token_type_embeddings",),
-    "embeddings.norm": ("embeddings.LayerNorm",),
-}
-_LAYER_NAMES = {
-    "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
-    "output": ("attention.output.dense",),
-    "attention_norm": ("attention.output.LayerNorm",),
-    "ffn_in": ("intermediate.dense",),
-    "ffn_out": ("output.dense",),
-    "ffn_norm": ("output.LayerNorm",),
-}
-# (family, task kind) -> ours -> theirs; "pooler.dense" belongs to the encoder's prefix, the others do not.
-_HEAD_NAMES = {
-    ("bert", "span-qa"): {"head": "qa_outputs"},
-    ("bert", "token-classification"): {"head": "classifier"},
-    ("bert", "sequence-classification"): {"pooler": "bert.pooler.dense", "head": "classifier"},
-    ("roberta", "span-qa"): {"head": "qa_outputs"},
-    ("roberta", "token-classification"): {"head": "classifier"},
-    ("roberta", "sequence-classification"): {"pooler": "classifier.dense", "head": "classifier.out_proj"},
-}
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_FILES = ("*.json", "*.safetensors", "*vocab.txt", "*.model", "*merges.txt", "README.md", "model_head.pkl")
+_HUB_PICKLES = ("*pytorch_model*.bin",)
+"""Fetched where a repository has no safetensors."""
 
 
 @dataclass(frozen=True)
@@ -76,52 +63,104 @@ class Checkpoint:
     """README.md of the checkpoint, or an empty string."""
     text: TextRules = TextRules()
     """What the tokenizer cannot say about texts."""
+    config: dict[str, Any]
+    """config.json, with transformers' defaults in place of missing keys."""
+    weights: WeightFiles
+    """Every tensor's name, dtype and shape."""
+    account: Account
+    """What becomes of each."""
+    notes: tuple[str, ...] = ()
+    """What the package leaves out, one sentence each; none of it changes what the package computes."""
 
     def load_model(self, *, new_head: bool = False) -> Model:
         """The float32 model in evaluation mode.
 
         Args:
             new_head: leave the head as PyTorch initializes it, and the pooler too where the checkpoint has
-                none: what fine-tuning of a pretrained encoder starts from.
+                none: what fine-tuning of a pretrained encoder starts from. Such a checkpoint was opened with
+                ``new_head=True``.
 
         Raises:
-            InputError: a tensor is missing or has the wrong shape.
-            UnsupportedError: the weights are a pickle.
+            InputError: a tensor is missing, has the wrong shape, or holds NaN or infinite values.
+            UnsupportedError: as :meth:`check_weights`.
         """
         from qla_runtime.modeling import Model
 
+        self.check_weights(new_head=new_head)
         model = Model(self.encoder, self.task)
-        state = _translate(
-            read_weights(self.folder),
-            model,
-            self.encoder,
-            self.task,
-            skip=("head",) if new_head else (),
-            optional=("pooler",) if new_head else (),
-        )
-        model.load_state_dict(state, strict=not new_head)
+        model.load_state_dict(self._state(new_head), strict=not new_head)
         return model.eval()
+
+    def check_weights(self, *, new_head: bool = False) -> Account:
+        """What becomes of every tensor.
+
+        Raises:
+            InputError: a tensor that :meth:`load_model` needs is missing or of the wrong shape.
+            UnsupportedError: a tensor changes what the model computes, and the engine would leave it out.
+        """
+        return account(
+            self.weights.tensors, self.encoder, self.task, position_rows(self.config), new_head=new_head
+        )
+
+    def tensors(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names, without wrappers and family, begin so; as stored, on the CPU."""
+        stored = {name: self.account.stored[name] for name in self.account.stored if name.startswith(prefix)}
+        loaded = self.weights.load(stored.values())
+        return {name: loaded[old] for name, old in stored.items()}
+
+    def _state(self, new_head: bool) -> dict[str, Tensor]:
+        """Our names -> float32 tensors."""
+        import torch
+
+        found = origins(self.encoder, self.task, position_rows(self.config))
+        if new_head:
+            optional = {f"pooler.{kind}" for kind in ("weight", "bias")}
+            found = {
+                ours: origin
+                for ours, origin in found.items()
+                if not ours.startswith("head.")
+                and (ours not in optional or origin.parts[0] in self.account.stored)
+            }
+        parts = {part for origin in found.values() for part in origin.parts}
+        loaded = self.weights.load([self.account.stored[part] for part in parts])
+        state = {}
+        for ours, origin in found.items():
+            stored = [self.account.stored[part] for part in origin.parts]
+            tensor = torch.cat([loaded[name].to(torch.float32) for name in stored])
+            if not tensor.isfinite().all():
+                raise InputError(f"the weights: {stored[0]!r} holds NaN or infinite values")
+            state[ours] = tensor
+        positions = "encoder.embeddings.position.weight"
+        kept = self.encoder.max_positions + self.encoder.position_offset
+        state[positions] = state[positions][:kept].clone()
+        return state
 
 
 def open_checkpoint(
-    checkpoint: str | Path, *, task: str | None = None, max_length: int | None = None
+    checkpoint: str | Path, *, task: str | None = None, max_length: int | None = None, new_head: bool = False
 ) -> Checkpoint:
-    """Finds a checkpoint and reads everything but its weights.
+    """Finds a checkpoint, reads everything but its weights' values, and accounts for all that is in it.
 
     Args:
         checkpoint: a folder, or a hub id such as ``deepset/minilm-uncased-squad2``.
         task: a task kind of ``docs/file-format.md``; None reads it from the checkpoint.
         max_length: tokens a text is cut at; None takes the checkpoint's limit.
+        new_head: the head may be missing, or be another task's: it will be replaced.
 
     Raises:
-        InputError: nothing there, or a file in it is damaged.
-        UnsupportedError: the runtime cannot run this architecture.
+        InputError: nothing there, a file in it is damaged, or its files do not belong together.
+        UnsupportedError: the runtime cannot run this architecture, or would leave out what changes the results.
     """
     root = _find(checkpoint)
-    check_regular_files(root, (*_HUB_FILES, "*.bin"))
+    source = root.resolve().name if Path(checkpoint).is_dir() else str(checkpoint)
+    check_regular_files(root, (*_HUB_FILES, *_HUB_PICKLES))
+    left_beside = companion_notes(root, source, task)
     folder, sentence, settings = _sentence_layout(root)
     config = _read_object(folder / "config.json")
-    encoder = encoder_spec(config)
+    refuse_other_arithmetic(config)  # before the weights, of which such a config may have a kind of its own
+    weights = WeightFiles(folder, source)
+    config["model_type"] = infer_model_type(config, canonical_names(weights.tensors, None))
+    encoder = encoder_spec(config, max_length=max_length)
     tokenizer = read_tokenizer(folder, config, settings)
     spec = task_spec(
         config,
@@ -131,17 +170,42 @@ def open_checkpoint(
         sentence=sentence,
         tokenizer_limit=tokenizer.limit,
     )
-    _weight_files(folder)  # refuse a pickle now, not after reading the texts
+    rows = position_rows(config)
+    accounted = account(weights.tensors, encoder, spec, rows, new_head=new_head)
     card = root / "README.md"
     return Checkpoint(
-        source=root.resolve().name if Path(checkpoint).is_dir() else str(checkpoint),
+        source=source,
         folder=folder,
         encoder=encoder,
         task=spec,
         tokenizer_json=tokenizer.json,
         text=tokenizer.rules,
         card=card.read_text(encoding="utf-8") if card.is_file() else "",
+        config=with_defaults(config),
+        weights=weights,
+        account=accounted,
+        notes=(*left_beside, *_config_notes(config, encoder, rows), *accounted.notes),
     )
+
+
+def _config_notes(config: dict[str, Any], encoder: EncoderSpec, rows: int) -> list[str]:
+    notes = []
+    unknown = unknown_keys(config)
+    if unknown:
+        shown = ", ".join(key if key.isprintable() else ascii(key) for key in unknown[:20])
+        notes.append(
+            f"config.json: unknown keys, not used: {shown}{', ...' if len(unknown) > 20 else ''}. If one of "
+            "them changes "
+            "what the model computes, the package computes something else"
+        )
+    positions = rows - encoder.position_offset
+    if positions > encoder.max_positions:
+        notes.append(
+            f"positions: the checkpoint has {positions}, the package keeps the first {encoder.max_positions} "
+            "(at most "
+            f"{limits.MAX_POSITIONS}; --max-length says how many)"
+        )
+    return notes
 
 
 def _find(checkpoint: str | Path) -> Path:
@@ -159,7 +223,10 @@ def _find(checkpoint: str | Path) -> Path:
             "Run: pip install huggingface_hub"
         ) from error
     try:
-        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
+        folder = Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
+        if not any(folder.rglob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=[*_HUB_FILES, *_HUB_PICKLES]))
+        return folder
     except Exception as error:  # the hub client raises many kinds; each means "not available"
         raise InputError(
             f"checkpoint {name!r} is no folder here, and the hub did not give it: {_first_line(error)}. "
@@ -178,6 +245,7 @@ def _sentence_layout(root: Path) -> tuple[Path, SentenceSpec | None, Transformer
     pooling = [module for module in modules if str(module.get("type", "")).endswith("Pooling")]
     if not modules:
         return root, None, TransformerSettings()
+    check_modules(modules)
     transformer = _inside(root, modules[0])
     settings = transformer_settings(transformer)
     if not pooling:  # a cross-encoder also has the file, and no pooling
@@ -195,134 +263,3 @@ def _inside(root: Path, module: dict[str, Any]) -> Path:
     if not folder.is_relative_to(root.resolve()):
         raise InputError(f"modules.json: path {module.get('path')!r} leaves the checkpoint's folder")
     return folder
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, whole or in shards."""
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if whole.is_file():
-        return [whole]
-    if index.is_file():
-        shards = _read_object(index).get("weight_map")
-        names = sorted(set(shards.values())) if isinstance(shards, dict) else []
-        if not names or not all(isinstance(name, str) and "/" not in name for name in names):
-            raise InputError("model.safetensors.index.json: weight_map must map tensors to files beside it")
-        return [folder / name for name in names]
-    pickles = sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")))
-    if pickles:
-        raise UnsupportedError(
-            f"{folder.name}: weights come as {pickles[0]}, a pickle, which can run code when loaded; only "
-            "model.safetensors is read. Where you trust the file, load it with transformers and save it "
-            "again with save_pretrained()"
-        )
-    raise InputError(f"{folder.name}: no model.safetensors in the folder; it holds no weights")
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint folder, as stored, on the CPU."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    tensors: dict[str, Tensor] = {}
-    for path in _weight_files(folder):
-        try:
-            tensors.update(load_file(path))
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{path.name}: {_first_line(error)}") from error
-    return tensors
-
-
-def hugging_face_tensors(model: Model) -> dict[str, Tensor]:
-    """The model's float32 tensors under Hugging Face's names, as a checkpoint for its task has them."""
-    encoder, task = model.encoder.spec, model.task
-    names = _names(encoder, task, "" if task.kind == "embedding" else f"{encoder.family}.")
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        ours, kind = name.rsplit(".", 1)
-        parts = tensor.detach().chunk(len(names[ours]))
-        tensors |= {f"{theirs}.{kind}": part for theirs, part in zip(names[ours], parts, strict=True)}
-    return tensors
-
-
-def _names(encoder: EncoderSpec, task: TaskSpec, prefix: str) -> dict[str, list[str]]:
-    """Our module names -> theirs; several of theirs are stacked along the rows."""
-    names = {f"encoder.{ours}": [prefix + name for name in theirs] for ours, theirs in _EMBEDDING_NAMES.items()}
-    for i in range(encoder.layers):
-        for ours, theirs in _LAYER_NAMES.items():
-            names[f"encoder.layers.{i}.{ours}"] = [f"{prefix}encoder.layer.{i}.{name}" for name in theirs]
-    for ours, name in _HEAD_NAMES.get((encoder.family, task.kind), {}).items():
-        names[ours] = [name]
-    return names
-
-
-def _translate(
-    tensors: dict[str, Tensor],
-    model: Model,
-    encoder: EncoderSpec,
-    task: TaskSpec,
-    *,
-    skip: Collection[str] = (),
-    optional: Collection[str] = (),
-) -> dict[str, Tensor]:
-    """Hugging Face tensors under our names, float32, checked against the model's shapes.
-
-    Modules in ``skip`` are left out; those in ``optional`` where the checkpoint lacks them.
-    """
-    import torch
-
-    # Checkpoints that began in TensorFlow call a norm's parameters gamma and beta.
-    tensors = {
-        re.sub(
-            r"LayerNorm\.(gamma|beta)$",
-            lambda m: "LayerNorm." + {"gamma": "weight", "beta": "bias"}[m[1]],
-            name,
-        ): t
-        for name, t in tensors.items()
-    }
-    prefix = f"{encoder.family}." if f"{encoder.family}.embeddings.word_embeddings.weight" in tensors else ""
-    names = _names(encoder, task, prefix)
-
-    state = {}
-    for name, parameter in model.state_dict().items():
-        ours, kind = name.rsplit(".", 1)
-        if ours in skip or (ours in optional and f"{names[ours][0]}.{kind}" not in tensors):
-            continue
-        parts = [f"{theirs}.{kind}" for theirs in names[ours]]
-        for part in parts:
-            if part not in tensors:
-                raise InputError(
-                    f"model.safetensors: tensor {part!r} is missing; a {task.kind} checkpoint has it. "
-                    "Pass the task this checkpoint was trained for"
-                )
-        tensor = torch.cat([tensors[part].to(torch.float32) for part in parts])
-        if tensor.shape != parameter.shape:
-            raise InputError(
-                f"model.safetensors: {parts[0]!r} gives shape {tuple(tensor.shape)}, but config.json asks "
-                f"for {tuple(parameter.shape)}"
-            )
-        if not tensor.isfinite().all():
-            raise InputError(f"model.safetensors: {parts[0]!r} holds NaN or infinite values")
-        state[name] = tensor
-    return state
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{path.name} is missing from {path.parent.name!r}; is this a checkpoint folder?"
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path.name} is not readable JSON: {_first_line(error)}") from error
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    value = _read_json(path)
-    if not isinstance(value, dict):
-        raise InputError(f"{path.name} must hold a JSON object, not a {type(value).__name__}")
-    return value
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

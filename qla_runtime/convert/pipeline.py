@@ -14,6 +14,7 @@ from qla_runtime.convert.calibration import Samples, pick_samples
 from qla_runtime.convert.card import Provenance, write_card
 from qla_runtime.convert.checkpoint import Checkpoint, open_checkpoint
 from qla_runtime.convert.lengths import default_configs, to_json, with_full
+from qla_runtime.convert.limits import check_name
 from qla_runtime.convert.pack import embedding_scale, pack, pad16, quantize_rows
 from qla_runtime.convert.package_writer import (
     FORMAT_VERSION,
@@ -92,7 +93,8 @@ def convert(
     Returns:
         The report: ``name``, ``task``, ``activations``, ``samples``, ``tokens``, ``texts`` (where they come from),
         ``reference`` (what INT8 is compared with), ``held_out``, ``calibration_samples``, ``agreement_means``,
-        ``modes`` and ``bytes``; see :func:`report.compare`.
+        ``modes``, ``bytes`` and ``notes`` (what of the checkpoint the package leaves out, a sentence each); see
+        :func:`report.compare`.
 
     Raises:
         InputError: an argument or a file is wrong, or ``out`` cannot be written or has no room.
@@ -106,8 +108,11 @@ def convert(
     if calibrate is None and "static" in kinds:
         raise InputError("static activations are calibrated on texts; pass a file of them (--calibrate)")
     target = check_target(out)
-    name = _checked_name(name or target.name)
+    name = check_name(name or target.name)
     source = open_checkpoint(checkpoint, task=task, max_length=max_length)
+    if progress:
+        for note in source.notes:
+            print(f"note: {note}", file=sys.stderr)
     layers = source.encoder.layers
     configs = default_configs(layers) if length_configs is None else with_full(length_configs, layers)
     if calibrate is None:
@@ -146,6 +151,7 @@ def convert(
         del tensors
         packages = {kind: stage / kind for kind in kinds}
         report = _report(name, activations, source, model, samples, origin, packages, progress)
+        report["notes"] = list(source.notes)
         card = write_card(
             name=name,
             source=source.source,
@@ -191,16 +197,6 @@ def package_bytes(source: Checkpoint) -> int:
     )
     head = 4 * h * (task.outputs + (h if task.has_pooler else 0))
     return encoder.layers * (products + 4 * floats) + embeddings + head + len(source.tokenizer_json) + (1 << 20)
-
-
-def _checked_name(name: str) -> str:
-    """A package's name is one line of text; a folder's may be any bytes."""
-    if not name.strip() or not name.isprintable() or len(name) > MAX_NAME:
-        raise InputError(
-            f"the package's name is {name[:40]!r}; it must be 1 to {MAX_NAME} printable characters. Pass another "
-            "(--name)"
-        )
-    return name
 
 
 def packed_tensors(model: Model, scales: Scales) -> dict[str, np.ndarray]:

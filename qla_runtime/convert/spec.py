@@ -10,15 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from qla_runtime.convert import limits
+from qla_runtime.convert.config_keys import MODEL_TYPES, architecture, refuse_other_arithmetic, with_defaults
 from qla_runtime.errors import InputError, UnsupportedError
-
-MODEL_TYPES = {
-    "bert": "bert",
-    "roberta": "roberta",
-    "xlm-roberta": "roberta",
-    "camembert": "roberta",
-}
-"""Hugging Face ``model_type`` -> the family whose tensor names and position rule it follows."""
 
 TASK_OF_ARCHITECTURE = {
     "ForQuestionAnswering": "span-qa",
@@ -27,10 +21,10 @@ TASK_OF_ARCHITECTURE = {
 }
 """Suffix of ``architectures[0]`` -> task kind; a bare encoder embeds, if it says how it pools."""
 
-TASK_KINDS = ("span-qa", "sequence-classification", "token-classification", "embedding")
+SMALLEST_NORMAL = 2.0**-126
+"""The least float32 that the engine takes for a scale or an epsilon."""
 
-KERNEL_TOKENS = 512
-"""The longest sequence the kernels take."""
+TASK_KINDS = ("span-qa", "sequence-classification", "token-classification", "embedding")
 
 
 @dataclass(frozen=True)
@@ -113,35 +107,36 @@ class TaskSpec:
         return {**common, "pooler": "dense_tanh", "labels": list(self.labels), "problem": self.problem}
 
 
-def encoder_spec(config: dict[str, Any]) -> EncoderSpec:
+def encoder_spec(config: dict[str, Any], *, max_length: int | None = None) -> EncoderSpec:
     """Reads the encoder's shape from a Hugging Face config.
+
+    Keys that are missing or null have transformers' defaults. Where the checkpoint has more positions than the
+    engine takes, the spec has as many as ``max_length`` asks for, or else as many as the engine takes.
+
+    Args:
+        config: the Hugging Face config.
+        max_length: tokens that texts will be cut at, if that is known.
 
     Raises:
         UnsupportedError: the architecture is outside what the kernels compute.
-        InputError: the config lacks a key or holds the wrong type.
+        InputError: a key has a value of the wrong type.
     """
-    model_type = config.get("model_type")
-    family = MODEL_TYPES.get(model_type) if isinstance(model_type, str) else None
-    if family is None:
-        raise UnsupportedError(
-            f"config.json: model_type is {model_type!r}; supported are {', '.join(sorted(MODEL_TYPES))}. "
-            "Convert a BERT-type or RoBERTa-type encoder"
-        )
-    _refuse(config, "hidden_act", ("gelu",), "gelu", "fine-tune a checkpoint with erf-GELU (hidden_act 'gelu')")
-    _refuse(config, "position_embedding_type", ("absolute", None), "absolute", "use absolute positions")
-    for flag in ("is_decoder", "add_cross_attention"):
-        _refuse(config, flag, (False, None), False, "convert an encoder, not a decoder")
-    _refuse(config, "pruned_heads", ({}, [], None), None, "save the checkpoint with every head in place")
-
+    config = with_defaults(config)
+    refuse_other_arithmetic(config)
+    family = MODEL_TYPES[config["model_type"]]
     # RoBERTa numbers its positions from pad id + 1, so the table's first rows never serve a token.
     offset = _integer(config, "pad_token_id", 0) + 1 if family == "roberta" else 0
+    positions = position_rows(config) - offset
+    if positions > limits.MAX_POSITIONS:
+        asked = limits.MAX_POSITIONS if max_length is None else max(max_length, limits.MIN_LENGTH)
+        positions = min(asked, limits.MAX_POSITIONS)
     spec = EncoderSpec(
         layers=_integer(config, "num_hidden_layers", 1),
         hidden=_integer(config, "hidden_size", 1),
         heads=_integer(config, "num_attention_heads", 1),
         intermediate=_integer(config, "intermediate_size", 1),
         vocab_size=_integer(config, "vocab_size", 1),
-        max_positions=_integer(config, "max_position_embeddings", 1) - offset,
+        max_positions=positions,
         type_vocab_size=_integer(config, "type_vocab_size", 1),
         norm_eps=_positive(config, "layer_norm_eps"),
         position_offset=offset,
@@ -149,6 +144,11 @@ def encoder_spec(config: dict[str, Any]) -> EncoderSpec:
     )
     _check_limits(spec)
     return spec
+
+
+def position_rows(config: dict[str, Any]) -> int:
+    """Rows of the checkpoint's position table, which may have more than the package."""
+    return _integer(with_defaults(config), "max_position_embeddings", 1)
 
 
 def task_spec(
@@ -176,12 +176,15 @@ def task_spec(
     kind = task or _task_of(config, sentence)
     if kind not in TASK_KINDS:
         raise InputError(f"task is {kind!r}; it must be one of {', '.join(TASK_KINDS)}")
-    limit = min(encoder.max_positions, KERNEL_TOKENS)
+    limit = encoder.max_positions
     if max_length is None:
         asked = (sentence.max_length if sentence else None) or tokenizer_limit or limit
         max_length = min(384 if kind == "span-qa" else asked, limit)
-    if not 4 <= max_length <= limit:
-        raise InputError(f"max_length is {max_length}; it must be between 4 and {limit} for this checkpoint")
+    if not limits.MIN_LENGTH <= max_length <= limit:
+        raise InputError(
+            f"max_length is {max_length}; it must be between {limits.MIN_LENGTH} and {limit} for this checkpoint. "
+            "Pass another (max_length=, --max-length)"
+        )
 
     if kind == "span-qa":
         # Windows must advance: the stride is the overlap, and a short window cannot overlap by 128 tokens.
@@ -189,7 +192,7 @@ def task_spec(
     if kind == "embedding":
         pooling = sentence or SentenceSpec(pooling="mean", normalize=False, max_length=None)
         return TaskSpec(kind, max_length, pooling=pooling.pooling, normalize=pooling.normalize)
-    labels = _labels(config)
+    labels = label_names(config)
     if kind == "token-classification":
         return TaskSpec(kind, max_length, labels=labels)
     return TaskSpec(kind, max_length, labels=labels, problem=_problem(config, labels))
@@ -236,26 +239,42 @@ def sentence_spec(
 def _task_of(config: dict[str, Any], sentence: SentenceSpec | None) -> str:
     if sentence is not None:
         return "embedding"
-    architecture = str((config.get("architectures") or [""])[0])
-    for suffix, kind in TASK_OF_ARCHITECTURE.items():
-        if architecture.endswith(suffix):
-            return kind
-    raise InputError(
-        f"config.json: architectures[0] is {architecture!r}, which does not say what the model is for; "
-        f"pass task= (one of {', '.join(TASK_KINDS)})"
-    )
+    kind = task_of_architecture(config)
+    if kind is None:
+        raise InputError(
+            f"config.json: architectures[0] is {architecture(config)!r}, which does not say what the model is "
+            "for; "
+            f"pass task= (--task), one of {', '.join(TASK_KINDS)}"
+        )
+    return kind
 
 
-def _labels(config: dict[str, Any]) -> tuple[str, ...]:
-    names = config.get("id2label")
-    if not names:
-        # transformers leaves the two default labels out of the file.
-        names = {str(i): f"LABEL_{i}" for i in range(int(config.get("num_labels", 2)))}
+def task_of_architecture(config: dict[str, Any]) -> str | None:
+    """The task of the head that ``architectures[0]`` names; None for a bare encoder and for other heads."""
+    name = architecture(config)
+    return next((kind for suffix, kind in TASK_OF_ARCHITECTURE.items() if name.endswith(suffix)), None)
+
+
+def label_names(config: dict[str, Any]) -> tuple[str, ...]:
+    """The labels of a classification head, by index.
+
+    Raises:
+        InputError: ``id2label`` or ``num_labels`` is damaged.
+        UnsupportedError: more labels, or longer names, than a package holds.
+    """
+    given, count = config.get("id2label"), config.get("num_labels")
+    if count is not None and (type(count) is not int or not 1 <= count <= limits.MAX_LABELS):
+        raise InputError(f"config.json: num_labels is {str(count)[:40]}; it must be 1 to {limits.MAX_LABELS}")
     try:
-        labels = {int(key): str(value) for key, value in names.items()}
-        return tuple(labels[i] for i in range(len(labels)))
-    except (AttributeError, KeyError, ValueError) as error:
+        if not given or (count is not None and count != len(given)):
+            # transformers leaves the two default labels out of the file, and prefers num_labels where they differ.
+            given = {str(i): f"LABEL_{i}" for i in range(2 if count is None else count)}
+        by_id = {int(key): str(value) for key, value in given.items()}
+        labels = tuple(by_id[i] for i in range(len(given)))
+    except (AttributeError, KeyError, ValueError, TypeError) as error:
         raise InputError("config.json: id2label must name the labels 0, 1, 2, ... without a gap") from error
+    limits.check_labels(labels)
+    return labels
 
 
 def _problem(config: dict[str, Any], labels: tuple[str, ...]) -> str:
@@ -266,7 +285,7 @@ def _problem(config: dict[str, Any], labels: tuple[str, ...]) -> str:
         "single_label_classification": "single_label",
         "multi_label_classification": "multi_label",
     }
-    if problem not in known:
+    if not isinstance(problem, (str, type(None))) or problem not in known:
         raise UnsupportedError(f"config.json: problem_type is {problem!r}; supported are {list(known)[1:]}")
     if known[problem] == "single_label" and len(labels) < 2:
         raise InputError(
@@ -279,25 +298,39 @@ def _problem(config: dict[str, Any], labels: tuple[str, ...]) -> str:
 def _check_limits(spec: EncoderSpec) -> None:
     """The limits of docs/file-format.md, config.json."""
 
-    def refuse(what: str, value: object, limit: str) -> None:
-        raise UnsupportedError(f"config.json: {what} is {value}; the kernels take {limit}. Use a model within it")
+    def check(what: str, value: object, good: bool, limit: str) -> None:
+        if not good:
+            shown = str(value)
+            shown = shown if len(shown) <= 40 else shown[:37] + "..."
+            raise UnsupportedError(
+                f"config.json: {what} is {shown}; the kernels take {limit}. Use a model within it"
+            )
 
-    if spec.layers > 64:
-        refuse("num_hidden_layers", spec.layers, "1 to 64")
-    if spec.hidden % 64 or spec.hidden > 4096:
-        refuse("hidden_size", spec.hidden, "a multiple of 64 up to 4096")
-    if spec.hidden % spec.heads or spec.head_dim not in (32, 64):
-        refuse("hidden_size / num_attention_heads", f"{spec.hidden} / {spec.heads}", "a head size of 32 or 64")
-    if spec.intermediate % 64 or spec.intermediate > 16384:
-        refuse("intermediate_size", spec.intermediate, "a multiple of 64 up to 16384")
-    if not 1 <= spec.max_positions <= 4096:
-        refuse("max_position_embeddings", spec.max_positions + spec.position_offset, "up to 4096 positions")
+    def multiple(what: str, value: int, most: int) -> None:
+        check(what, value, value % 64 == 0 and value <= most, f"a multiple of 64 up to {most}")
 
+    def at_most(what: str, value: int, most: int) -> None:
+        check(what, value, value <= most, f"up to {most}")
 
-def _refuse(config: dict[str, Any], key: str, accepted: tuple, default: Any, remedy: str) -> None:
-    value = config.get(key, default)
-    if value not in accepted:
-        raise UnsupportedError(f"config.json: {key} is {value!r}; supported is {accepted[0]!r}. Remedy: {remedy}")
+    at_most("num_hidden_layers", spec.layers, limits.MAX_LAYERS)
+    multiple("hidden_size", spec.hidden, limits.MAX_HIDDEN)
+    multiple("intermediate_size", spec.intermediate, limits.MAX_INTERMEDIATE)
+    check(
+        "hidden_size / num_attention_heads",
+        f"{spec.hidden} / {spec.heads}",
+        spec.hidden % spec.heads == 0 and spec.head_dim in limits.HEAD_DIMS,
+        f"a head size of {' or '.join(map(str, limits.HEAD_DIMS))}",
+    )
+    at_most("vocab_size", spec.vocab_size, limits.MAX_VOCAB)
+    at_most("type_vocab_size", spec.type_vocab_size, limits.MAX_TYPES)
+    at_most("pad_token_id + 1", spec.position_offset, limits.MAX_POSITIONS)
+    check(
+        "max_position_embeddings",
+        spec.max_positions + spec.position_offset,
+        spec.max_positions >= limits.MIN_LENGTH,
+        f"at least {limits.MIN_LENGTH} positions"
+        + (f" beside the {spec.position_offset} rows up to the pad token's" if spec.position_offset else ""),
+    )
 
 
 def _integer(config: dict[str, Any], key: str, least: int) -> int:
@@ -309,6 +342,11 @@ def _integer(config: dict[str, Any], key: str, least: int) -> int:
 
 def _positive(config: dict[str, Any], key: str) -> float:
     value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
-        raise InputError(f"config.json: {key} is {value!r}; it must be a number between 0 and 1")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    # The kernels' floats: a smaller one is no normal float32.
+    if not number or not SMALLEST_NORMAL <= value <= limits.MAX_NORM_EPS:
+        raise InputError(
+            f"config.json: {key} is {str(value)[:40]}; it must be a number above 0 and at most "
+            f"{limits.MAX_NORM_EPS}"
+        )
     return float(value)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from qla_runtime.convert.checkpoint import Checkpoint, hugging_face_tensors, read_weights
+from qla_runtime.convert.checkpoint import Checkpoint, hugging_face_tensors
 from qla_runtime.convert.package_writer import publish, staging, write_file
+from qla_runtime.convert.spec import label_names, task_of_architecture
 from qla_runtime.errors import QlaError
 from qla_runtime.modeling import Model
 
@@ -22,6 +23,15 @@ _SUFFIXES = {
     "embedding": "Model",
 }
 _PROBLEMS = {"single_label": "single_label_classification", "regression": "regression"}
+_SENTENCE_FILES = (
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_*_config.json",
+    "config_setfit.json",
+)
+"""Files that make a folder a sentence encoder or a cross-encoder, or say how its outputs are used."""
+_ACTIVATION_KEYS = ("sentence_transformers", "sbert_ce_default_activation_function")
+"""Keys of config.json that belong to a cross-encoder's head."""
 _HALF_MAX = torch.finfo(torch.float16).max
 
 
@@ -42,7 +52,7 @@ def export(model: Model, source: Checkpoint, out: Path) -> None:
     tensors = {name: _half(name, tensor) for name, tensor in hugging_face_tensors(model).items()}
     if model.task.kind == "embedding":
         # transformers' bare encoder has a pooler that no embedding uses, and warns where it is missing.
-        extra = {k: t for k, t in read_weights(source.folder).items() if k.startswith("pooler.")}
+        extra = source.tensors("pooler.")
         tensors |= {name: _half(name, tensor) for name, tensor in extra.items()}
     with staging(out) as stage:
         new = stage / "new"
@@ -54,14 +64,19 @@ def export(model: Model, source: Checkpoint, out: Path) -> None:
 
 
 def _copy_companions(source: Checkpoint, new: Path) -> Path:
-    """Copies what stands beside the weights; returns the folder where config and weights belong."""
-    root = source.folder
-    if not (root / "modules.json").is_file() and (root.parent / "modules.json").is_file():
+    """Copies what stands beside the weights; returns the folder where config and weights belong.
+
+    A model with a head is a plain folder: with a modules.json it would be opened as the sentence encoder that it
+    was before.
+    """
+    root, pooled = source.folder, source.task.kind == "embedding"
+    dropped = () if pooled else ("modules.json",) if _has_own_head(source) else _SENTENCE_FILES
+    if pooled and not (root / "modules.json").is_file() and (root.parent / "modules.json").is_file():
         root = root.parent  # sentence-transformers, with the transformer in a folder of its own
-    for path in [*root.glob("*"), *root.glob("*/*")]:
+    for path in [*root.glob("*"), *root.glob("*/*")] if pooled else root.glob("*"):
         # Weights of any kind, their index and the card do not describe the new model.
         listed = path.suffix in (".json", ".txt", ".model") and not path.name.endswith(".index.json")
-        if path.is_file() and listed:
+        if path.is_file() and listed and not any(fnmatch(path.name, pattern) for pattern in dropped):
             target = new / path.relative_to(root)
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target)
@@ -73,17 +88,27 @@ def _copy_companions(source: Checkpoint, new: Path) -> Path:
 
 
 def _config(model: Model, source: Checkpoint) -> bytes:
-    config: dict[str, Any] = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
-    task = model.task
+    config, task = dict(source.config), model.task
+    config["max_position_embeddings"] = model.encoder.spec.max_positions + model.encoder.spec.position_offset
     config["architectures"] = [_CLASSES[config["model_type"]] + _SUFFIXES[task.kind]]
     # Stored in half precision, to be computed in float32: transformers takes this key as what to load into.
     config.pop("torch_dtype", None)
+    if not _has_own_head(source):
+        for key in _ACTIVATION_KEYS:
+            config.pop(key, None)
     config["dtype"] = "float32"
     if task.kind == "sequence-classification":
         config["id2label"] = {str(i): label for i, label in enumerate(task.labels)}
         config["label2id"] = {label: i for i, label in enumerate(task.labels)}
         config["problem_type"] = _PROBLEMS[task.problem]
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _has_own_head(source: Checkpoint) -> bool:
+    """Whether the trained head is the checkpoint's own, and not a new one."""
+    if task_of_architecture(source.config) != source.task.kind:
+        return False
+    return source.task.kind != "sequence-classification" or label_names(source.config) == source.task.labels
 
 
 def _half(name: str, tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from qla_runtime.convert.checkpoint import Checkpoint, open_checkpoint
-from qla_runtime.convert.spec import TASK_OF_ARCHITECTURE
+from qla_runtime.convert.spec import task_of_architecture
 from qla_runtime.data_sets import Labelled, read_labelled, read_sentences
 from qla_runtime.errors import InputError
 from qla_runtime.modeling import Model
@@ -69,14 +69,17 @@ class Start:
             InputError: a file is missing or laid out otherwise, or the checkpoint's head does not fit.
             UnsupportedError: the runtime cannot run this architecture.
         """
-        source = open_checkpoint(checkpoint, task=task, max_length=max_length)
+        source = open_checkpoint(checkpoint, task=task, max_length=max_length, new_head=True)
         check_task(source.task)
         kind, own = source.task.kind, _own_task(source)
         if own not in (None, kind) and not (new_head and kind != "embedding"):
             remedy = "Give a sentence encoder" if kind == "embedding" else "Pass --new-head to replace it"
             raise InputError(f"{source.source}: its head is for {own}, and the task is {kind}. {remedy}")
         fresh = kind != "embedding" and (new_head or own is None)
+        source.check_weights(new_head=fresh)
         path = Path(data)
+        if kind == "embedding" and task is None:
+            _ask_about_labels(path, source)
         if kind == "span-qa":
             return cls(source, fresh, path, read_questions(path))
         if kind == "embedding":
@@ -152,15 +155,27 @@ def open_teacher(checkpoint: str | Path, start: Start) -> Checkpoint:
 
 def fingerprint(source: Checkpoint) -> str:
     """SHA-256 of a checkpoint's config and weights."""
-    return _digest([source.folder / "config.json", *source.folder.glob("*.safetensors")])
+    return _digest([source.folder / "config.json", *source.weights.files])
 
 
 def _own_task(source: Checkpoint) -> str | None:
     """The task of the head that a checkpoint has; None for an encoder without one that is known here."""
-    config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
-    architecture = str((config.get("architectures") or [""])[0])
-    kinds = [kind for suffix, kind in TASK_OF_ARCHITECTURE.items() if architecture.endswith(suffix)]
-    return kinds[0] if kinds else None
+    return task_of_architecture(source.config)
+
+
+def _ask_about_labels(path: Path, source: Checkpoint) -> None:
+    """Refuses a table with labels, for which nobody said what is to be trained."""
+    if path.suffix.lower() == ".txt" or not path.is_file():
+        return
+    try:
+        read_labelled(path)
+    except InputError:
+        return
+    raise InputError(
+        f"{path.name} is a table with labels, and {source.source} is a sentence encoder. To train a classifier on "
+        "the labels, pass the task sequence-classification (task=, --task); to train embeddings on the lines as "
+        "they stand, pass embedding"
+    )
 
 
 def _label_order(label: str) -> tuple[int, int, str]:

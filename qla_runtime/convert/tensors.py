@@ -1,0 +1,290 @@
+"""Tensor names: Hugging Face's and ours, and what becomes of every tensor of a checkpoint.
+
+A tensor is used, named in a note because it cannot change what the package computes, or refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qla_runtime.convert.spec import EncoderSpec, TaskSpec
+from qla_runtime.convert.weights import FLOATS, StoredTensor
+from qla_runtime.errors import InputError, UnsupportedError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qla_runtime.modeling import Model
+
+# Ours -> theirs, without the family prefix. Several names on the right are stacked along the rows.
+_EMBEDDING_NAMES = {
+    "embeddings.word": ("embeddings.word_embeddings",),
+    "embeddings.position": ("embeddings.position_embeddings",),
+    "embeddings.token_type": ("embeddings.token_type_embeddings",),
+    "embeddings.norm": ("embeddings.LayerNorm",),
+}
+_LAYER_NAMES = {
+    "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
+    "output": ("attention.output.dense",),
+    "attention_norm": ("attention.output.LayerNorm",),
+    "ffn_in": ("intermediate.dense",),
+    "ffn_out": ("output.dense",),
+    "ffn_norm": ("output.LayerNorm",),
+}
+_ENCODER_POOLER = "pooler.dense"
+"""Belongs to the encoder, and so has the family prefix; every other head does not."""
+
+# (family, task kind) -> ours -> theirs.
+_HEAD_NAMES = {
+    ("bert", "span-qa"): {"head": "qa_outputs"},
+    ("bert", "token-classification"): {"head": "classifier"},
+    ("bert", "sequence-classification"): {"pooler": _ENCODER_POOLER, "head": "classifier"},
+    ("roberta", "span-qa"): {"head": "qa_outputs"},
+    ("roberta", "token-classification"): {"head": "classifier"},
+    ("roberta", "sequence-classification"): {"pooler": "classifier.dense", "head": "classifier.out_proj"},
+}
+
+# Modules that only pass through what is in them: torch.compile, DataParallel, FSDP, activation checkpointing.
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# Attributes that hold the whole model in Lightning and sentence-transformers.
+_OUTER = re.compile(r"^(?:model\.|(?:0\.)?auto_model\.)+")
+# Checkpoints that began in TensorFlow call a norm's parameters so.
+_OLD_NORMS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+
+# What cannot change the package's results, and what it is.
+_LEFTOVERS = (
+    (r"embeddings\.(position_ids|token_type_ids)", "constant buffers"),
+    (r"pooler\.dense\.(weight|bias)", "a pooler that this task does not use"),
+    (r"cls\.(predictions|seq_relationship)\..+|lm_head\..+", "heads of pretraining"),
+    (r"qa_outputs\.(weight|bias)|classifier\.((dense|out_proj)\.)?(weight|bias)", "a head for another task"),
+)
+# What does change them, wherever it stands.
+_ADAPTER = (
+    "an adapter that is not merged (LoRA, PEFT): merge it first (merge_and_unload(), then save_pretrained())"
+)
+_FOREIGN = (
+    (
+        r"lora_|\.base_layer\.|^base_model\.model\.|modules_to_save|original_module|ia3_|adapter|prompt_encoder",
+        _ADAPTER,
+    ),
+    (
+        r"\.(SCB|CB|weight_(scale|scale_inv|zero_point|packed|shape|format|g_idx)|input_scale|output_scale|qweight|"
+        r"qzeros|scales|g_idx|absmax|quant_map|nested_absmax|nested_quant_map|quant_state)\b|quant(izer|_state)",
+        "part of weights that are quantized already: convert the float checkpoint that they were made from",
+    ),
+    (r"(^|\.)crf\.|transitions", "a CRF layer, which the engine does not have: train the model without it"),
+    (r"distance_embedding|relative_attention|rotary|alibi", "of positions that the engine does not compute"),
+)
+_GENERIC_REMEDY = (
+    "If the model works without them, load it with transformers' own class for the task and save it with "
+    "save_pretrained(), which keeps only what that class computes with"
+)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where one of our parameters comes from: canonical names to stack along the rows, each of one shape."""
+
+    parts: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Account:
+    """What becomes of a checkpoint's tensors.
+
+    Attributes:
+        stored: canonical name -> the name in the file, for every tensor.
+        notes: a line for every kind of tensor that is left out.
+    """
+
+    stored: Mapping[str, str]
+    notes: tuple[str, ...]
+
+
+def canonical_names(names: Iterable[str], family: str | None) -> dict[str, str]:
+    """Names without wrappers and (where a family is given) its prefix -> names as stored.
+
+    Raises:
+        InputError: two tensors end up with one name.
+    """
+    found: dict[str, str] = {}
+    for stored in names:
+        name = _OUTER.sub("", _WRAPPERS.sub("", stored))
+        for old, new in _OLD_NORMS.items():
+            name = name.replace(old, new)
+        if family is not None:
+            name = name.removeprefix(f"{family}.")
+        if name in found:
+            raise InputError(
+                f"the weights hold both {found[name]!r} and {stored!r}, which are one tensor to this model; "
+                "remove "
+                "the one that does not belong to it"
+            )
+        found[name] = stored
+    return found
+
+
+def origins(encoder: EncoderSpec, task: TaskSpec, position_rows: int) -> dict[str, Origin]:
+    """Our parameter's name -> where it comes from.
+
+    Args:
+        encoder: its shapes.
+        task: its head.
+        position_rows: rows of the checkpoint's position table, which may be more than the package keeps.
+    """
+    hidden, wide = encoder.hidden, encoder.intermediate
+    matrices = {
+        "embeddings.word": (encoder.vocab_size, hidden),
+        "embeddings.position": (position_rows, hidden),
+        "embeddings.token_type": (encoder.type_vocab_size, hidden),
+        "ffn_in": (wide, hidden),
+        "ffn_out": (hidden, wide),
+        "head": (task.outputs, hidden),
+    }
+    found = {}
+    for ours, theirs in names(encoder, task, "").items():
+        kind = ours.removeprefix("encoder.")
+        shape = matrices.get(kind) or matrices.get(kind.rsplit(".", 1)[-1]) or (hidden, hidden)
+        if kind.endswith("norm"):
+            shape = (hidden,)
+        found[f"{ours}.weight"] = Origin(tuple(f"{name}.weight" for name in theirs), shape)
+        if not kind.startswith("embeddings.") or kind.endswith("norm"):
+            found[f"{ours}.bias"] = Origin(tuple(f"{name}.bias" for name in theirs), shape[:1])
+    return found
+
+
+def account(
+    tensors: Mapping[str, StoredTensor],
+    encoder: EncoderSpec,
+    task: TaskSpec,
+    position_rows: int,
+    *,
+    new_head: bool,
+) -> Account:
+    """Decides on every tensor of a checkpoint, by name, dtype and shape.
+
+    Args:
+        tensors: as stored.
+        encoder: what the config says.
+        task: what the model is for.
+        position_rows: rows of the position table, by the config.
+        new_head: the head will be new, so the checkpoint's need not fit, nor be there.
+
+    Raises:
+        InputError: a tensor is missing or of the wrong shape.
+        UnsupportedError: a tensor that the engine has no use for and that changes what the model computes.
+    """
+    _refuse_foreign(tensors)
+    stored = canonical_names(tensors, encoder.family)
+    used = set()
+    for ours, origin in origins(encoder, task, position_rows).items():
+        module = ours.rsplit(".", 1)[0]
+        if new_head and (module == "head" or (module == "pooler" and origin.parts[0] not in stored)):
+            continue
+        for part in origin.parts:
+            _check(part, stored, tensors, origin.shape, task)
+            used.add(part)
+    left = [name for name in stored if name not in used]
+    return Account(stored, _notes(left, stored, encoder))
+
+
+def names(encoder: EncoderSpec, task: TaskSpec, prefix: str) -> dict[str, list[str]]:
+    """Our module names -> theirs; several of theirs are stacked along the rows.
+
+    Args:
+        encoder: how many layers.
+        task: which head.
+        prefix: of the encoder's modules, such as ``bert.``, or empty.
+    """
+    found = {f"encoder.{ours}": [prefix + name for name in theirs] for ours, theirs in _EMBEDDING_NAMES.items()}
+    for i in range(encoder.layers):
+        for ours, theirs in _LAYER_NAMES.items():
+            found[f"encoder.layers.{i}.{ours}"] = [f"{prefix}encoder.layer.{i}.{name}" for name in theirs]
+    for ours, name in _HEAD_NAMES.get((encoder.family, task.kind), {}).items():
+        found[ours] = [prefix + name if name == _ENCODER_POOLER else name]
+    return found
+
+
+def hugging_face_tensors(model: Model) -> dict[str, Tensor]:
+    """The model's float32 tensors under Hugging Face's names, as a checkpoint for its task has them."""
+    encoder, task = model.encoder.spec, model.task
+    theirs_of = names(encoder, task, "" if task.kind == "embedding" else f"{encoder.family}.")
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        ours, kind = name.rsplit(".", 1)
+        parts = tensor.detach().chunk(len(theirs_of[ours]))
+        tensors |= {f"{theirs}.{kind}": part for theirs, part in zip(theirs_of[ours], parts, strict=True)}
+    return tensors
+
+
+def _refuse_foreign(tensors: Iterable[str]) -> None:
+    for pattern, what in _FOREIGN:
+        found = [name for name in tensors if re.search(pattern, name)]
+        if found:
+            raise UnsupportedError(f"the weights hold {_listed(found)}: {what}")
+
+
+def _check(
+    part: str,
+    stored: Mapping[str, str],
+    tensors: Mapping[str, StoredTensor],
+    shape: tuple[int, ...],
+    task: TaskSpec,
+) -> None:
+    if part not in stored:
+        encoder = part.startswith(("encoder.", "embeddings."))
+        owner = "an encoder of this config" if encoder else f"a {task.kind} checkpoint"
+        remedy = (
+            "Give the whole checkpoint, with the config.json that belongs to it"
+            if encoder
+            else "Pass the task that this checkpoint was trained for (task=, --task)"
+        )
+        raise InputError(f"the weights: tensor {part!r} is missing; {owner} has it. {remedy}")
+    name = stored[part]
+    tensor = tensors[name]
+    if tensor.dtype not in FLOATS:
+        raise UnsupportedError(
+            f"the weights hold {name!r} as {tensor.dtype}; weights must be {', '.join(FLOATS)}. Where they are "
+            "quantized, convert the float checkpoint that they were made from"
+        )
+    if tensor.shape != shape:
+        raise InputError(
+            f"the weights hold {name!r} of shape {tensor.shape}, but config.json asks for {shape}; the two files "
+            "do not belong together"
+        )
+
+
+def _notes(left: Collection[str], stored: Mapping[str, str], encoder: EncoderSpec) -> tuple[str, ...]:
+    """A line per kind of leftover; anything that is no known leftover is refused."""
+    kinds: dict[str, list[str]] = {}
+    unknown = []
+    for name in left:
+        what = next((what for pattern, what in _LEFTOVERS if re.fullmatch(pattern, name)), None)
+        if what is None:
+            unknown.append(name)
+        else:
+            kinds.setdefault(what, []).append(stored[name])
+    layers = [int(match[1]) for match in (re.match(r"encoder\.layer\.(\d+)\.", name) for name in unknown) if match]
+    if layers and max(layers) >= encoder.layers:
+        raise UnsupportedError(
+            f"the weights hold {max(layers) + 1} layers ({_listed(unknown)}), but config.json says "
+            f"num_hidden_layers is {encoder.layers}; correct the one that is wrong"
+        )
+    if unknown:
+        raise UnsupportedError(
+            f"the weights hold {_listed([stored[name] for name in unknown])}, which this kind of model does not "
+            "have "
+            f"and the engine would leave out. {_GENERIC_REMEDY}"
+        )
+    return tuple(f"weights not used ({what}): {_listed(found)}" for what, found in kinds.items())
+
+
+def _listed(found: Collection[str]) -> str:
+    printable = [name if name.isprintable() else ascii(name) for name in list(found)[:3]]
+    shown = [name if len(name) <= 100 else name[:97] + "..." for name in printable]
+    rest = len(found) - len(shown)
+    return ", ".join(shown) + (f" and {rest} more" if rest > 0 else "")
