@@ -216,7 +216,7 @@ def manifest_text(folder: Path) -> str:
         ('"files"', '"self_crc32c": "", "files"', "must occur exactly once"),
         ('"self_crc32c"', '"self_crc"', "must occur exactly once"),
         ('"self_crc32c": "00000000"}', '"self_crc32c": "', "cut short"),
-        ('"format": ', '"format": "' + "x" * (1 << 20) + '", "f": ', "longer than 1 MiB"),
+        ('"format": ', '"format": "' + "x" * (1 << 20) + '", "f": ', "at most 1048576 are allowed"),
     ],
 )
 def test_manifest_texts(folder, old, new, rule):
