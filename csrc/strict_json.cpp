@@ -1,6 +1,7 @@
 #include "strict_json.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -15,7 +16,6 @@ using nlohmann::json;
 constexpr int64_t kFormatVersion = 1;
 constexpr size_t kMaxDepth = 16;                // package files need 5
 constexpr size_t kMaxValues = size_t{1} << 18;  // 65,536 labels, and room; bounds time and memory
-constexpr size_t kMaxDigits = 18;               // of an integer: all of them fit 64 bits
 
 // What a message says about a value it did not expect.
 std::string describe(const json& value) {
@@ -80,25 +80,30 @@ void check_bytes(std::string_view text, const char* file) {
 
 // Past a text's closing quote; `at` is behind its opening one. The text is known to be JSON.
 size_t skip_string(std::string_view json, size_t at) {
-  while (json[at] != '"') at += json[at] == '\\' ? 2 : 1;
+  while (json[at] != '"') at += json[at] == '\\' ? 2u : 1u;
   return at + 1;
+}
+
+template <typename T>
+bool fits(std::string_view digits) {
+  T value;
+  return std::from_chars(digits.begin(), digits.end(), value).ec == std::errc();
 }
 
 // The parser turns an integer that 64 bits don't hold into a double, where Python keeps it whole.
 void check_integers(std::string_view json, const char* file) {
-  constexpr std::string_view kDigits = "0123456789", kNumber = "0123456789+-.eE";
-  for (size_t at = json.find_first_of("\"0123456789"); at != std::string_view::npos;
-       at = json.find_first_of("\"0123456789", at)) {
+  for (size_t at = json.find_first_of("\"-0123456789"); at != std::string_view::npos;
+       at = json.find_first_of("\"-0123456789", at)) {
     if (json[at] == '"') {
       at = skip_string(json, at + 1);
       continue;
     }
-    const size_t end = std::min(json.find_first_not_of(kNumber, at), json.size());
+    const size_t end = std::min(json.find_first_not_of("0123456789+-.eE", at), json.size());
     const std::string_view number = json.substr(at, end - at);
-    if (number.size() > kMaxDigits && number.find_first_not_of(kDigits) == std::string_view::npos) {
-      bad_package(file, "the integer at byte " + std::to_string(at) + " has " +
-                            std::to_string(number.size()) + " digits; at most " +
-                            std::to_string(kMaxDigits) + " are allowed");
+    const bool whole = number.find_first_of(".eE") == std::string_view::npos;
+    if (whole && !fits<uint64_t>(number) && !fits<int64_t>(number)) {
+      bad_package(file, "not valid JSON at byte " + std::to_string(at) + ": the integer " +
+                            quote(number) + " does not fit 64 bits");
     }
     at = end;
   }

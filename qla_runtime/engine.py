@@ -98,6 +98,7 @@ class Engine:
         self._info = self._core.info
         self._config = json.loads(self._core.config_json)
         self._task = self._config["task"]
+        self._labels_of_task = tuple(self._task.get("labels", ()))
         self._texts = TextEncoder(
             self._path,
             self._task["max_length"],
@@ -159,7 +160,7 @@ class Engine:
     @property
     def labels(self) -> tuple[str, ...]:
         """The labels that the model tells apart; empty for question answering and embeddings."""
-        return tuple(self._task.get("labels", ()))
+        return self._labels_of_task
 
     @property
     def max_length(self) -> int:
