@@ -73,8 +73,8 @@ def nlohmann_json_include() -> str:
         if Path(folder, "nlohmann/json.hpp").is_file():
             return folder
     sys.exit(
-        "qla_runtime needs nlohmann's JSON headers to build, and nlohmann/json.hpp was not found: run `pip install "
-        "nlohmann-json`, or install the system's (Debian: apt install nlohmann-json3-dev)."
+        "qla_runtime needs nlohmann's JSON headers to build, and nlohmann/json.hpp was not found: run "
+        "`pip install nlohmann-json`, or install the system's (Debian: apt install nlohmann-json3-dev)."
     )
 
 

@@ -97,8 +97,9 @@ std::string path_argument(const py::object& path) {
   }
   py::error_already_set error;
   if (error.matches(PyExc_TypeError) || error.matches(PyExc_ValueError)) {
-    const std::string shown = py::str(py::repr(path));
-    bad_input("the path is " + shown.substr(0, 100) + ", which names no folder (" +
+    const std::string shown =
+        py::str(py::module_::import("qla_runtime.errors").attr("shown")(path));
+    bad_input("the path is " + shown + ", which names no folder (" +
               std::string(py::str(error.value())) + "); pass the path of a package folder");
   }
   throw error;
