@@ -18,6 +18,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 OLDEST_GCC = 11
+SYSTEM_INCLUDES = ("/usr/local/include", "/usr/include")
 FOR_CPP = ("libqla.so", "include", "cmake")
 """What CMake installs beside `_core`: the library that it loads, and what C++ programs build with."""
 
@@ -69,7 +70,7 @@ def nlohmann_json_include() -> str:
     for file in files:
         if file.match("nlohmann/json.hpp"):
             return str(Path(file.locate()).resolve().parents[1])
-    for folder in ("/usr/local/include", "/usr/include"):
+    for folder in SYSTEM_INCLUDES:
         if Path(folder, "nlohmann/json.hpp").is_file():
             return folder
     sys.exit(

@@ -291,7 +291,8 @@ class _CMakeDir(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, **options)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        parser.exit(message=f"{cmake_dir()}\n")
+        print(cmake_dir())
+        parser.exit()
 
 
 def _parser() -> argparse.ArgumentParser:

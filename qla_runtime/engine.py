@@ -88,9 +88,8 @@ class Engine:
         )
         _check_count("streams", streams, "1 runs one call at a time", most=MAX_THREADS)
         if isa is not None and not isinstance(isa, str):
-            raise InputError(
-                f"isa is {shown(isa)}; use one of {', '.join(_core.available_isas())}, or None for the best available"
-            )
+            available = ", ".join(_core.available_isas())
+            raise InputError(f"isa is {shown(isa)}; use one of {available}, or None for the best available")
         # Absolute, so that a pickle opens the same package from another working directory.
         self._path = find_package(path).absolute()
         self._options = {"num_threads": num_threads, "streams": streams, "isa": isa}

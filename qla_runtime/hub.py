@@ -45,7 +45,9 @@ def find_package(source: str | os.PathLike[str] | None, *, revision: str | None 
         )
     text = os.fspath(source)
     if not isinstance(text, str) or not text or "\0" in text:
-        raise InputError(f"the model is {shown(text)}; pass a package folder, a hub id, or None for the default model")
+        raise InputError(
+            f"the model is {shown(text)}; pass a package folder, a hub id, or None for the default model"
+        )
     try:
         path = Path(text).expanduser()
         is_folder, exists = path.is_dir(), path.exists()
