@@ -1,9 +1,9 @@
 // The C door: turns exceptions into status codes, and nothing else. See include/qla/qla.h.
-#include <algorithm>
 #include <cstring>
 #include <new>
 #include <string>
 
+#include "caller_structs.h"
 #include "crc32c.h"
 #include "engine.h"
 #include "error.h"
@@ -42,48 +42,32 @@ qla_status guarded(Body body) noexcept {
   }
 }
 
-void require(const void* pointer, const char* name) {
-  if (!pointer) qla::fail(QLA_INVALID_INPUT, "%s is NULL", name);
-}
-
-// A caller compiled against an older header passes a shorter struct: what it lacks is zero.
-template <typename T>
-T read_struct(const T* from, const char* name) {
-  require(from, name);
-  if (from->struct_size < sizeof(size_t) || from->struct_size > 4096) {
-    qla::fail(QLA_INVALID_INPUT, "%s.struct_size is %zu; set it to sizeof(%s)", name,
-              from->struct_size, name);
-  }
-  T copy{};
-  memcpy(static_cast<void*>(&copy), from, std::min(sizeof copy, from->struct_size));
-  return copy;
-}
-
 qla_options read_options(const qla_options* options) {
-  return options ? read_struct(options, "qla_options")
-                 : qla_options{sizeof(qla_options), 0, 1, nullptr};
+  return options ? qla::read_struct(options, "qla_options") : qla_options{};
 }
+
+qla::StopRequest stop_of(const qla_options& options) { return {options.stop, options.stop_user}; }
 
 }  // namespace
 
 qla_status qla_open(const char* folder, const qla_options* options, qla_engine** engine) {
   return guarded([&] {
-    require(engine, "engine");
+    qla::require(engine, "engine");
     *engine = nullptr;
-    require(folder, "folder");
+    qla::require(folder, "folder");
     const qla_options wanted = read_options(options);
-    *engine = new qla_engine(qla::Package::open(folder), wanted);
+    *engine = new qla_engine(qla::Package::open(folder, stop_of(wanted)), wanted);
   });
 }
 
 qla_status qla_open_memory(const qla_file* files, size_t num_files, const qla_options* options,
                            qla_engine** engine) {
   return guarded([&] {
-    require(engine, "engine");
+    qla::require(engine, "engine");
     *engine = nullptr;
-    require(files, "files");
+    qla::require(files, "files");
     const qla_options wanted = read_options(options);
-    *engine = new qla_engine(qla::Package::open_memory(files, num_files), wanted);
+    *engine = new qla_engine(qla::Package::open_memory(files, num_files, stop_of(wanted)), wanted);
   });
 }
 
@@ -91,11 +75,9 @@ void qla_free(qla_engine* engine) { delete engine; }
 
 qla_status qla_get_info(const qla_engine* engine, qla_model_info* info) {
   return guarded([&] {
-    require(engine, "engine");
-    const size_t size = read_struct(info, "qla_model_info").struct_size;
+    qla::require(engine, "engine");
     const qla::EncoderSpec& e = engine->engine.package().encoder;
     qla_model_info filled{};
-    filled.struct_size = size;
     filled.layers = e.layers;
     filled.hidden = e.hidden;
     filled.heads = e.heads;
@@ -107,15 +89,15 @@ qla_status qla_get_info(const qla_engine* engine, qla_model_info* info) {
     filled.outputs = engine->engine.package().task.outputs;
     filled.num_threads = engine->engine.num_threads();
     filled.streams = engine->engine.streams();
-    memcpy(static_cast<void*>(info), &filled, std::min(sizeof filled, size));
+    qla::write_struct(filled, info, "qla_model_info");
   });
 }
 
 qla_status qla_get_text(const qla_engine* engine, qla_text which, char* buffer, size_t capacity,
                         size_t* length) {
   return guarded([&] {
-    require(engine, "engine");
-    require(length, "length");
+    qla::require(engine, "engine");
+    qla::require(length, "length");
     std::string text;
     switch (which) {
       case QLA_TEXT_CONFIG:
@@ -140,8 +122,9 @@ qla_status qla_get_text(const qla_engine* engine, qla_text which, char* buffer, 
 
 qla_status qla_run(qla_engine* engine, const qla_batch* batch, const qla_outputs* outputs) {
   return guarded([&] {
-    require(engine, "engine");
-    engine->engine.run(read_struct(batch, "qla_batch"), read_struct(outputs, "qla_outputs"));
+    qla::require(engine, "engine");
+    engine->engine.run(qla::read_struct(batch, "qla_batch"),
+                       qla::read_struct(outputs, "qla_outputs"));
   });
 }
 
@@ -155,7 +138,7 @@ qla_status qla_best_spans(const float* start_logits, const float* end_logits,
   });
 }
 
-uint32_t qla_crc32c(const void* data, size_t size) { return qla::crc32c(data, size); }
+uint32_t qla_crc32c(const void* data, size_t size) { return qla::crc32c(data, data ? size : 0); }
 
 const char* qla_available_isas(void) {
   thread_local char text[64];

@@ -43,9 +43,9 @@ uint64_t load64(const uint8_t* bytes) {
 
 }  // namespace
 
-uint32_t crc32c(const void* data, size_t size) {
+uint32_t crc32c(const void* data, size_t size, uint32_t before) {
   const auto* bytes = static_cast<const uint8_t*>(data);
-  uint64_t crc = 0xffffffffu;
+  uint64_t crc = ~before;
   for (; size >= 3 * kStream; bytes += 3 * kStream, size -= 3 * kStream) {
     uint64_t second = 0, third = 0;
     for (size_t i = 0; i < kStream; i += 8) {

@@ -6,6 +6,7 @@
 
 namespace qla {
 
-uint32_t crc32c(const void* data, size_t size);
+// `before`: the checksum of the bytes in front of these, for data that is summed piece by piece.
+uint32_t crc32c(const void* data, size_t size, uint32_t before = 0);
 
 }  // namespace qla

@@ -51,6 +51,7 @@ struct RowScratch {
   uint16_t** qkv_row;    // (block)
   int64_t* qkv_stride;
   void* attention;
+  const StopRequest* stop;  // asked by the calling thread; null on the others
 };
 
 // A span of rows handed out at once, and how many there are.
@@ -98,7 +99,7 @@ class ForwardPass {
       clock.lap(QLA_STAGE_ATTENTION);
       wait(clock);
       if (selects_[static_cast<size_t>(layer)]) {
-        select_all(layer);
+        select_all(layer, scratch);
         clock.lap(QLA_STAGE_SELECT);
         wait(clock);
       }
@@ -109,6 +110,8 @@ class ForwardPass {
     clock.lap(QLA_STAGE_HEAD);
     end_tiles(isa_);
   }
+
+  bool stopped() const { return stopped_.load(std::memory_order_relaxed); }
 
   // On the calling thread, after the region.
   void report() {
@@ -174,6 +177,7 @@ class ForwardPass {
     float* const own_hidden = cut.take<float>(chunk_.out.last_hidden ? 0 : n * h);
     hidden_rows_ = chunk_.out.last_hidden ? chunk_.out.last_hidden : own_hidden;
     scratch_.resize(static_cast<size_t>(team_.size()));
+    scratch_.front().stop = chunk_.stop;
     for (RowScratch& s : scratch_) {
       s.a = cut.take<uint8_t>(block * wide);
       s.c = cut.take<float>(block * wide);
@@ -194,9 +198,17 @@ class ForwardPass {
 
   int num_counters() const { return 3 * layers_ + 2; }
 
+  // Without work to do, a stopped pass still meets all of its barriers. Whoever skips a piece of
+  // work has seen stopped_, so behind the next barrier all members see it: nobody reads what is
+  // missing.
+  bool stops(const RowScratch& t) {
+    if (!stopped() && t.stop && t.stop->asked()) stopped_.store(true, std::memory_order_relaxed);
+    return stopped();
+  }
+
   template <typename Work>
-  void dynamic_for(int counter, int count, Work work) {
-    for (;;) {
+  void dynamic_for(int counter, int count, const RowScratch& t, Work work) {
+    while (!stops(t)) {
       const int i = counters_[counter].fetch_add(1, std::memory_order_relaxed);
       if (i >= count) return;
       work(i);
@@ -214,7 +226,7 @@ class ForwardPass {
 
   void embed_all(RowScratch& t, StageClock& clock) {
     const Blocks b = blocks(rows(0));
-    dynamic_for(3 * layers_, b.count, [&](int i) {
+    dynamic_for(3 * layers_, b.count, t, [&](int i) {
       const int first = i * b.rows, count = std::min(b.rows, rows(0) - first);
       embed_rows(first, count, t);
       clock.lap(QLA_STAGE_EMBED);
@@ -261,7 +273,7 @@ class ForwardPass {
   }
 
   void attend_all(int layer, RowScratch& t) {
-    dynamic_for(layer, chunk_.num_sequences * spec_.heads, [&](int i) {
+    dynamic_for(layer, chunk_.num_sequences * spec_.heads, t, [&](int i) {
       attend(layer, order_[static_cast<size_t>(i / spec_.heads)], i % spec_.heads, t);
     });
   }
@@ -285,8 +297,8 @@ class ForwardPass {
     kernels_.attention(a);
   }
 
-  void select_all(int layer) {
-    dynamic_for(layers_ + layer, chunk_.num_sequences, [&](int s) { select(layer, s); });
+  void select_all(int layer, const RowScratch& t) {
+    dynamic_for(layers_ + layer, chunk_.num_sequences, t, [&](int s) { select(layer, s); });
   }
 
   // Which rows of sequence s go on: source_[new row] = old row. Dropped rows go where they rest.
@@ -334,7 +346,7 @@ class ForwardPass {
   void finish_all(int layer, RowScratch& t, StageClock& clock) {
     const int total = rows(layer + 1);
     const Blocks b = blocks(total);
-    dynamic_for(2 * layers_ + layer, b.count, [&](int i) {
+    dynamic_for(2 * layers_ + layer, b.count, t, [&](int i) {
       const int first = i * b.rows;
       finish_rows(layer, first, std::min(b.rows, total - first), t, clock);
     });
@@ -398,7 +410,7 @@ class ForwardPass {
     const qla_task task = package_.task.kind;
     if (task == QLA_TASK_SPAN_QA || task == QLA_TASK_TOKEN_CLASSIFICATION) {
       const Blocks b = blocks(rows(0));
-      dynamic_for(counter, b.count, [&](int i) {
+      dynamic_for(counter, b.count, t, [&](int i) {
         const int end = std::min((i + 1) * b.rows, rows(0));
         for (int r = i * b.rows; r < end; ++r) {
           head_row(hidden_rows_ + row(r), chunk_.out.logits + static_cast<size_t>(r) * outputs);
@@ -406,7 +418,7 @@ class ForwardPass {
       });
       return;
     }
-    dynamic_for(counter, chunk_.num_sequences, [&](int s) {
+    dynamic_for(counter, chunk_.num_sequences, t, [&](int s) {
       const float* x = hidden_rows_ + row(start(0, s));
       float* out = chunk_.out.logits + static_cast<size_t>(s) * outputs;
       if (task == QLA_TASK_EMBEDDING) {
@@ -562,6 +574,7 @@ class ForwardPass {
   int block_rows_ = 0;
   size_t padded_rows_ = 0;
 
+  std::atomic<bool> stopped_{false};
   std::atomic<int>* counters_ = nullptr;
   float* x_[2] = {};              // hidden states entering even and odd layers, compact rows
   float* context_ = nullptr;      // attention output
@@ -584,6 +597,7 @@ Encoder::Encoder(const Package& package, const KernelSet& kernels, Isa isa)
 void Encoder::run(Team& team, Workspace& workspace, const Chunk& chunk) const {
   ForwardPass pass(package_, kernels_, isa_, team, workspace, chunk);
   team.run([&](int member) { pass.member(member); });
+  if (pass.stopped()) StopRequest::stopped();
   pass.report();
 }
 

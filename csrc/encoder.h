@@ -19,6 +19,7 @@
 
 #include "kernels.h"
 #include "package.h"
+#include "stop.h"
 #include "teams.h"
 #include "workspace.h"
 
@@ -35,13 +36,15 @@ struct Chunk {
   qla_outputs out;
   int64_t total_tokens;  // T and S of the whole batch
   int64_t total_sequences;
+  const StopRequest* stop;
 };
 
 class Encoder {
  public:
   Encoder(const Package& package, const KernelSet& kernels, Isa isa);
 
-  // Throws std::bad_alloc when the workspace cannot grow, before any work has started.
+  // Throws std::bad_alloc when the workspace cannot grow, before any work has started, and
+  // qla::Error(QLA_STOPPED) when the caller wants no more.
   void run(Team& team, Workspace& workspace, const Chunk& chunk) const;
 
  private:

@@ -3,8 +3,11 @@
 #include <algorithm>
 #include <climits>
 
+#include "batch_check.h"
 #include "error.h"
 #include "length_plan.h"
+#include "stop.h"
+#include "strict_json.h"
 
 namespace qla {
 namespace {
@@ -24,11 +27,10 @@ Isa choose_isa(const char* wanted, std::string* source) {
   }
   Isa isa;
   if (!parse_isa(wanted, &isa)) {
-    fail(
-        QLA_INVALID_INPUT,
-        "isa '%s' is unknown; use one of ref, avx2, avxvnni, avx512vnni, amx, or none for the best "
-        "available",
-        wanted);
+    fail(QLA_INVALID_INPUT,
+         "isa %s is unknown; use one of ref, avx2, avxvnni, avx512vnni, amx, or none for the best "
+         "available",
+         quote(wanted).c_str());
   }
   const IsaStatus status = isa_status(isa);
   if (!status.usable) {
@@ -59,71 +61,6 @@ int choose_streams(int wanted) {
     fail(QLA_INVALID_INPUT, "streams is %d; use 1 to %d", wanted, kMaxThreads);
   }
   return std::max(wanted, 1);
-}
-
-void check_sequence(const qla_batch& batch, int64_t s, const EncoderSpec& spec) {
-  const int64_t first = batch.offsets[s], end = batch.offsets[s + 1];
-  if (end <= first) {
-    fail(QLA_INVALID_INPUT, "sequence %lld has %lld tokens; every sequence needs at least one",
-         static_cast<long long>(s), static_cast<long long>(end - first));
-  }
-  if (end - first > spec.max_positions) {
-    fail(QLA_INVALID_INPUT,
-         "sequence %lld has %lld tokens, but this model has max_positions = %d; truncate it or "
-         "split "
-         "it into windows",
-         static_cast<long long>(s), static_cast<long long>(end - first), spec.max_positions);
-  }
-  for (int64_t i = first; i < end; ++i) {
-    if (batch.input_ids[i] < 0 || batch.input_ids[i] >= spec.vocab_size) {
-      fail(QLA_INVALID_INPUT,
-           "input id %d at position %lld of sequence %lld is outside the vocabulary [0, %d); was "
-           "the "
-           "text tokenized for another model?",
-           batch.input_ids[i], static_cast<long long>(i - first), static_cast<long long>(s),
-           spec.vocab_size);
-    }
-    if (batch.token_type_ids &&
-        (batch.token_type_ids[i] < 0 || batch.token_type_ids[i] >= spec.type_vocab_size)) {
-      fail(QLA_INVALID_INPUT,
-           "token type id %d at position %lld of sequence %lld is outside [0, %d); leave token "
-           "types "
-           "out if the model has only one",
-           batch.token_type_ids[i], static_cast<long long>(i - first), static_cast<long long>(s),
-           spec.type_vocab_size);
-    }
-  }
-}
-
-void check_batch(const qla_batch& batch, const EncoderSpec& spec) {
-  if (batch.num_sequences < 1 || !batch.input_ids || !batch.offsets) {
-    fail(QLA_INVALID_INPUT, "the batch has %lld sequences; it needs at least one",
-         static_cast<long long>(batch.num_sequences));
-  }
-  if (batch.num_sequences > INT_MAX / 2) {
-    fail(QLA_INVALID_INPUT, "the batch has %lld sequences; at most %d in one call",
-         static_cast<long long>(batch.num_sequences), INT_MAX / 2);
-  }
-  if (batch.offsets[0] != 0) fail(QLA_INVALID_INPUT, "offsets must begin with 0");
-  for (int64_t s = 0; s < batch.num_sequences; ++s) check_sequence(batch, s, spec);
-  if (batch.num_lengths < 0 || (batch.num_lengths > 0) != (batch.lengths != nullptr)) {
-    fail(QLA_INVALID_INPUT, "num_lengths is %d and lengths is %s; give both, or neither",
-         batch.num_lengths, batch.lengths ? "set" : "NULL");
-  }
-  for (int32_t i = 0; i < batch.num_lengths; ++i)
-    check_length_config(batch.lengths[i], spec.layers);
-  if (batch.length_index && !batch.lengths) {
-    fail(QLA_INVALID_INPUT, "length_index is set, but there are no lengths for it to choose from");
-  }
-  if (batch.length_index) {
-    for (int64_t s = 0; s < batch.num_sequences; ++s) {
-      if (batch.length_index[s] < 0 || batch.length_index[s] >= batch.num_lengths) {
-        fail(QLA_INVALID_INPUT,
-             "length_index of sequence %lld is %d; this call has %d length configs",
-             static_cast<long long>(s), batch.length_index[s], batch.num_lengths);
-      }
-    }
-  }
 }
 
 const qla_length_config* config_of(const qla_batch& batch, int64_t s) {
@@ -158,9 +95,11 @@ Engine::Engine(std::unique_ptr<Package> package, const qla_options& options)
 void Engine::run(const qla_batch& batch, const qla_outputs& outputs) {
   const EncoderSpec& spec = package_->encoder;
   check_batch(batch, spec);
+  check_outputs(outputs);
   const int layers = spec.layers;
   const int64_t total = batch.offsets[batch.num_sequences];
-  const TeamPool::Lease lease(pool_);
+  const StopRequest stop(batch.stop, batch.stop_user);
+  const TeamPool::Lease lease(pool_, stop);
   if (outputs.stage_seconds) std::fill_n(outputs.stage_seconds, int{QLA_NUM_STAGES}, 0.0);
 
   std::vector<int32_t> tokens;
@@ -189,6 +128,7 @@ void Engine::run(const qla_batch& batch, const qla_outputs& outputs) {
     chunk.out = shifted(outputs, *package_, first, t);
     chunk.total_tokens = total;
     chunk.total_sequences = batch.num_sequences;
+    chunk.stop = &stop;
     encoder_.run(lease.team(), lease.workspace(), chunk);
     first = end;
   }

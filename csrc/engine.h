@@ -18,7 +18,8 @@ class Engine {
   // Throws qla::Error for an ISA that is unknown or absent, and for thread counts out of range.
   Engine(std::unique_ptr<Package> package, const qla_options& options);
 
-  // Throws qla::Error(QLA_INVALID_INPUT) before anything ran; the engine stays as it was.
+  // Throws qla::Error: QLA_INVALID_INPUT before anything ran, QLA_STOPPED when the batch's callback
+  // ended it. The engine stays as it was.
   void run(const qla_batch& batch, const qla_outputs& outputs);
 
   const Package& package() const { return *package_; }

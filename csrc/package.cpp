@@ -361,6 +361,21 @@ class TensorReader {
   TensorMap tensors_;
 };
 
+// The most bytes that the tensors of these shapes take, header included. More than that, and the
+// file is wrong without a look inside.
+size_t most_weight_bytes(const EncoderSpec& e, const TaskSpec& task) {
+  const auto hidden = static_cast<size_t>(e.hidden), wide = static_cast<size_t>(e.intermediate);
+  const auto vocab = static_cast<size_t>(e.vocab_size);
+  const auto outputs = static_cast<size_t>(task.outputs);
+  const auto table_rows = static_cast<size_t>(e.max_positions + e.position_offset +
+                                              e.type_vocab_size + 2);  // 2: of the LayerNorm
+  const size_t pad = 16, columns = 5 * hidden + wide;                  // of the four linear layers
+  const size_t embeddings = vocab * hidden + 4 * (vocab + pad) + 4 * table_rows * hidden;
+  const size_t layer = 4 * hidden * hidden + 2 * hidden * wide + 12 * columns + 16 * hidden;
+  const size_t heads = 4 * (hidden + 1) * hidden + 4 * outputs * (hidden + 1) + 4 * pad;
+  return kMaxSafetensorsHeader + embeddings + static_cast<size_t>(e.layers) * layer + heads;
+}
+
 Embeddings read_embeddings(TensorReader& tensors, const EncoderSpec& spec) {
   const int64_t positions = spec.max_positions + spec.position_offset;
   Embeddings out;
@@ -399,10 +414,14 @@ Error with_remedy(const Error& error, const std::string& source) {
 // Package's friend: fills one from files.
 struct PackageReader {
   template <class GetFiles>
-  static std::unique_ptr<Package> read(const std::string& source, GetFiles get_files) try {
+  static std::unique_ptr<Package> read(const std::string& source, const StopRequest& stop,
+                                       GetFiles get_files) try {
     PackageFiles files = get_files();
     std::unique_ptr<Package> package(new Package);
-    check_manifest(files);
+    const Checksums listed = check_manifest(files);
+    for (const char* name : {kConfigFile, kTokenizerFile, kLengthsFile}) {
+      check_checksum(files, listed, name, stop);
+    }
     package->source = source;
     read_config(files.find(kConfigFile)->second.text(), *package);
     const std::string_view lengths = files.find(kLengthsFile)->second.text();
@@ -410,7 +429,14 @@ struct PackageReader {
     package->length_configs_json = lengths;
 
     FileBytes& weights = files.find(kWeightsFile)->second;
-    read_tensors(weights, *package);
+    const size_t most = most_weight_bytes(package->encoder, package->task);
+    if (weights.size() > most) {
+      bad_package(kWeightsFile, "has " + std::to_string(weights.size()) +
+                                    " bytes; a model of config.json's shapes has at most " +
+                                    std::to_string(most));
+    }
+    check_checksum(files, listed, kWeightsFile, stop);
+    read_tensors(weights, *package, stop);
     package->weight_bytes = weights.size();
     FileBytes& tokenizer = files.find(kTokenizerFile)->second;
     package->mapping_.reset(new Package::Mapping{std::move(weights), std::move(tokenizer)});
@@ -434,11 +460,12 @@ struct PackageReader {
     package.config_json = text;
   }
 
-  static void read_tensors(const FileBytes& file, Package& package) {
+  static void read_tensors(const FileBytes& file, Package& package, const StopRequest& stop) {
     const int hidden = package.encoder.hidden;
     TensorReader tensors(file);
     package.embeddings = read_embeddings(tensors, package.encoder);
     for (size_t i = 0; i < package.layers.size(); ++i) {
+      stop.check();
       read_layer(tensors, package.encoder, i, package.layers[i]);
     }
     if (package.task.has_pooler) {
@@ -453,21 +480,23 @@ struct PackageReader {
   }
 };
 
-std::unique_ptr<Package> Package::open(const std::string& path) {
+std::unique_ptr<Package> Package::open(const std::string& path, const StopRequest& stop) {
   constexpr int kAttempts = 3;
   for (int attempt = 1;; ++attempt) {
     const Folder folder(path);
     try {
-      return PackageReader::read(path, [&] { return folder.files(); });
-    } catch (const Error&) {
+      return PackageReader::read(path, stop, [&] { return folder.files(); });
+    } catch (const Error& error) {
       // Replacing a package deletes the old one, perhaps between two files of ours.
-      if (attempt == kAttempts || !folder.was_replaced()) throw;
+      const bool again = attempt < kAttempts && error.code != QLA_STOPPED;
+      if (!again || !folder.was_replaced()) throw;
     }
   }
 }
 
-std::unique_ptr<Package> Package::open_memory(const qla_file* files, size_t num_files) {
-  return PackageReader::read("memory", [&] { return files_in_memory(files, num_files); });
+std::unique_ptr<Package> Package::open_memory(const qla_file* files, size_t num_files,
+                                              const StopRequest& stop) {
+  return PackageReader::read("memory", stop, [&] { return files_in_memory(files, num_files); });
 }
 
 Package::~Package() = default;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "qla/qla.h"
+#include "stop.h"
 
 namespace qla {
 
@@ -66,9 +67,11 @@ struct Embeddings {
 class Package {
  public:
   // Both throw qla::Error(QLA_BAD_PACKAGE or QLA_UNSUPPORTED) naming file, entry and rule;
-  // open_memory also QLA_INVALID_INPUT, for a null pointer, a file given twice, a bad alignment.
-  static std::unique_ptr<Package> open(const std::string& folder);
-  static std::unique_ptr<Package> open_memory(const qla_file* files, size_t num_files);
+  // open_memory also QLA_INVALID_INPUT, for a null pointer, a file given twice, a bad alignment;
+  // and QLA_STOPPED.
+  static std::unique_ptr<Package> open(const std::string& folder, const StopRequest& stop = {});
+  static std::unique_ptr<Package> open_memory(const qla_file* files, size_t num_files,
+                                              const StopRequest& stop = {});
   ~Package();
   Package(const Package&) = delete;
   Package& operator=(const Package&) = delete;

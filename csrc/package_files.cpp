@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <nlohmann/json.hpp>
@@ -24,11 +25,16 @@ std::string hex(uint32_t crc) {
   return text;
 }
 
+bool is_regular(int descriptor) {
+  struct stat status;
+  return fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode);
+}
+
 // Pickles, and the zip archives torch.save puts them in.
 bool looks_like_pickle(const std::string& path) {
   const Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   unsigned char magic[2] = {};
-  if (file.value < 0 || read(file.value, magic, 2) != 2) return false;
+  if (file.value < 0 || !is_regular(file.value) || read(file.value, magic, 2) != 2) return false;
   return magic[0] == 0x80 || (magic[0] == 'P' && magic[1] == 'K');
 }
 
@@ -72,22 +78,37 @@ void check_self_checksum(std::string_view text) {
   }
 }
 
-void check_listed_file(const char* name, const FileBytes& bytes, const JsonEntry& entry) {
+void check_listed_size(const char* name, const FileBytes& bytes, const JsonEntry& entry) {
   entry.check_keys({"size", "crc32c"});
   const int64_t size = entry["size"].integer(0, INT64_MAX);
-  const std::string& checksum = entry["crc32c"].text();
   if (bytes.size() != static_cast<uint64_t>(size)) {
     bad_package(name, "has " + std::to_string(bytes.size()) + " bytes, the manifest says " +
                           std::to_string(size) + "; the file is cut short or was replaced");
   }
-  const std::string found = hex(crc32c(bytes.data(), bytes.size()));
-  if (found != checksum) {
-    bad_package(name, "checksum is " + found + ", the manifest says " + quote(checksum) +
-                          "; the file is damaged or was replaced");
-  }
+}
+
+void check_limit(std::string_view name, size_t size) {
+  if (size <= size_limit(name)) return;
+  bad_package(name, "has " + std::to_string(size) + " bytes; at most " +
+                        std::to_string(size_limit(name)) + " are allowed");
+}
+
+// Fetches the pages of a piece at once, where the kernel can (5.14); faults one by one cost more
+// than the checksum does.
+void populate(const uint8_t* data, size_t size) {
+  constexpr int kPopulateRead = 22;  // MADV_POPULATE_READ
+  const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const size_t before = reinterpret_cast<uintptr_t>(data) % page;
+  madvise(const_cast<uint8_t*>(data) - before, before + size, kPopulateRead);
 }
 
 }  // namespace
+
+size_t size_limit(std::string_view name) {
+  if (name == kConfigFile) return kMaxConfigSize;
+  if (name == kTokenizerFile) return kMaxTokenizerSize;
+  return name == kWeightsFile ? SIZE_MAX : kMaxJsonSize;
+}
 
 Descriptor::~Descriptor() {
   if (value >= 0) close(value);
@@ -106,8 +127,7 @@ FileBytes FileBytes::borrow(const void* data, size_t size) {
 
 FileBytes FileBytes::map(int descriptor, size_t size) {
   FileBytes bytes;
-  // Populated at once: the checksum reads every page anyway, and faults cost more than it does.
-  void* data = mmap(nullptr, size, PROT_READ, MAP_SHARED | MAP_POPULATE, descriptor, 0);
+  void* data = mmap(nullptr, size, PROT_READ, MAP_SHARED, descriptor, 0);
   if (data == MAP_FAILED) return bytes;
   bytes.data_ = decltype(bytes.data_)(static_cast<const uint8_t*>(data), Unmap{size});
   bytes.size_ = size;
@@ -149,6 +169,7 @@ FileBytes Folder::map_file(const char* name) const {
   if (fstat(file.value, &status) != 0) bad_package(name, std::strerror(errno));
   if (!S_ISREG(status.st_mode)) bad_package(name, "is not a regular file");
   if (status.st_size == 0) bad_package(name, "is empty");
+  check_limit(name, static_cast<size_t>(status.st_size));
   FileBytes bytes = FileBytes::map(file.value, static_cast<size_t>(status.st_size));
   if (bytes.size() == 0) bad_package(name, std::string("cannot be mapped: ") + strerror(errno));
   return bytes;
@@ -182,13 +203,13 @@ PackageFiles files_in_memory(const qla_file* given, size_t num_files) {
     const auto found = files.find(name);
     if (found == files.end()) bad_package(name, "is missing");
     if (found->second.size() == 0) bad_package(name, "is empty");
+    check_limit(name, found->second.size());
   }
   return files;
 }
 
-void check_manifest(const PackageFiles& files) {
+Checksums check_manifest(const PackageFiles& files) {
   const std::string_view text = files.find(kManifestFile)->second.text();
-  if (text.size() > kMaxJsonSize) bad_package(kManifestFile, "is longer than 1 MiB");
   check_self_checksum(text);
   const nlohmann::json root = parse_json(text, kManifestFile, kMaxJsonSize);
   const JsonEntry manifest(root, kManifestFile);
@@ -200,8 +221,29 @@ void check_manifest(const PackageFiles& files) {
   manifest["self_crc32c"].text();
   const JsonEntry listed = manifest["files"];
   listed.check_keys({kConfigFile, kWeightsFile, kTokenizerFile, kLengthsFile});
+  Checksums checksums;
   for (const char* name : kListedFiles) {
-    check_listed_file(name, files.find(name)->second, listed[name]);
+    check_listed_size(name, files.find(name)->second, listed[name]);
+    checksums.emplace(name, listed[name]["crc32c"].text());
+  }
+  return checksums;
+}
+
+void check_checksum(const PackageFiles& files, const Checksums& listed, const char* name,
+                    const StopRequest& stop) {
+  constexpr size_t kPiece = size_t{16} << 20;
+  const FileBytes& bytes = files.find(name)->second;
+  uint32_t crc = 0;
+  for (size_t done = 0; done < bytes.size(); done += kPiece) {
+    stop.check();
+    const size_t size = std::min(kPiece, bytes.size() - done);
+    if (bytes.is_mapped()) populate(bytes.data() + done, size);
+    crc = crc32c(bytes.data() + done, size, crc);
+  }
+  const std::string& expected = listed.find(name)->second;
+  if (hex(crc) != expected) {
+    bad_package(name, "checksum is " + hex(crc) + ", the manifest says " + quote(expected) +
+                          "; the file is damaged or was replaced");
   }
 }
 

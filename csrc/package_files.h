@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "qla/qla.h"
+#include "stop.h"
 
 namespace qla {
 
@@ -19,8 +20,12 @@ constexpr const char* kWeightsFile = "model.safetensors";
 constexpr const char* kTokenizerFile = "tokenizer.json";
 constexpr const char* kLengthsFile = "length_configs.json";
 
-constexpr size_t kMaxJsonSize = size_t{1} << 20;     // of a JSON file that is parsed,
-constexpr size_t kMaxConfigSize = size_t{16} << 20;  // or of config.json, which names the labels
+// How large files may be. A file is measured before any of it is read: a folder of a few kilobytes
+// can hold one of terabytes, most of it holes.
+constexpr size_t kMaxJsonSize = size_t{1} << 20;     // of manifest.json and length_configs.json
+constexpr size_t kMaxConfigSize = size_t{16} << 20;  // of config.json, for 65,536 labels
+constexpr size_t kMaxTokenizerSize = size_t{256} << 20;
+size_t size_limit(std::string_view name);  // the weights have none but what config.json implies
 
 // Read-only bytes, unmapped with their owner if they were mapped.
 class FileBytes {
@@ -30,6 +35,7 @@ class FileBytes {
 
   const uint8_t* data() const { return data_.get(); }
   size_t size() const { return size_; }
+  bool is_mapped() const { return data_.get_deleter().mapped > 0; }
   std::string_view text() const { return {reinterpret_cast<const char*>(data()), size_}; }
 
  private:
@@ -73,7 +79,14 @@ class Folder {
 // The package's files among those given.
 PackageFiles files_in_memory(const qla_file* files, size_t num_files);
 
-// The manifest is sound, and every file it lists has its size and checksum.
-void check_manifest(const PackageFiles& files);
+// What the manifest says of each file that it lists.
+using Checksums = std::map<std::string, std::string, std::less<>>;
+
+// The manifest is sound, and every file that it lists has the size it says.
+Checksums check_manifest(const PackageFiles& files);
+
+// Reads all of a file; stops between pieces of it.
+void check_checksum(const PackageFiles& files, const Checksums& listed, const char* name,
+                    const StopRequest& stop);
 
 }  // namespace qla

@@ -9,8 +9,7 @@
 namespace qla {
 namespace {
 
-constexpr size_t kLengthBytes = 8;              // the header's length, little-endian
-constexpr size_t kMaxHeader = size_t{1} << 20;  // 64 layers need 170 KB
+constexpr size_t kLengthBytes = 8;  // the header's length, little-endian
 constexpr size_t kAlignment = 64;
 constexpr size_t kMaxRank = 8;
 
@@ -28,10 +27,10 @@ std::string_view header_text(const uint8_t* data, size_t size, const char* file)
   }
   uint64_t length;
   std::memcpy(&length, data, kLengthBytes);
-  if (length > kMaxHeader || length > size - kLengthBytes) {
+  if (length > kMaxSafetensorsHeader || length > size - kLengthBytes) {
     bad_package(file, "header length is " + std::to_string(length) + "; the file has " +
                           std::to_string(size) + " bytes and a header at most " +
-                          std::to_string(kMaxHeader));
+                          std::to_string(kMaxSafetensorsHeader));
   }
   if ((kLengthBytes + length) % kAlignment != 0) {
     bad_package(file, "header length is " + std::to_string(length) +
@@ -119,7 +118,7 @@ std::string shape_text(const std::vector<int64_t>& shape) {
 
 TensorMap read_safetensors(const uint8_t* data, size_t size, const char* file) {
   const std::string_view text = header_text(data, size, file);
-  const nlohmann::json root = parse_json(text, file, kMaxHeader);
+  const nlohmann::json root = parse_json(text, file, kMaxSafetensorsHeader);
   const uint8_t* base = data + kLengthBytes + text.size();
   const size_t data_size = size - kLengthBytes - text.size();
 

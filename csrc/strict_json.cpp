@@ -1,6 +1,7 @@
 #include "strict_json.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -13,7 +14,8 @@ namespace {
 using nlohmann::json;
 
 constexpr int64_t kFormatVersion = 1;
-constexpr size_t kMaxDepth = 16;  // package files need 5
+constexpr size_t kMaxDepth = 16;                // package files need 5
+constexpr size_t kMaxValues = size_t{1} << 18;  // 65,536 labels, and room; bounds time and memory
 
 // What a message says about a value it did not expect.
 std::string describe(const json& value) {
@@ -32,6 +34,9 @@ class Watch {
   explicit Watch(const char* file) : file_(file) {}
 
   void see(json::parse_event_t event, const json& parsed) {
+    if (++events_ > kMaxValues) {
+      bad_package(file_, "holds more than " + std::to_string(kMaxValues) + " keys and values");
+    }
     switch (event) {
       case json::parse_event_t::object_start:
       case json::parse_event_t::array_start:
@@ -58,8 +63,66 @@ class Watch {
 
  private:
   const char* file_;
+  size_t events_ = 0;
   std::vector<std::set<std::string>> open_;  // keys so far of each object (or array) we are in
 };
+
+// The parser would skip a byte order mark, and take NUL for the end of the text.
+void check_bytes(std::string_view text, const char* file) {
+  if (text.substr(0, 3) == "\xef\xbb\xbf") {
+    bad_package(file, "not valid JSON: begins with a byte order mark");
+  }
+  const size_t nul = text.find('\0');
+  if (nul != std::string_view::npos) {
+    bad_package(file, "not valid JSON at byte " + std::to_string(nul) + ": a NUL byte");
+  }
+}
+
+// Past a text's closing quote; `at` is behind its opening one. The text is known to be JSON.
+size_t skip_string(std::string_view json, size_t at) {
+  while (json[at] != '"') at += json[at] == '\\' ? 2u : 1u;
+  return at + 1;
+}
+
+template <typename T>
+bool fits(std::string_view digits) {
+  T value;
+  return std::from_chars(digits.begin(), digits.end(), value).ec == std::errc();
+}
+
+// The parser turns an integer that 64 bits don't hold into a double, where Python keeps it whole.
+void check_integers(std::string_view json, const char* file) {
+  for (size_t at = json.find_first_of("\"-0123456789"); at != std::string_view::npos;
+       at = json.find_first_of("\"-0123456789", at)) {
+    if (json[at] == '"') {
+      at = skip_string(json, at + 1);
+      continue;
+    }
+    const size_t end = std::min(json.find_first_not_of("0123456789+-.eE", at), json.size());
+    const std::string_view number = json.substr(at, end - at);
+    const bool whole = number.find_first_of(".eE") == std::string_view::npos;
+    if (whole && !fits<uint64_t>(number) && !fits<int64_t>(number)) {
+      bad_package(file, "not valid JSON at byte " + std::to_string(at) + ": the integer " +
+                            quote(number) + " does not fit 64 bits");
+    }
+    at = end;
+  }
+}
+
+json parse(std::string_view text, const char* file) {
+  Watch watch(file);
+  const auto callback = [&](int, json::parse_event_t event, json& parsed) {
+    watch.see(event, parsed);
+    return true;
+  };
+  try {
+    return json::parse(text.begin(), text.end(), callback);
+  } catch (const json::parse_error& error) {
+    bad_package(file, "not valid JSON at byte " + std::to_string(error.byte));
+  } catch (const json::exception&) {  // a number too large for a double
+    bad_package(file, "not valid JSON: a number is out of range");
+  }
+}
 
 }  // namespace
 
@@ -83,18 +146,10 @@ json parse_json(std::string_view text, const char* file, size_t max_size) {
     bad_package(file, "the JSON text has " + std::to_string(text.size()) + " bytes; at most " +
                           std::to_string(max_size) + " are allowed");
   }
-  Watch watch(file);
-  const auto callback = [&](int, json::parse_event_t event, json& parsed) {
-    watch.see(event, parsed);
-    return true;
-  };
-  try {
-    return json::parse(text.begin(), text.end(), callback);
-  } catch (const json::parse_error& error) {
-    bad_package(file, "not valid JSON at byte " + std::to_string(error.byte));
-  } catch (const json::exception&) {  // a number too large for a double
-    bad_package(file, "not valid JSON: a number is out of range");
-  }
+  check_bytes(text, file);
+  json root = parse(text, file);
+  check_integers(text, file);
+  return root;
 }
 
 void JsonEntry::bad(const std::string& rule) const {

@@ -21,7 +21,9 @@ namespace qla {
 // A name from a file, fit for a message: quoted, ASCII, of bounded length.
 std::string quote(std::string_view text);
 
-// Refuses texts over max_size, deep nesting, duplicate keys and anything that is not JSON.
+// Refuses texts over max_size, deep nesting, duplicate keys and anything that is not JSON. Python
+// reads the accepted texts once more: what parsers may disagree about (a byte order mark, NUL,
+// integers that no 64 bits hold) is refused as well, so that its json.loads finds the same values.
 nlohmann::json parse_json(std::string_view text, const char* file, size_t max_size);
 
 // One value of a parsed file and the way to it ("encoder.layers"). A view: the root must outlive

@@ -3,13 +3,17 @@
 #include <immintrin.h>
 #include <pthread.h>
 
+#include <algorithm>
 #include <chrono>
+#include <deque>
 #include <system_error>
 
 #include "error.h"
 
 namespace qla {
 namespace {
+
+constexpr int kAskMilliseconds = 20;  // how often a waiting caller is asked whether to go on
 
 // Spins, then sleeps, until `value` differs from `seen`.
 void wait_for_change(const std::atomic<unsigned>& value, unsigned seen) {
@@ -99,7 +103,7 @@ struct TeamPool::State {
   std::condition_variable turn;
   std::vector<Stream> streams;
   std::vector<int> idle;
-  uint64_t next_ticket = 0, serving = 0;
+  std::deque<const Lease*> line;  // who waits, the first to come in front
 };
 
 TeamPool::TeamPool(int streams, int threads) : streams_(streams), threads_(threads) {
@@ -121,25 +125,46 @@ TeamPool::State& TeamPool::state() {
   return *current;  // another thread was first
 }
 
-TeamPool::Lease::Lease(TeamPool& pool) : state_(pool.state()) {
-  std::unique_lock<std::mutex> lock(state_.mutex);
-  const uint64_t ticket = state_.next_ticket++;
-  state_.turn.wait(lock, [&] { return state_.serving == ticket && !state_.idle.empty(); });
-  index_ = state_.idle.back();
-  state_.idle.pop_back();
-  ++state_.serving;
-  try {
-    auto& team = state_.streams[static_cast<size_t>(index_)].team;
-    if (!team) team = std::make_unique<Team>(pool.threads_);
-  } catch (...) {
-    state_.idle.push_back(index_);
-    state_.turn.notify_all();
-    throw;
+thread_local const TeamPool::Lease* TeamPool::Lease::innermost_ = nullptr;
+
+TeamPool::Lease::Lease(TeamPool& pool, const StopRequest& stop)
+    : pool_(pool), state_(pool.state()), outer_(innermost_) {
+  for (const Lease* held = outer_; held; held = held->outer_) {
+    if (&held->pool_ != &pool) continue;
+    fail(QLA_INVALID_INPUT,
+         "the engine was called from inside one of its own calls (by its stop callback; in Python, "
+         "by a signal handler); call it after that call has returned, or use another engine");
   }
-  state_.turn.notify_all();
+  wait_for_turn(stop);
+  innermost_ = this;
+}
+
+void TeamPool::Lease::wait_for_turn(const StopRequest& stop) {
+  std::unique_lock<std::mutex> lock(state_.mutex);
+  state_.line.push_back(this);
+  const auto leave_line = [&] {
+    state_.line.erase(std::find(state_.line.begin(), state_.line.end(), this));
+    state_.turn.notify_all();
+  };
+  const auto my_turn = [&] { return state_.line.front() == this && !state_.idle.empty(); };
+  if (!stop.possible()) state_.turn.wait(lock, my_turn);
+  while (!state_.turn.wait_for(lock, std::chrono::milliseconds(kAskMilliseconds), my_turn)) {
+    lock.unlock();  // the callback may wait for a lock of its own
+    const bool asked = stop.asked();
+    lock.lock();
+    if (!asked) continue;
+    leave_line();
+    StopRequest::stopped();
+  }
+  leave_line();
+  index_ = state_.idle.back();
+  auto& team = state_.streams[static_cast<size_t>(index_)].team;
+  if (!team) team = std::make_unique<Team>(pool_.threads_);
+  state_.idle.pop_back();  // last: a team that cannot start leaves the stream to the next caller
 }
 
 TeamPool::Lease::~Lease() {
+  innermost_ = outer_;
   {
     const std::lock_guard<std::mutex> lock(state_.mutex);
     state_.idle.push_back(index_);

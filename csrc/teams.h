@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "stop.h"
 #include "workspace.h"
 
 namespace qla {
@@ -62,10 +63,11 @@ class TeamPool {
   TeamPool(int streams, int threads);
   ~TeamPool();
 
-  // One stream, for one call. Throws what Team throws.
+  // One stream, for one call. Throws what Team throws, QLA_STOPPED while it waits for its turn, and
+  // QLA_INVALID_INPUT on a thread that has a lease of this pool: it would wait for itself.
   class Lease {
    public:
-    explicit Lease(TeamPool& pool);
+    explicit Lease(TeamPool& pool, const StopRequest& stop = {});
     ~Lease();
     Lease(const Lease&) = delete;
     Lease& operator=(const Lease&) = delete;
@@ -73,8 +75,13 @@ class TeamPool {
     Workspace& workspace() const;
 
    private:
+    void wait_for_turn(const StopRequest& stop);
+
+    const TeamPool& pool_;
     State& state_;
+    const Lease* const outer_;  // the lease that this thread had before, of another pool
     int index_;
+    static thread_local const Lease* innermost_;
   };
 
   int streams() const { return streams_; }

@@ -12,6 +12,10 @@ Importing this package imports numpy and the standard library alone.
 
 from __future__ import annotations
 
+from pathlib import Path as _Path
+
+# First of all: in a checkout that was not built in place, everything else comes from the installed package.
+from qla_runtime import _checkout  # noqa: F401
 from qla_runtime._core import version as _version
 from qla_runtime.engine import Engine
 from qla_runtime.errors import InputError, PackageError, QlaError, UnsupportedError
@@ -19,6 +23,19 @@ from qla_runtime.length import Escalate, LatencyBudget, LengthConfig, MaxLoss, N
 from qla_runtime.output import EncoderOutput
 
 __version__ = _version()
+
+
+def cmake_dir() -> str:
+    """The folder of qlaConfig.cmake, for ``cmake -Dqla_DIR=...``: how a C++ program finds this installation.
+
+    Raises:
+        UnsupportedError: the installation holds none, as one that was built by an older version.
+    """
+    folder = _Path(__file__).parent / "cmake" / "qla"
+    if not (folder / "qlaConfig.cmake").is_file():
+        raise UnsupportedError(f"there is no qlaConfig.cmake in '{folder}'; install qla_runtime again")
+    return str(folder)
+
 
 __all__ = [
     "EncoderOutput",
@@ -32,4 +49,5 @@ __all__ = [
     "PackageError",
     "QlaError",
     "UnsupportedError",
+    "cmake_dir",
 ]

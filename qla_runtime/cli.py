@@ -28,6 +28,7 @@ from qla_runtime import (
     QlaError,
     UnsupportedError,
     __version__,
+    cmake_dir,
     evaluate,
     render,
 )
@@ -293,12 +294,26 @@ class _Parser(argparse.ArgumentParser):
         self.exit(_fail(f"{message} (see {self.prog} --help)"))
 
 
+class _CMakeDir(argparse.Action):
+    """Prints and exits as ``--version`` does, but asks for the folder only then."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(cmake_dir())
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="qla",
         description="INT8 transformer encoders on Intel CPUs; each call says how many tokens a layer keeps.",
     )
     parser.add_argument("--version", action="version", version=f"qla {__version__}")
+    parser.add_argument(
+        "--cmake-dir", action=_CMakeDir, help="print the folder for cmake -Dqla_DIR=..., to build C++ against this"
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     engine = argparse.ArgumentParser(add_help=False)

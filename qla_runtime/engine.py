@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from qla_runtime import _core, heads, inputs, policies, stages
 from qla_runtime.cost_model import CostModel, Pace, load_or_fit
-from qla_runtime.errors import InputError, UnsupportedError
+from qla_runtime.errors import InputError, UnsupportedError, shown
 from qla_runtime.hub import find_package
 from qla_runtime.length import (
     Escalate,
@@ -89,9 +89,8 @@ class Engine:
         )
         _check_count("streams", streams, "1 runs one call at a time", most=MAX_THREADS)
         if isa is not None and not isinstance(isa, str):
-            raise InputError(
-                f"isa is {isa!r}; use one of {', '.join(_core.available_isas())}, or None for the best available"
-            )
+            available = ", ".join(_core.available_isas())
+            raise InputError(f"isa is {shown(isa)}; use one of {available}, or None for the best available")
         # Absolute, so that a pickle opens the same package from another working directory.
         self._path = find_package(path).absolute()
         self._options = {"num_threads": num_threads, "streams": streams, "isa": isa}
@@ -99,6 +98,7 @@ class Engine:
         self._info = self._core.info
         self._config = json.loads(self._core.config_json)
         self._task = self._config["task"]
+        self._labels_of_task = tuple(self._task.get("labels", ()))
         self._texts = TextEncoder(
             self._core.tokenizer_json,
             self._task["max_length"],
@@ -162,7 +162,7 @@ class Engine:
     @property
     def labels(self) -> tuple[str, ...]:
         """The labels that the model tells apart; empty for question answering and embeddings."""
-        return tuple(self._task.get("labels", ()))
+        return self._labels_of_task
 
     @property
     def max_length(self) -> int:
@@ -819,9 +819,9 @@ def _check_count(name: str, value: Any, remedy: str, most: int | None = None) ->
     if value is None and name != "streams":
         return
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise InputError(f"{name} is {value!r}; it must be an integer of at least 1; {remedy}")
+        raise InputError(f"{name} is {shown(value)}; it must be an integer of at least 1; {remedy}")
     if most is not None and value > most:
-        raise InputError(f"{name} is {value}; it must be at most {most}; {remedy}")
+        raise InputError(f"{name} is {shown(value)}; it must be at most {most}; {remedy}")
 
 
 def _amount(texts: list[str], single: bool) -> str:

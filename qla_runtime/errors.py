@@ -17,3 +17,12 @@ class PackageError(QlaError):
 
 class UnsupportedError(QlaError):
     """Well formed, but this runtime, this build or this CPU cannot do it."""
+
+
+def shown(value: object) -> str:
+    """``repr(value)`` for a message: cut at 100 characters, and never an error of its own."""
+    try:
+        text = repr(value)
+    except Exception:  # an integer of more than 4,300 digits, a __repr__ that fails
+        text = f"of type {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:100]}..."

@@ -11,7 +11,7 @@ import re
 import shlex
 from pathlib import Path
 
-from qla_runtime.errors import InputError, PackageError, UnsupportedError
+from qla_runtime.errors import InputError, PackageError, UnsupportedError, shown
 
 DEFAULT_PACKAGE = "minilm-l6-squad"
 PACKAGE_FILES = ("manifest.json", "config.json", "model.safetensors", "tokenizer.json", "length_configs.json")
@@ -41,15 +41,17 @@ def find_package(source: str | os.PathLike[str] | None, *, revision: str | None 
         return _default()
     if not isinstance(source, (str, os.PathLike)):
         raise InputError(
-            f"the model is {source!r}; pass a package folder, a hub id, or None for the default model"
+            f"the model is {shown(source)}; pass a package folder, a hub id, or None for the default model"
         )
     text = os.fspath(source)
     if not isinstance(text, str) or not text or "\0" in text:
-        raise InputError(f"the model is {text!r}; pass a package folder, a hub id, or None for the default model")
+        raise InputError(
+            f"the model is {shown(text)}; pass a package folder, a hub id, or None for the default model"
+        )
     try:
         path = Path(text).expanduser()
         is_folder, exists = path.is_dir(), path.exists()
-    except (OSError, RuntimeError) as error:  # a name that is too long; ~ of a user who is not there
+    except (OSError, RuntimeError, ValueError) as error:  # too long; ~ of a user who is not there; no encoding
         raise PackageError(f"the model {text[:100]!r} is no path: {error}. Check it") from None
     if exists and revision is not None:
         raise InputError(

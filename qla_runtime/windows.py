@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 BATCH_TEXTS = 512
 """Texts tokenized at once: enough to keep every core busy, few enough to bound memory."""
 
-BATCH_CHARACTERS = 2_000_000
-"""The same bound for long texts; a single longer text makes a batch of its own."""
+BATCH_CHARACTERS = 500_000
+"""The same bound for long texts; a single longer text makes a batch of its own. Ctrl-C waits for one batch."""
 
 
 @dataclass(frozen=True)

@@ -216,7 +216,7 @@ def manifest_text(folder: Path) -> str:
         ('"files"', '"self_crc32c": "", "files"', "must occur exactly once"),
         ('"self_crc32c"', '"self_crc"', "must occur exactly once"),
         ('"self_crc32c": "00000000"}', '"self_crc32c": "', "cut short"),
-        ('"format": ', '"format": "' + "x" * (1 << 20) + '", "f": ', "longer than 1 MiB"),
+        ('"format": ', '"format": "' + "x" * (1 << 20) + '", "f": ', "at most 1048576 are allowed"),
     ],
 )
 def test_manifest_texts(folder, old, new, rule):
@@ -258,7 +258,7 @@ LINEAR = {"type": "w8a8", "activation": "static", "scale": 0.1, "zero_point": 3}
         ("encoder.layers", 2.0, "encoder.layers is 2.0"),
         ("encoder.layers", True, "encoder.layers is true"),
         ("encoder.layers", 2**64 - 1, "encoder.layers is 18446744073709551615;"),
-        ("encoder.layers", 2**64 + 2, "encoder.layers is 1.8446744073709552e.19;"),
+        ("encoder.layers", 2**64 + 2, "the integer '18446744073709551618' does not fit 64 bits"),
         ("encoder.layers", -(2**63), "encoder.layers is -9223372036854775808"),
         ("encoder.hidden", 63, "encoder.hidden is 63"),
         ("encoder.hidden", 96, "encoder.hidden is 96; it must be a multiple of 64"),
@@ -341,7 +341,7 @@ JSON_FILES = ("config.json", "length_configs.json")
         (b'{"a": {"b": 1, "b": 2}}', "key 'b' occurs twice"),
         (b"[" * 200_000, "nested deeper than 16 levels"),
         (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "nested deeper than 16 levels"),
-        (b"{" + b" " * (16 << 20) + b"}", r"at most \d+ are allowed"),
+        (b"{" + b" " * (1 << 24) + b"}", "at most (1048576|16777216) are allowed"),
         (b"{} {}", "not valid JSON"),
         (b'{"a": NaN}', "not valid JSON"),
         (b'{"a": 1e400}', "not valid JSON: a number is out of range"),

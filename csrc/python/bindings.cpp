@@ -9,12 +9,12 @@
 #include <array>
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <set>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "gil.h"
 #include "qla/qla.h"
 
 namespace py = pybind11;
@@ -55,9 +55,54 @@ void check(qla_status status) {
     case QLA_OUT_OF_MEMORY:
       PyErr_SetString(PyExc_MemoryError, message.c_str());
       throw py::error_already_set();
+    case QLA_STOPPED:  // by a signal handler, whose exception is set already
+      throw py::error_already_set();
     default:
       raise("QlaError", message);
   }
+}
+
+// Runs call(stop, stop_user) without the GIL.
+template <class Call>
+qla_status without_gil(Call call) {
+  qla::python::WithoutGil released;
+  const qla_status status = call(released.stop(), &released);
+  released.end();
+  return status;
+}
+
+// ------------------------------------------------------------------------------------ options
+
+// Text for the C door, which reads up to the first NUL; `name` is for messages.
+std::string c_text(const py::object& object, const char* name) {
+  if (!PyUnicode_Check(object.ptr())) {
+    bad_input(std::string(name) + " must be a text; got " + Py_TYPE(object.ptr())->tp_name);
+  }
+  // Lone surrogates are no UTF-8; escaped, they are refused as any other unknown text is.
+  const auto bytes = py::reinterpret_steal<py::object>(
+      PyUnicode_AsEncodedString(object.ptr(), "utf-8", "backslashreplace"));
+  if (!bytes) throw py::error_already_set();
+  std::string text = bytes.cast<py::bytes>();
+  if (text.find('\0') != std::string::npos) {
+    bad_input(std::string(name) + " holds a NUL character; remove it");
+  }
+  return text;
+}
+
+// A path as the bytes that the operating system knows it by.
+std::string path_argument(const py::object& path) {
+  PyObject* encoded = nullptr;
+  if (PyUnicode_FSConverter(path.ptr(), &encoded)) {
+    return py::reinterpret_steal<py::bytes>(encoded);
+  }
+  py::error_already_set error;
+  if (error.matches(PyExc_TypeError) || error.matches(PyExc_ValueError)) {
+    const std::string shown =
+        py::str(py::module_::import("qla_runtime.errors").attr("shown")(path));
+    bad_input("the path is " + shown + ", which names no folder (" +
+              std::string(py::str(error.value())) + "); pass the path of a package folder");
+  }
+  throw error;
 }
 
 // ------------------------------------------------------------------------------------- arrays
@@ -173,18 +218,36 @@ class Results {
 class Engine {
  public:
   Engine(const py::object& path, std::int32_t num_threads, std::int32_t streams,
-         const std::optional<std::string>& isa) {
-    PyObject* encoded = nullptr;
-    if (!PyUnicode_FSConverter(path.ptr(), &encoded)) throw py::error_already_set();
-    const std::string folder = py::reinterpret_steal<py::bytes>(encoded);
-    const qla_options options{sizeof(qla_options), num_threads, streams,
-                              isa ? isa->c_str() : nullptr};
+         const py::object& isa) {
+    const std::string folder = path_argument(path);
+    const std::string isa_text = isa.is_none() ? "" : c_text(isa, "isa");
+    qla_options options{};
+    options.struct_size = sizeof options;
+    options.num_threads = num_threads;
+    options.streams = streams;
+    options.isa = isa.is_none() ? nullptr : isa_text.c_str();
     qla_engine* opened = nullptr;
-    check(without_gil([&] { return qla_open(folder.c_str(), &options, &opened); }));
-    engine_.reset(opened);
+    check(without_gil([&](qla_stop stop, void* user) {
+      options.stop = stop;
+      options.stop_user = user;
+      return qla_open(folder.c_str(), &options, &opened);
+    }));
+    engine_.reset(opened, qla_free);
     info_.struct_size = sizeof info_;
-    check(qla_get_info(engine_.get(), &info_));
+    check(qla_get_info(opened, &info_));
   }
+
+  // The package is unmapped and the threads end, once no call is running any more.
+  void close() {
+    std::shared_ptr<qla_engine> last;
+    last.swap(engine_);
+    without_gil([&](qla_stop, void*) {
+      last.reset();
+      return QLA_OK;
+    });
+  }
+
+  bool closed() const { return engine_ == nullptr; }
 
   py::dict info() const {
     py::dict info;
@@ -209,6 +272,7 @@ class Engine {
   py::dict run(const py::object& ids, const py::object& offsets, const py::object& type_ids,
                const std::vector<LengthTuple>& lengths, const py::object& length_index,
                const py::iterable& want) {
+    const auto engine = open_engine();  // kept alive for this call, whoever closes it meanwhile
     const auto id_array = vector_argument<std::int32_t>(ids, "ids");
     const auto offset_array = vector_argument<std::int64_t>(offsets, "offsets");
     check_offsets(offset_array, "offsets", id_array.size());
@@ -241,16 +305,21 @@ class Engine {
     batch.num_lengths = static_cast<std::int32_t>(configs.size());
 
     Results results(names, info_, tokens, sequences);
-    check(without_gil([&] { return qla_run(engine_.get(), &batch, results.pointers()); }));
+    check(without_gil([&](qla_stop stop, void* user) {
+      batch.stop = stop;
+      batch.stop_user = user;
+      return qla_run(engine.get(), &batch, results.pointers());
+    }));
     return results.take();
   }
 
  private:
   std::string content(qla_text which) const {
+    const auto engine = open_engine();
     std::size_t length = 0;
-    check(qla_get_text(engine_.get(), which, nullptr, 0, &length));
+    check(qla_get_text(engine.get(), which, nullptr, 0, &length));
     std::string buffer(length + 1, '\0');
-    check(qla_get_text(engine_.get(), which, buffer.data(), buffer.size(), &length));
+    check(qla_get_text(engine.get(), which, buffer.data(), buffer.size(), &length));
     buffer.resize(length);
     return buffer;
   }
@@ -265,16 +334,12 @@ class Engine {
     return names;
   }
 
-  template <class Call>
-  static qla_status without_gil(Call call) {
-    const py::gil_scoped_release release;
-    return call();
+  std::shared_ptr<qla_engine> open_engine() const {
+    if (!engine_) bad_input("the engine is closed; open another one with Engine(path)");
+    return engine_;
   }
 
-  struct Free {
-    void operator()(qla_engine* engine) const { qla_free(engine); }
-  };
-  std::unique_ptr<qla_engine, Free> engine_;
+  std::shared_ptr<qla_engine> engine_;  // null once closed
   qla_model_info info_{};
 };
 
@@ -301,14 +366,10 @@ py::tuple best_spans(const py::object& start, const py::object& end, const py::o
   std::int32_t *window_out = window.mutable_data(), *first_out = first.mutable_data(),
                *last_out = last.mutable_data();
   float* score_out = score.mutable_data();
-  qla_status status;
-  {
-    const py::gil_scoped_release release;
-    status =
-        qla_best_spans(starts.data(), ends.data(), context.data(), windows.data(), owners.data(),
-                       count, max_tokens, window_out, first_out, last_out, score_out);
-  }
-  check(status);
+  check(without_gil([&](qla_stop, void*) {
+    return qla_best_spans(starts.data(), ends.data(), context.data(), windows.data(), owners.data(),
+                          count, max_tokens, window_out, first_out, last_out, score_out);
+  }));
   return py::make_tuple(window, first, last, score);
 }
 
@@ -334,11 +395,13 @@ std::vector<std::string> available_isas() {
 }  // namespace
 
 PYBIND11_MODULE(_core, module) {
+  // What instruction sets there are is found out now, under the import lock: a fork in the middle
+  // of it would leave the child waiting for a thread that it lacks.
+  qla_available_isas();
   module.doc() = "The C door of qla_runtime (qla/qla.h): one engine, its results as numpy arrays.";
 
   py::class_<Engine>(module, "Engine")
-      .def(py::init<const py::object&, std::int32_t, std::int32_t,
-                    const std::optional<std::string>&>(),
+      .def(py::init<const py::object&, std::int32_t, std::int32_t, const py::object&>(),
            py::arg("path"), py::arg("num_threads") = 0, py::arg("streams") = 1,
            py::arg("isa") = py::none())
       .def_property_readonly("info", &Engine::info)
@@ -349,6 +412,8 @@ PYBIND11_MODULE(_core, module) {
           [](const Engine& engine) { return engine.text(QLA_TEXT_LENGTH_CONFIGS); })
       .def("tokenizer_json", &Engine::tokenizer_json)
       .def("explain", [](const Engine& engine) { return engine.text(QLA_TEXT_EXPLAIN); })
+      .def("close", &Engine::close)
+      .def_property_readonly("closed", &Engine::closed)
       .def("run", &Engine::run, py::arg("ids"), py::arg("offsets"), py::arg("type_ids"),
            py::arg("lengths"), py::arg("length_index"), py::arg("want"));
 

@@ -41,8 +41,6 @@ ACTIVATIONS = ("per_token", "static")
 REPORT_TEXTS, REPORT_TOKENS = 100, 16_384
 """What the accuracy report runs at most: float32 BERT-base takes half a minute for it on two cores."""
 
-MAX_NAME = 200
-"""Characters of a package's name."""
 
 Scales = Mapping[tuple[int, str], LinearScales]
 

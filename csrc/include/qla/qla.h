@@ -6,8 +6,9 @@
  *  - No exception crosses it, it prints nothing, and it never aborts. After an error the engine
  *    answers the next good call as if nothing had happened.
  *  - Every struct passed by itself starts with its own size (`struct_size = sizeof the_struct`), so
- * a library newer than its caller reads only what the caller knew about. Structs passed in arrays
- *    (qla_length_config, qla_file) do not change within a major version.
+ *    a library newer than its caller reads only what the caller knew about. New fields come at the
+ *    end; a size that ends inside a field, or beyond the last one, is refused. Structs passed in
+ *    arrays (qla_length_config, qla_file) do not change within a major version.
  *  - A qla_engine may be used from several threads at once: up to `streams` calls run side by side,
  *    the others wait in the order they came.
  */
@@ -37,7 +38,8 @@ typedef enum qla_status {
   QLA_BAD_PACKAGE = 2,   /* the package is missing, damaged or hostile */
   QLA_UNSUPPORTED = 3,   /* well formed, but this build or this CPU cannot do it */
   QLA_OUT_OF_MEMORY = 4,
-  QLA_INTERNAL = 5 /* a bug in the engine; please report it */
+  QLA_INTERNAL = 5, /* a bug in the engine; please report it */
+  QLA_STOPPED = 6   /* the call's own stop callback ended it */
 } qla_status;
 
 /* What the model's head computes; see docs/file-format.md. */
@@ -56,6 +58,11 @@ typedef enum qla_length_rule {
 
 typedef struct qla_engine qla_engine;
 
+/* Asked again and again while a call runs, on the calling thread, between pieces of work that take
+ * about a millisecond: anything but 0 ends the call with QLA_STOPPED. It must be quick, must
+ * return, and must not use the engine that asks. */
+typedef int32_t (*qla_stop)(void* user);
+
 /* One file of a package held in memory. `name` is its name inside the package folder. */
 typedef struct qla_file {
   const char* name;
@@ -68,6 +75,8 @@ typedef struct qla_options {
   int32_t num_threads; /* threads per stream; 0 = min(affinity, cgroup quota, OMP_NUM_THREADS) */
   int32_t streams;     /* calls that may run at once; 0 means 1 */
   const char* isa;     /* "ref","avx2","avxvnni","avx512vnni","amx"; NULL = best available */
+  qla_stop stop;       /* ends the opening; NULL = never. Not used later: see qla_batch */
+  void* stop_user;     /* passed to stop */
 } qla_options;
 
 typedef struct qla_model_info {
@@ -98,6 +107,8 @@ typedef struct qla_batch {
       lengths; /* the different configs of this call; NULL = keep every token */
   int32_t num_lengths;
   const int32_t* length_index; /* per sequence, which of `lengths`; NULL = the first for all */
+  qla_stop stop;               /* ends the call; NULL = never. Outputs are then undefined */
+  void* stop_user;             /* passed to stop */
 } qla_batch;
 
 /* Where results go. Every pointer is the caller's and may be NULL ("not wanted").
@@ -129,7 +140,8 @@ enum {
   QLA_NUM_STAGES = 8
 };
 
-/* Opens a package folder by mmap: weights are shared by all processes that map them. */
+/* Opens a package folder by mmap: weights are shared by all processes that map them. After a fork
+ * the child may use its parent's engines, whatever other threads of the parent were doing. */
 QLA_API qla_status qla_open(const char* folder, const qla_options* options, qla_engine** engine);
 
 /* The same from buffers. model.safetensors is used in place; the small files are copied. */

@@ -1,0 +1,48 @@
+"""Lets ``python`` work in a source checkout after ``pip install .``.
+
+The checkout's package folder then stands before the installed one on ``sys.path``, but has no compiled module.
+Importing this module, as the package's first step, makes every other submodule come from the installed one.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+
+def find_installed(here: Path) -> Path | None:
+    """The installed package folder, for a package folder ``here`` without a compiled module.
+
+    Returns:
+        None when ``here`` has the compiled module itself.
+
+    Raises:
+        ImportError: it has none, and no folder of that name on ``sys.path`` has.
+    """
+    if _is_built(here):
+        return None
+    for entry in sys.path:
+        folder = Path(os.path.abspath(entry or os.curdir), here.name)
+        if _is_built(folder):
+            return folder
+    raise ImportError(
+        f"'{here}' is source code without its compiled module _core: run `pip install .` in '{here.parent}' with "
+        "this Python, then import it again"
+    )
+
+
+def _is_built(folder: Path) -> bool:
+    return any((folder / f"_core{suffix}").is_file() for suffix in EXTENSION_SUFFIXES)
+
+
+def _redirect() -> None:
+    installed = find_installed(Path(__file__).parent)
+    if installed:
+        package = sys.modules[__package__]
+        package.__path__[:] = [str(installed)]
+        package.__file__ = str(installed / "__init__.py")
+
+
+_redirect()
