@@ -24,7 +24,7 @@ from qla_runtime.fork_safe import ForkSafeLock
 WAIT_SECONDS = 3.0
 """How long a process waits for another one that fits the same model. A fit takes about 0.6 s."""
 
-FRESH_SECONDS = 10.0
+FRESH_SECONDS = 3.0
 """A doubtful fit that is younger is taken by a process that starts: one of its own would be as doubtful."""
 
 CHECK_CALLS = 20
@@ -38,6 +38,9 @@ REFIT_ROUNDS = 3
 
 MAX_PATIENCE = 64
 """A refit that did not help is tried again after twice as many calls as before, up to so many checks."""
+
+TURNED = 1.5
+"""Where the pace has changed by this factor since the last refit, another one is worth its while at once."""
 
 BOOKKEEPING_SECONDS = 5e-3
 """What must be left of a budget for reading or writing the kept fit, and for the arithmetic of a new one."""
@@ -138,7 +141,9 @@ class Timekeeper:
         self._ratios.append(took / expected)
         self._calls += 1
         if self._survey is None and self._calls < self._check_at:
-            return
+            if not self._turned():
+                return
+            self._patience = 1
         with self._refitting.tried() as alone:
             if alone:
                 self._check(left)
@@ -171,6 +176,12 @@ class Timekeeper:
         self._ratios: deque[float] = deque(maxlen=CHECK_CALLS)
         self._calls, self._check_at = 0, CHECK_CALLS
         self._survey: Survey | None = None
+        self._pace_then = 1.0
+
+    def _turned(self) -> bool:
+        """Whether the pace is another than when the fit was last looked at."""
+        change = self.pace.ratio / self._pace_then
+        return self._calls >= CHECK_CALLS and not 1 / TURNED < change < TURNED
 
     def _holds(self) -> bool:
         return len(self._ratios) < CHECK_CALLS or HOLDS[0] <= median(self._ratios) <= HOLDS[1]
@@ -213,7 +224,7 @@ class Timekeeper:
         if self._survey is None:
             if not fit.doubt and self._holds():
                 self._patience = 1
-                self._check_at = self._calls + CHECK_CALLS
+                self._look_again_later()
             elif left() > BOOKKEEPING_SECONDS:
                 self._begin_refit(fit)
         elif self._survey.rounds < REFIT_ROUNDS:
@@ -252,8 +263,12 @@ class Timekeeper:
             self._keep(self._cache, new)
             self._found = False
             self.use(new)
+        self._look_again_later()
+
+    def _look_again_later(self) -> None:
         self._survey = None
         self._check_at = self._calls + self._patience * CHECK_CALLS
+        self._pace_then = self.pace.ratio
 
 
 def _ago(seconds: float) -> str:

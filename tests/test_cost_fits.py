@@ -372,6 +372,17 @@ def test_a_busy_machine_is_not_measured_over_and_over(tmp_path, monkeypatch):
     assert len(taken) <= 7 * cost_model.SHAPES * REFIT_ROUNDS, "after 20, 40, 80, ... calls"
 
 
+def test_a_doubtful_fit_is_replaced_soon_after_a_busy_time(tmp_path, monkeypatch):
+    simulation = Simulation(tmp_path, monkeypatch, Fit(MODEL, time.time() - 60, "busy"), load=4.0)
+    simulation.running = 0.25
+    for _ in range(2000):
+        simulation.call(budget=1.0)
+    simulation.load = simulation.running = 1.0
+    for _ in range(REFIT_CALLS):
+        simulation.call(budget=1.0)
+    assert simulation.error() == pytest.approx(1.0, abs=0.01) and not simulation.times.fit.doubt
+
+
 def test_a_fit_that_holds_is_left_alone(tmp_path, monkeypatch):
     good = Fit(MODEL, time.time() - 60)
     simulation = Simulation(tmp_path, monkeypatch, good)

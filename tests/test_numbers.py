@@ -64,6 +64,10 @@ def test_a_policy_keeps_an_int():
     assert repr(LatencyBudget(5)) == "LatencyBudget(ms=5)"
 
 
+def _threshold(value) -> Escalate:
+    return Escalate("fast", "full", value)
+
+
 BAD = NO_NUMBERS + TOO_LARGE + NEGATIVE
 
 
@@ -73,7 +77,7 @@ BAD = NO_NUMBERS + TOO_LARGE + NEGATIVE
     [
         LatencyBudget,
         MaxLoss,
-        lambda value: Escalate("fast", "full", value),
+        _threshold,
         lambda value: LengthConfig.ratio([value]),
         lambda value: LengthConfig.tokens([value]),
         lambda value: policies.escalation_threshold([0.5], [0], [1], value),
@@ -94,9 +98,10 @@ def test_a_count_is_a_whole_number_in_range(value):
         LengthConfig.tokens([value])
 
 
-@pytest.mark.parametrize(
-    "values", ["1.0", b"11", 5, None, np.ma.masked_array([1.0, 0.5], mask=[0, 1]), np.ones((2, 2))]
-)
+MASKED = np.ma.masked_array([1.0, 0.5], mask=[0, 1])
+
+
+@pytest.mark.parametrize("values", ["1.0", b"11", 5, None, MASKED, np.ones((2, 2))])
 def test_entries_are_a_sequence_of_numbers(values):
     with pytest.raises(InputError, match="entr"):
         LengthConfig.ratio(values)
