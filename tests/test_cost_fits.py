@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from package_tools import tiny_package
 from qla_runtime import Engine, LengthConfig, cost_cache, cost_model, timekeeper
 from qla_runtime.cost_cache import CostCache
 from qla_runtime.cost_model import CostModel, Fit, Survey
+from qla_runtime.fork_safe import ForkSafeLock
 from qla_runtime.timekeeper import CHECK_CALLS, REFIT_ROUNDS, Timekeeper
 
 FULL = LengthConfig.ratio((1.0, 1.0))
@@ -256,6 +259,42 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path):
     assert os.waitpid(child, 0)[1] == 0
     for descriptor in (*ready, *go):
         os.close(descriptor)
+
+
+def test_a_child_forked_during_a_fit_fits_for_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(timekeeper, "WAIT_SECONDS", 0.1)
+    inside, leave = threading.Event(), threading.Event()
+    monkeypatch.setattr(cost_model, "fit", lambda *_: inside.set() or leave.wait(30) and Fit(MODEL, time.time()))
+    engine = Engine(tiny_package().save(tmp_path / "package"), num_threads=1)
+    thread = threading.Thread(target=lambda: engine.cost_model)
+    thread.start()
+    assert inside.wait(30)
+    monkeypatch.setattr(cost_model, "fit", lambda *_: Fit(MODEL, time.time()))
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        try:
+            met = engine.answer("who?", "ada", latency_ms=60_000)["budget_met"]
+            os._exit(0 if met and engine.cost_model == MODEL else 1)
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    leave.set()
+    thread.join()
+    assert engine.cost_model == MODEL
+
+
+def test_a_child_forked_inside_a_lock_leaves_it():
+    lock = ForkSafeLock()
+    with lock.held(), lock.tried() as again:
+        assert not again
+        child = os.fork()
+        if not child:
+            with lock.tried() as mine:
+                os._exit(0 if mine else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    with lock.tried() as mine:
+        assert mine
 
 
 # ---- fits that do not hold ------------------------------------------------------------------------
