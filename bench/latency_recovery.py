@@ -41,7 +41,7 @@ class Worker:
 
     def __init__(self, cache: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.latency_recovery", "--worker"],
+            [sys.executable, __file__, "--worker"],
             env={**os.environ, "XDG_CACHE_HOME": cache},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -19,7 +19,8 @@ constexpr int kMaxRounds = 9;
 constexpr auto kRest =
     std::chrono::microseconds(500);  // before each: budgets speak of an idle engine
 constexpr double kMinMargin = 0.10, kMaxMargin = 0.5;
-constexpr double kPaceShare = 0.1;                 // of the way to what the latest call says
+constexpr double kPaceShare = 0.1;   // of the way to what the latest call says
+constexpr double kLeastPace = 1e-3;  // a clock that stands still must not end in a division by zero
 constexpr double kPaceLow = 0.5, kPaceHigh = 2.0;  // what one call may say against the pace so far
 
 // A call to be measured, over made-up ids.
@@ -267,7 +268,7 @@ Budgets::Choice Budgets::choose(const std::vector<int64_t>& tokens, double secon
 void Budgets::saw(double expected, double took) {
   const double pace = pace_;
   const double change = std::clamp(took / (expected * pace), kPaceLow, kPaceHigh);
-  pace_ = pace * (1.0 + kPaceShare * (change - 1.0));
+  pace_ = std::max(kLeastPace, pace * (1.0 + kPaceShare * (change - 1.0)));
 }
 
 }  // namespace qla

@@ -59,6 +59,9 @@ class Pace:
     LIMITS = (0.5, 2.0)
     """What one call may say against the pace so far; more says that it was interrupted."""
 
+    LEAST = 1e-3
+    """Lowest ratio; a clock that stands still must not end in a division by zero."""
+
     def __init__(self) -> None:
         self.ratio = 1.0
 
@@ -66,7 +69,7 @@ class Pace:
         """A call took ``took`` seconds where :meth:`CostModel.seconds` expects ``expected``."""
         low, high = self.LIMITS
         change = min(high, max(low, took / (expected * self.ratio)))
-        self.ratio *= 1 + self.SHARE * (change - 1)
+        self.ratio = max(self.LEAST, self.ratio * (1 + self.SHARE * (change - 1)))
 
 
 class Timekeeper:
