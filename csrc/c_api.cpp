@@ -1,12 +1,17 @@
 // The C door: turns exceptions into status codes, and nothing else. See include/qla/qla.h.
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <new>
 #include <string>
+#include <vector>
 
 #include "caller_structs.h"
+#include "cost_model.h"
 #include "crc32c.h"
 #include "engine.h"
 #include "error.h"
+#include "named_lengths.h"
 #include "qla/qla.h"
 #include "spans.h"
 
@@ -14,6 +19,8 @@ struct qla_engine {
   qla_engine(std::unique_ptr<qla::Package> package, const qla_options& options)
       : engine(std::move(package), options) {}
   qla::Engine engine;
+  const qla::NamedLengths lengths{engine.package()};
+  qla::Budgets budgets{engine, lengths};
 };
 
 namespace {
@@ -159,4 +166,127 @@ const char* qla_last_error(void) { return last_error; }
 const char* qla_version(void) {
   return QLA_TEXT_OF(QLA_VERSION_MAJOR) "." QLA_TEXT_OF(QLA_VERSION_MINOR) "." QLA_TEXT_OF(
       QLA_VERSION_PATCH);
+}
+
+namespace {
+
+template <typename T>
+T* present(T* pointer, const char* name) {
+  if (!pointer) qla::fail(QLA_INVALID_INPUT, "%s is NULL", name);
+  return pointer;
+}
+
+void fill(const qla::NamedLength& length, qla_config_info* info) {
+  present(info, "qla_config_info");
+  if (info->struct_size != sizeof *info) {
+    qla::fail(QLA_INVALID_INPUT, "qla_config_info.struct_size is %zu; set it to sizeof(%s) (%zu)",
+              info->struct_size, "qla_config_info", sizeof *info);
+  }
+  *info = {sizeof *info,
+           length.name.c_str(),
+           length.plain(),
+           length.in_frontier,
+           length.macs,
+           length.macs_share,
+           length.measured ? length.metric.c_str() : nullptr,
+           length.measured ? length.accuracy : 0.0,
+           length.measured ? length.data.c_str() : nullptr};
+}
+
+// The lengths of a call's sequences, from their offsets.
+std::vector<int64_t> sequence_lengths(const int64_t* offsets, int64_t count, int max_positions) {
+  present(offsets, "offsets");
+  if (count < 1) {
+    qla::fail(QLA_INVALID_INPUT, "num_sequences is %lld; it must be at least 1",
+              static_cast<long long>(count));
+  }
+  std::vector<int64_t> lengths;
+  for (int64_t i = 0; i < count; ++i) {
+    // Without a difference, which could overflow.
+    if (offsets[i] < 0 || offsets[i + 1] <= offsets[i] ||
+        offsets[i + 1] - offsets[i] > max_positions) {
+      qla::fail(QLA_INVALID_INPUT,
+                "offsets %lld to %lld of sequence %lld do not hold 1 to %d tokens",
+                static_cast<long long>(offsets[i]), static_cast<long long>(offsets[i + 1]),
+                static_cast<long long>(i), max_positions);
+    }
+    lengths.push_back(offsets[i + 1] - offsets[i]);
+  }
+  return lengths;
+}
+
+double checked_milliseconds(double value, const char* name, bool zero_too) {
+  if (!std::isfinite(value) || value < 0.0 || (value == 0.0 && !zero_too)) {
+    qla::fail(QLA_INVALID_INPUT, "%s is %g; it must be a finite number of milliseconds, %s", name,
+              value, zero_too ? "0 or more" : "more than 0");
+  }
+  return value;
+}
+
+std::string names_of(const qla::NamedLengths& lengths) {
+  std::string names;
+  for (const qla::NamedLength& length : lengths.all()) {
+    if (!names.empty()) names += ", ";
+    names += length.name;
+  }
+  return names;
+}
+
+}  // namespace
+
+qla_status qla_config_count(const qla_engine* engine, int32_t* count) {
+  return guarded([&] {
+    *present(count, "count") =
+        static_cast<int32_t>(present(engine, "engine")->lengths.all().size());
+  });
+}
+
+qla_status qla_get_config(const qla_engine* engine, int32_t index, qla_config_info* info) {
+  return guarded([&] {
+    const auto& all = present(engine, "engine")->lengths.all();
+    if (index < 0 || static_cast<size_t>(index) >= all.size()) {
+      qla::fail(QLA_INVALID_INPUT, "there is no config %d; this package has %zu, from 0", index,
+                all.size());
+    }
+    fill(all[static_cast<size_t>(index)], info);
+  });
+}
+
+qla_status qla_find_config(const qla_engine* engine, const char* name, qla_config_info* info) {
+  return guarded([&] {
+    const qla::NamedLengths& lengths = present(engine, "engine")->lengths;
+    const qla::NamedLength* found = lengths.find(present(name, "name"));
+    if (!found) {
+      qla::fail(QLA_INVALID_INPUT, "this package has no config '%.100s'; it has %.700s", name,
+                names_of(lengths).c_str());
+    }
+    fill(*found, info);
+  });
+}
+
+qla_status qla_fit_costs(qla_engine* engine) {
+  return guarded([&] { present(engine, "engine")->budgets.fit(); });
+}
+
+qla_status qla_choose_config(const qla_engine* engine, const int64_t* offsets,
+                             int64_t num_sequences, double milliseconds, qla_config_info* info,
+                             double* expected) {
+  return guarded([&] {
+    present(engine, "engine");
+    present(expected, "expected");
+    const double seconds = 1e-3 * checked_milliseconds(milliseconds, "milliseconds", true);
+    const auto lengths =
+        sequence_lengths(offsets, num_sequences, engine->engine.package().encoder.max_positions);
+    const qla::Budgets::Choice choice = engine->budgets.choose(lengths, seconds);
+    fill(*choice.length, info);
+    *expected = 1e3 * choice.seconds;
+  });
+}
+
+qla_status qla_saw_call(qla_engine* engine, double expected, double took) {
+  return guarded([&] {
+    present(engine, "engine")
+        ->budgets.saw(checked_milliseconds(expected, "expected", false),
+                      checked_milliseconds(took, "took", false));
+  });
 }

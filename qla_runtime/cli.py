@@ -162,9 +162,12 @@ def _tag(arguments: argparse.Namespace) -> None:
                 {
                     "spans": list(spans),
                     "length": spans.length,
+                    "length_config": spans.length_config,
+                    "accuracy": spans.accuracy,
                     "macs": spans.macs,
                     "truncated": spans.truncated,
                     "budget_met": spans.budget_met,
+                    **({"ran": spans.ran} if spans.ran else {}),
                 }
                 for spans in results
             ]
@@ -570,6 +573,8 @@ def _length(text: str | None) -> str | LengthConfig | None:
         return text
     try:
         values = [float(part) for part in text.split(",")]
+        if "inf" in map(str, values):  # digits beyond what a number holds
+            raise ValueError
     except ValueError:
         raise InputError(
             f"--length {text!r} is neither a name nor numbers with commas between; give one ratio "

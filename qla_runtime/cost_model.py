@@ -1,4 +1,4 @@
-"""What a call will take on this machine: a small model of time, fitted to a few measured calls and kept on disk.
+"""What a call will take on this machine: a small model of time, fitted to a few measured calls.
 
 The time of a ragged call is a sum of five counts, each with a price in seconds that is not negative. The counts
 are those of ``length.count_macs``, taken apart: a MAC of a linear layer and one of attention do not cost the
@@ -8,19 +8,15 @@ same, and a row costs something whatever is multiplied.
 from __future__ import annotations
 
 import itertools
-import json
-import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qla_runtime.errors import InputError
+from qla_runtime.errors import InputError, shown
 from qla_runtime.length import MIN_KEPT, LengthConfig
 
 COUNTS = ("calls", "sequences", "rows", "linear_macs", "attention_macs")
@@ -43,8 +39,15 @@ answers are put together after the native call that is measured."""
 MAX_MARGIN = 0.5
 """Most that one badly predicted call may raise all predictions by; more says that the machine was not idle."""
 
-MAX_KEPT_MARGIN = 0.25
-"""A fit with a larger margin is not left on disk: the machine was busy, and a later process may find it idle."""
+MAX_SURE_MARGIN = 0.25
+"""A fit with a larger margin is doubtful: the machine was busy."""
+
+MIN_RUNNING = 0.8
+"""Least share of a measured call for which the calling thread ran. On an idle machine it runs or spins nearly all
+the time; beside other processes it waits for a core, or for a thread of its own that waits for one."""
+
+SHAPES = 9
+"""Different calls that are measured."""
 
 Prepare = Callable[[Sequence[int], LengthConfig], Callable[[], object]]
 """Sequence lengths and the config to run them with -> the call to be timed."""
@@ -76,9 +79,13 @@ class CostModel:
             InputError: no lengths, one below 1, or a config that is not for the model's layers.
         """
         config.check_layers(self.layers)
-        if not np.size(lengths) or np.min(lengths) < 1:
+        try:
+            tokens = np.asarray(lengths, np.float64)
+        except (TypeError, ValueError, OverflowError):
+            tokens = np.array([])
+        if np.ma.is_masked(lengths) or not tokens.size or not (np.isfinite(tokens) & (tokens >= 1)).all():
             raise InputError(
-                f"lengths are {lengths!r:.60}; give the tokens of one sequence or more, each at least 1"
+                f"lengths are {shown(lengths)}; give the tokens of one sequence or more, each at least 1"
             )
         return float((_counts(self.hidden, self.intermediate, lengths, [config]) @ self.prices)[0])
 
@@ -88,38 +95,26 @@ class CostModel:
         return (1 + self.margin) * (_counts(self.hidden, self.intermediate, lengths, configs) @ self.prices)
 
 
-class Pace:
-    """How the machine runs at the moment against a cost model: 1.0 as when it was fitted, 1.2 a fifth slower.
+@dataclass(frozen=True)
+class Fit:
+    """A cost model and how it came about.
 
-    Neighbours on a shared machine, other calls on the same engine and the CPU's frequency change it within
-    seconds; the calls that were predicted tell. Safe to use from several threads: a lost update is forgotten.
+    Attributes:
+        model: the cost model.
+        made: when it was fitted, in seconds since 1970.
+        doubt: in words, why its predictions may be wrong; empty where nothing speaks against it.
     """
 
-    SHARE = 0.1
-    """Of the way to what the latest call says; twenty calls follow a change to nine tenths."""
-
-    LIMITS = (0.5, 2.0)
-    """What one call may say; more says that it was interrupted."""
-
-    def __init__(self) -> None:
-        self.ratio = 1.0
-
-    def saw(self, expected: float, took: float) -> None:
-        """A call took ``took`` seconds where :meth:`CostModel.seconds` expects ``expected``."""
-        low, high = self.LIMITS
-        self.ratio += self.SHARE * (min(high, max(low, took / expected)) - self.ratio)
+    model: CostModel
+    made: float
+    doubt: str = ""
 
 
 # --------------------------------------------------------------------------------------------- fitting
 
 
-def fit(
-    prepare: Prepare,
-    info: Mapping[str, Any],
-    longest: int,
-    clock: Callable[[], float] = time.perf_counter,
-) -> CostModel:
-    """Measures calls on this machine, rounds of them interleaved, and fits a model to their medians.
+class Survey:
+    """Measures calls that tell the prices apart, one at a time, in turn.
 
     A budget speaks of an idle engine, so every call begins after a rest.
 
@@ -128,15 +123,103 @@ def fit(
         info: the model's shape, as ``_core.Engine.info`` gives it.
         longest: tokens of the longest sequence to measure.
         clock: seconds from any beginning.
+        cpu_clock: seconds for which the calling thread ran, from any beginning.
     """
-    shapes = _shapes(longest, info["layers"])
-    times = _measure([prepare(lengths, config) for lengths, config in shapes], clock)
-    counts = np.vstack([_counts(info["hidden"], info["intermediate"], n, [config]) for n, config in shapes])
-    # Divided by the times, the fit minimizes relative errors: short calls count as much as long ones.
-    prices = nnls(counts / times[:, None], np.ones(len(times)))
-    short = float((times / np.maximum(counts @ prices, 1e-12) - 1).max())
-    margin = min(MAX_MARGIN, max(MIN_MARGIN, short))
-    return CostModel(info["layers"], info["hidden"], info["intermediate"], tuple(prices.tolist()), margin)
+
+    def __init__(
+        self,
+        prepare: Prepare,
+        info: Mapping[str, Any],
+        longest: int,
+        clock: Callable[[], float] = time.perf_counter,
+        cpu_clock: Callable[[], float] = time.thread_time,
+    ) -> None:
+        self._info, self._clock, self._cpu_clock = info, clock, cpu_clock
+        self._shapes = _shapes(longest, info["layers"])
+        self._calls = [prepare(lengths, config) for lengths, config in self._shapes]
+        self._times: list[list[float]] = [[] for _ in self._shapes]
+        self._turns = 0
+        self._wall = self._ran = 0.0
+
+    @property
+    def rounds(self) -> int:
+        """How often each call had its turn."""
+        return self._turns // len(self._shapes)
+
+    @property
+    def upcoming(self) -> tuple[list[int], LengthConfig]:
+        """Lengths and config of the call whose turn it is."""
+        return self._shapes[self._turns % len(self._shapes)]
+
+    def warm_up(self) -> None:
+        """Runs the longest call, so that its memory is there."""
+        self._calls[-1]()
+
+    def measure(self) -> None:
+        """Measures the call whose turn it is."""
+        which = self._turns % len(self._shapes)
+        time.sleep(REST_SECONDS)
+        began, cpu_began = self._clock(), self._cpu_clock()
+        self._calls[which]()
+        took = self._clock() - began
+        self._ran += self._cpu_clock() - cpu_began
+        self._wall += took
+        self._times[which].append(took)
+        self._turns += 1
+
+    def skip(self) -> None:
+        """Passes over the call whose turn it is."""
+        self._turns += 1
+
+    def fit(self) -> Fit | None:
+        """A cost model fitted to the calls' medians; None where too many calls were passed over."""
+        known = [i for i, times in enumerate(self._times) if 2 * len(times) > self.rounds]
+        if len(known) <= len(COUNTS):
+            return None
+        times = np.maximum([np.median(self._times[i]) for i in known], 1e-9)
+        hidden, intermediate = self._info["hidden"], self._info["intermediate"]
+        counts = np.vstack([_counts(hidden, intermediate, n, [c]) for n, c in (self._shapes[i] for i in known)])
+        # Divided by the times, the fit minimizes relative errors: short calls count as much as long ones.
+        prices = nnls(counts / times[:, None], np.ones(len(times)))
+        short = float((times / np.maximum(counts @ prices, 1e-12) - 1).max())
+        margin = min(MAX_MARGIN, max(MIN_MARGIN, short))
+        model = CostModel(self._info["layers"], hidden, intermediate, tuple(prices.tolist()), margin)
+        return Fit(model, time.time(), self._doubt(margin))
+
+    def _doubt(self, margin: float) -> str:
+        running = self._ran / max(self._wall, 1e-9)
+        if running < MIN_RUNNING:
+            return f"the machine was busy: the measured calls ran for {running:.0%} of their time"
+        if margin > MAX_SURE_MARGIN:
+            return f"a measured call took {margin:.0%} longer than the fit says"
+        return ""
+
+
+def fit(
+    prepare: Prepare,
+    info: Mapping[str, Any],
+    longest: int,
+    clock: Callable[[], float] = time.perf_counter,
+    cpu_clock: Callable[[], float] = time.thread_time,
+) -> Fit:
+    """Measures rounds of calls on this machine and fits a model to them. Takes about ``FIT_SECONDS``.
+
+    Args:
+        prepare: as for :class:`Survey`.
+        info: as for :class:`Survey`.
+        longest: as for :class:`Survey`.
+        clock: as for :class:`Survey`.
+        cpu_clock: as for :class:`Survey`.
+    """
+    survey = Survey(prepare, info, longest, clock, cpu_clock)
+    deadline = clock() + FIT_SECONDS
+    survey.warm_up()
+    while not survey.rounds or (survey.rounds < MAX_ROUNDS and clock() < deadline):
+        for _ in range(SHAPES):
+            survey.measure()
+    found = survey.fit()
+    assert found is not None, "every call was measured"
+    return found
 
 
 def nnls(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -175,24 +258,6 @@ def _shapes(longest: int, layers: int) -> list[tuple[list[int], LengthConfig]]:
     ]
 
 
-def _measure(calls: Sequence[Callable[[], object]], clock: Callable[[], float]) -> NDArray[np.float64]:
-    """Median of each call's seconds, begun on a rested engine. The last is run once before, so that its memory is
-    there."""
-    deadline = clock() + FIT_SECONDS
-    calls[-1]()
-    rounds: list[list[float]] = []
-    while not rounds or (len(rounds) < MAX_ROUNDS and clock() < deadline):
-        rounds.append([_timed(call, clock) for call in calls])
-    return np.maximum(np.median(rounds, axis=0), 1e-9)
-
-
-def _timed(call: Callable[[], object], clock: Callable[[], float]) -> float:
-    time.sleep(REST_SECONDS)
-    began = clock()
-    call()
-    return clock() - began
-
-
 def _counts(
     hidden: int, intermediate: int, lengths: ArrayLike, configs: Sequence[LengthConfig]
 ) -> NDArray[np.float64]:
@@ -219,94 +284,3 @@ def _kept(n: NDArray[np.float64], configs: Sequence[LengthConfig]) -> NDArray[np
     of_length = np.array([config.rule == "ratio" for config in configs])[:, None, None]
     wanted = np.where(of_length, np.ceil(values * n - 1e-6), values)
     return np.minimum(n, np.maximum(MIN_KEPT, wanted))
-
-
-# ---------------------------------------------------------------------------------------------- on disk
-
-
-def load_or_fit(
-    package: Path, description: str, prepare: Prepare, info: Mapping[str, Any], longest: int
-) -> CostModel:
-    """The model that an earlier process left in the user's cache, or a new one, left there if it fits well.
-
-    Args:
-        package: the package folder; its manifest vouches for all other files.
-        description: ``_core.Engine.explain()``: the library's version, kernels, CPU features and threads.
-        prepare: as for :func:`fit`.
-        info: as for :func:`fit`.
-        longest: as for :func:`fit`.
-    """
-    path = _cache_file(package, description)
-    model = _load(path, info)
-    if model is None:
-        model = fit(prepare, info, longest)
-        if model.margin <= MAX_KEPT_MARGIN:
-            _save(path, model)
-    return model
-
-
-def _cache_file(package: Path, description: str) -> Path | None:
-    """Where the model of this package on this machine is kept; None where there is no place."""
-    from hashlib import sha256  # here, so that importing the package stays quick
-
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        # Relative paths are to be ignored, says the XDG base directory specification.
-        folder = Path(root) if os.path.isabs(root) else Path.home() / ".cache"
-        manifest = (package / "manifest.json").read_bytes()
-    except (OSError, RuntimeError):
-        return None
-    key = sha256()
-    for part in (manifest, description.encode(), _cpu_model().encode(), repr((COUNTS, REST_SECONDS)).encode()):
-        key.update(len(part).to_bytes(8, "little") + part)
-    return folder / "qla_runtime" / f"cost-{key.hexdigest()[:32]}.json"
-
-
-def _cpu_model() -> str:
-    """The CPU's name, which the features alone do not tell: two CPUs with the same ones differ in speed."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-
-
-def _load(path: Path | None, info: Mapping[str, Any]) -> CostModel | None:
-    """The cached model; None where there is none, or it is damaged or of another model."""
-    if path is None:
-        return None
-    try:
-        entry = json.loads(path.read_bytes())
-        model = CostModel(
-            int(entry["layers"]),
-            int(entry["hidden"]),
-            int(entry["intermediate"]),
-            tuple(float(price) for price in entry["prices"]),
-            float(entry["margin"]),
-        )
-    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
-        return None
-    shape = all(getattr(model, name) == info[name] for name in ("layers", "hidden", "intermediate"))
-    prices = (
-        len(model.prices) == len(COUNTS) and all(0 <= p < math.inf for p in model.prices) and any(model.prices)
-    )
-    return model if shape and prices and MIN_MARGIN <= model.margin <= MAX_KEPT_MARGIN else None
-
-
-def _save(path: Path | None, model: CostModel) -> None:
-    """Leaves the model for later processes; a cache that cannot be written is no reason to complain."""
-    from tempfile import mkstemp  # here, for the same reason
-
-    if path is None:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = mkstemp(dir=path.parent, prefix=path.stem)
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(asdict(model), file)
-            os.replace(name, path)  # readers see the old file or the new one
-        except OSError:
-            os.unlink(name)
-    except OSError:
-        pass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qla_runtime import _core, heads, inputs, policies, stages
-from qla_runtime.cost_model import CostModel, Pace, load_or_fit
+from qla_runtime.cost_model import CostModel
 from qla_runtime.errors import InputError, UnsupportedError, shown
 from qla_runtime.hub import find_package
 from qla_runtime.length import (
@@ -28,10 +27,11 @@ from qla_runtime.length import (
     LengthPlan,
     MaxLoss,
     NamedLength,
-    read_named,
     resolve,
 )
+from qla_runtime.length_table import LengthTable
 from qla_runtime.output import EncoderOutput
+from qla_runtime.timekeeper import Timekeeper
 from qla_runtime.tokenizer import TextRules
 from qla_runtime.windows import Encoded, QuestionWindows, Ragged, TextEncoder, batches, check_texts
 
@@ -108,9 +108,9 @@ class Engine:
             rules=TextRules.from_json(self._config.get("text", {})),
         )
         self._profile = stages.asked_for()
-        self._costs: CostModel | None = None
-        self._pace = Pace()
-        self._costs_lock = threading.Lock()
+        self._times = Timekeeper(
+            self._path, self._core.explain, self._prepared, self._info, self._task["max_length"]
+        )
 
     @classmethod
     def from_pretrained(
@@ -182,36 +182,35 @@ class Engine:
     @property
     def lengths(self) -> dict[str, NamedLength]:
         """The named length configs, with MACs at ``max_length`` and the accuracy measured with each."""
-        return dict(self._lengths)
+        return dict(self._table.named)
+
+    @property
+    def frontier(self) -> dict[str, NamedLength]:
+        """The configs that policies choose from beside :attr:`lengths`, by the names that results report and
+        ``length=`` takes: their own, else ``frontier-1``, ``frontier-2``, in the package's order."""
+        return dict(self._table.frontier)
 
     @cached_property
-    def _lengths(self) -> dict[str, NamedLength]:
-        return read_named(json.loads(self._core.length_configs_json), self._info, self._task)
+    def _table(self) -> LengthTable:
+        return LengthTable(json.loads(self._core.length_configs_json), self._info, self._task)
 
     @cached_property
-    def _candidates(self) -> list[policies.Candidate]:
-        return policies.read_candidates(json.loads(self._core.length_configs_json), self._info, self._task)
-
-    @cached_property
-    def _best_first(self) -> list[policies.Candidate]:
-        return policies.best_first(self._candidates)
+    def _best_first(self) -> list[NamedLength]:
+        return policies.best_first(self._table.distinct)
 
     @property
     def cost_model(self) -> CostModel:
         """What calls take on this machine, for ``LatencyBudget``.
 
         The first use measures some calls, in about half a second for a model like MiniLM, and leaves the figures
-        in the user's cache (``$XDG_CACHE_HOME/qla_runtime``) for later processes.
+        in the user's cache (``$XDG_CACHE_HOME/qla_runtime``) for later processes. Where another process measures
+        at the moment, it waits for its figures, 3 seconds at most.
         """
-        with self._costs_lock:
-            if self._costs is None:
-                self._costs = load_or_fit(
-                    self._path, self._core.explain(), self._prepared, self._info, self.max_length
-                )
-            return self._costs
+        return self._times.model
 
     def warm_up(self) -> None:
         """Does now what would slow down first calls: :attr:`cost_model`, the tokenizer, and the memory to work in.
+        A cost model that turned out wrong is measured again.
 
         A latency budget counts wall time, so an engine with deadlines is warmed up once when it is opened.
 
@@ -219,16 +218,23 @@ class Engine:
             PackageError: the tokenizer cannot be read.
         """
         self._texts.load()
-        self._prepared([self.max_length], self._lengths["full"].config)()
-        _ = self.cost_model, self._best_first
+        self._prepared([self.max_length], self._table.configs["full"])()
+        self._times.refresh()
+        _ = self._best_first
 
     def explain(self) -> str:
-        """What runs here and why: CPU features, kernels, threads and their source, package and lengths."""
+        """What runs here and why: CPU features, kernels, threads and their source, package and lengths, and how
+        old and how good the cost model is that latency budgets rest on."""
         lines = [self._core.explain().rstrip("\n"), f"lengths (at {self.max_length} tokens)"]
-        for entry in self._lengths.values():
+        for entry in self._table.named.values():
             measured = entry.accuracy
             figure = f"   {measured.metric} {measured.value:g} on {measured.data}" if measured else ""
             lines.append(f"  {entry.name:<10} {entry.macs_share:6.1%} of full, {entry.macs:,} MACs{figure}")
+        lines += ["latency budgets", *(f"  {line}" for line in self._times.describe())]
+        if not policies.compares(self._table.distinct):
+            lines.append(
+                "  no accuracy of 'full' and of another config on the same data: more MACs count as better"
+            )
         return "\n".join(lines)
 
     def __repr__(self) -> str:
@@ -259,12 +265,16 @@ class Engine:
             length: a name, a length config, a policy, or a list of the first two, one per question.
             latency_ms: sugar for ``length=LatencyBudget(latency_ms)``.
             details: add what the best window looked like: ``"windows"`` (their number), ``"tokens"`` (its
-                tokens) and ``"kept"`` (per layer, int32 positions in it).
+                tokens) and ``"kept"`` (per layer, a list of positions in it).
 
         Returns:
             For a single question a dict, else a list of them: ``"answer"`` (str), ``"score"`` (0 to 1),
-            ``"start"`` and ``"end"`` (characters of the context), ``"length"`` (a name or the LengthConfig
-            passed), ``"macs"`` (int, over all windows), ``"budget_met"`` (None where there was no budget).
+            ``"start"`` and ``"end"`` (characters of the context), ``"length"`` (str: the config's name, or the
+            config spelled out; ``length=`` takes it again), ``"length_config"`` (dict of ``rule``,
+            ``values``, ``keep_cls``), ``"accuracy"`` (dict of ``metric``, ``value``, ``data``: what the
+            package measured with the config; None where nothing was), ``"macs"`` (int, over all windows),
+            ``"budget_met"`` (None where there was no budget), and with ``Escalate`` ``"ran"`` (the lengths
+            that ran, in order). All are plain JSON types.
 
         Raises:
             InputError: an empty or missing text, unequal numbers, a question that leaves no room for a
@@ -373,9 +383,9 @@ class Engine:
 
         Returns:
             For a single text a dict, else a list of them: ``"label"`` and ``"score"`` of the best label (a
-            probability; for a regression model the value itself), ``"length"``, ``"macs"``, ``"truncated"``,
-            ``"budget_met"`` (None where there was no budget), and if asked ``"scores"``, a list of
-            ``{"label", "score"}``, best first.
+            probability; for a regression model the value itself), ``"length"``, ``"length_config"``,
+            ``"accuracy"``, ``"macs"``, ``"budget_met"`` and ``"ran"`` as in :meth:`answer`, ``"truncated"``,
+            and if asked ``"scores"``, a list of ``{"label", "score"}``, best first.
 
         Raises:
             InputError: an empty or missing text, unequal numbers, ``top_k`` below 1, or too long with
@@ -436,8 +446,9 @@ class Engine:
             truncate: cut longer pairs at :attr:`max_length` tokens and say so; False raises instead.
 
         Returns:
-            dicts, best first: ``"index"`` (into ``documents``), ``"score"``, ``"length"``, ``"macs"``,
-            ``"truncated"``, ``"budget_met"`` (None where there was no budget).
+            dicts, best first: ``"index"`` (into ``documents``), ``"score"``, ``"truncated"``, and
+            ``"length"``, ``"length_config"``, ``"accuracy"``, ``"macs"``, ``"budget_met"`` as in
+            :meth:`answer`.
 
         Raises:
             InputError: an empty or missing text, ``top_k`` below 1, or too long with ``truncate=False``.
@@ -471,7 +482,7 @@ class Engine:
         _stamped(results, _budget_met(plan, began), False)
         # Stable, so that equal scores stay in the caller's order.
         order = sorted(range(len(results)), key=lambda i: -results[i]["score"])[:top_k]
-        keys = ("score", "length", "macs", "truncated", "budget_met")
+        keys = ("score", "length", "length_config", "accuracy", "macs", "truncated", "budget_met")
         return [{"index": i, **{key: results[i][key] for key in keys}} for i in order]
 
     def tag(
@@ -493,7 +504,8 @@ class Engine:
         Returns:
             For a single text :class:`heads.Spans`, else a list of them: a list of dicts with ``"label"``,
             ``"score"`` (mean probability of its word pieces), ``"start"`` and ``"end"`` (characters),
-            ``"text"``; and attributes ``truncated``, ``length``, ``macs``, ``confidence`` and ``budget_met``.
+            ``"text"``; and attributes ``truncated``, ``confidence``, and ``length``, ``length_config``,
+            ``accuracy``, ``macs``, ``budget_met`` and ``ran`` as in :meth:`answer`.
 
         Raises:
             InputError: an empty or missing text, or one too long with ``truncate=False``.
@@ -566,8 +578,8 @@ class Engine:
             want.add("stages")
         arrays = self._run(batch, plan.index, plan, want)
         ran()
-        labels = [plan.label(i) for i in range(batch.count)]
-        return EncoderOutput(arrays, batch.offsets, self.task, labels, _budget_met(asked, began))
+        lengths = [plan.report(i) for i in range(batch.count)]
+        return EncoderOutput(arrays, batch.offsets, self.task, lengths, _budget_met(asked, began))
 
     # ------------------------------------------------------------------------------------ inner rooms
 
@@ -609,12 +621,12 @@ class Engine:
         end = began + 1e-3 * plan.ms
         lengths = np.concatenate([np.diff(part.offsets) for part in parts])
         chosen, expected = policies.within_time(
-            self._best_first, self.cost_model, lengths, lambda: end - perf_counter(), self._pace.ratio
+            self._best_first, self.cost_model, lengths, lambda: end - perf_counter(), self._times.pace.ratio
         )
         decided = perf_counter()
         return (
-            LengthPlan((chosen.config,), (0,) * count, (chosen.length,)),
-            lambda: self._pace.saw(expected, perf_counter() - decided),
+            chosen.plan(count),
+            lambda: self._times.saw(expected, perf_counter() - decided, lambda: end - perf_counter()),
         )
 
     def _windows(self, questions: list[str], contexts: list[str], part: slice, single: bool) -> QuestionWindows:
@@ -664,14 +676,15 @@ class Engine:
                 "score": score,
                 "start": start,
                 "end": end,
-                "length": plan.label(i),
+                **plan.report(i),
                 "macs": int(macs[q]),
                 "budget_met": None,
             }
             if details:
                 offset = int(windows.batch.offsets[window])
                 counts = arrays["kept_counts"][:, window]
-                kept = [row[offset : offset + count] for row, count in zip(arrays["kept"], counts, strict=True)]
+                rows = zip(arrays["kept"], counts, strict=True)
+                kept = [row[offset : offset + count].tolist() for row, count in rows]
                 result |= {"windows": int(per_question[q]), "tokens": windows.tokens(q, window), "kept": kept}
             results.append(result)
         return results
@@ -686,7 +699,7 @@ class Engine:
             result = {
                 "label": self.labels[order[0]],
                 "score": float(scores[order[0]]),
-                "length": plan.label(part.start + i),
+                **plan.report(part.start + i),
                 "macs": int(arrays["macs"][i]),
                 "truncated": bool(encoded.cut[i]),
                 "budget_met": None,
@@ -710,7 +723,7 @@ class Engine:
                 heads.Spans(
                     heads.merge_spans(text, names, scores, encoding.offsets, words),
                     truncated=bool(encoded.cut[i]),
-                    length=plan.label(part.start + i),
+                    **plan.report(part.start + i),
                     macs=int(arrays["macs"][i]),
                     confidence=heads.lowest_score(scores, words),
                 )
@@ -728,8 +741,7 @@ class Engine:
             count: inputs of the call.
             no_confidence: in words, why nothing tells how sure a result is; ``Escalate`` is then refused.
         """
-        named = {name: entry.config for name, entry in self._lengths.items()}
-        plan = resolve(length, latency_ms, count, named, self.layers)
+        plan = resolve(length, latency_ms, count, self._table.configs, self.layers)
         if isinstance(plan, Escalate) and no_confidence:
             raise UnsupportedError(
                 f"Escalate repeats what a confidence shows to be unsure, and {no_confidence} without one; pass a "
@@ -738,15 +750,14 @@ class Engine:
         if isinstance(plan, Escalate):
             return policies.with_threshold(plan, json.loads(self._core.length_configs_json))
         if isinstance(plan, MaxLoss):
-            chosen = policies.within_loss(plan, self._candidates)
-            return LengthPlan((chosen.config,), (0,) * count, (chosen.length,))
-        return plan
+            return policies.within_loss(plan, self._table.distinct).plan(count)
+        return self._table.with_accuracies(plan) if isinstance(plan, LengthPlan) else plan
 
     def _prepared(self, lengths: Sequence[int], config: LengthConfig) -> Callable[[], object]:
         """A native call over random ids, ready to be timed."""
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         ids = np.random.default_rng(0).integers(0, self._info["vocab_size"], offsets[-1], dtype=np.int32)
-        plan = LengthPlan((config,), (0,) * len(lengths), (config,))
+        plan = LengthPlan((config,), (0,) * len(lengths), (str(config),))
         return lambda: self._run(Ragged(ids, offsets), plan.index, plan, {"logits", "macs"})
 
     def _run(
@@ -803,14 +814,20 @@ def _escalated(policy: Escalate, first: Any, single: bool, again: Callable[[list
     results = [first] if single else first
     of_spans = isinstance(results[0], heads.Spans)
 
-    def merge(cheap: Any, dear: Any) -> Any:
-        if not of_spans:
-            return dear | {"macs": cheap["macs"] + dear["macs"]}
-        dear.macs += cheap.macs
-        return dear
+    def tell(result: Any, before: Any | None = None) -> Any:
+        """The result with what ran for it, and with the MACs of all that ran."""
+        if of_spans:
+            result.ran = [*(before.ran if before else ()), result.length]
+            result.macs += before.macs if before else 0
+            return result
+        return result | {
+            "ran": [*(before["ran"] if before else ()), result["length"]],
+            "macs": result["macs"] + (before["macs"] if before else 0),
+        }
 
+    results = [tell(result) for result in results]
     confidence = attrgetter("confidence") if of_spans else itemgetter("score")
-    merged = policies.escalate(results, confidence, policy.threshold, again, merge)
+    merged = policies.escalate(results, confidence, policy.threshold, again, lambda cheap, dear: tell(dear, cheap))
     return merged[0] if single else merged
 
 

@@ -20,9 +20,10 @@ class UnsupportedError(QlaError):
 
 
 def shown(value: object) -> str:
-    """``repr(value)`` for a message: cut at 100 characters, and never an error of its own."""
+    """``repr(value)`` for a message: on one line, cut at 100 characters, and never an error of its own."""
     try:
-        text = repr(value)
-    except Exception:  # an integer of more than 4,300 digits, a __repr__ that fails
-        text = f"of type {type(value).__name__}"
-    return text if len(text) <= 100 else f"{text[:100]}..."
+        text = " ".join(repr(value).split())
+    except Exception:  # Python writes no integer of more than some thousand digits; a __repr__ may fail
+        bits = f" of {value.bit_length()} bits" if isinstance(value, int) else ""
+        text = f"of type {type(value).__name__}{bits}"
+    return text if len(text) <= 100 else f"{text[:97]}..."

@@ -8,18 +8,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qla_runtime.length import LengthConfig
-
 
 class Spans(list[dict[str, Any]]):
     """The spans that ``tag`` found in one text, in its order: dicts of label, score, start, end, text.
 
     Attributes:
         truncated: the text was longer than the model reads, and its end was left out.
-        length: the length config's name, or the LengthConfig that was passed.
+        length: the length config's name, or the config spelled out; ``length=`` takes it again.
+        length_config: the length config in plain JSON types: a dict of ``rule``, ``values``, ``keep_cls``.
+        accuracy: what the package measured with it, a dict of ``metric``, ``value``, ``data``; else None.
         macs: multiply-accumulates that the text cost.
         confidence: the lowest probability of the best label of a word's piece; 1.0 where there is no word.
         budget_met: whether the call kept within its latency budget; None where there was none.
+        ran: with ``Escalate`` the lengths that ran, in order; else empty.
     """
 
     def __init__(
@@ -27,16 +28,21 @@ class Spans(list[dict[str, Any]]):
         spans: Iterable[dict[str, Any]],
         *,
         truncated: bool,
-        length: str | LengthConfig,
+        length: str,
         macs: int,
         confidence: float = 1.0,
+        length_config: dict[str, Any] | None = None,
+        accuracy: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(spans)
         self.confidence = confidence
         self.budget_met: bool | None = None
         self.truncated = truncated
         self.length = length
+        self.length_config = length_config
+        self.accuracy = accuracy
         self.macs = macs
+        self.ran: list[str] = []
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from numbers import Real
+from dataclasses import asdict, dataclass
+from numbers import Integral
 from typing import Any
 
-from qla_runtime.errors import InputError, UnsupportedError
+from qla_runtime.errors import InputError, UnsupportedError, shown
+from qla_runtime.real_numbers import as_float
 
 RULES = ("ratio", "tokens")
 """The rules' names, at the numbers that the C door knows them by."""
@@ -51,13 +52,13 @@ class LengthConfig:
         return cls("tokens", _entries(values), keep_cls)
 
     def __post_init__(self) -> None:
-        if self.rule not in RULES:
+        if not isinstance(self.rule, str) or self.rule not in RULES:
             raise UnsupportedError(
-                f"length rule {self.rule!r} is unknown to this version; use {' or '.join(map(repr, RULES))}"
+                f"length rule {shown(self.rule)} is unknown to this version; use {' or '.join(map(repr, RULES))}"
             )
         if self.keep_cls is not None and not isinstance(self.keep_cls, bool):
             raise InputError(
-                f"keep_cls is {self.keep_cls!r}; it must be True, False or None (as the package says)"
+                f"keep_cls is {shown(self.keep_cls)}; it must be True, False or None (as the package says)"
             )
         values = tuple(_entry(self.rule, i, value) for i, value in enumerate(_entries(self.values)))
         if not values:
@@ -72,7 +73,37 @@ class LengthConfig:
         object.__setattr__(self, "values", values)
 
     def __str__(self) -> str:
-        return f"{self.rule}({', '.join(f'{value:g}' for value in self.values)})"
+        """``"ratio(1, 0.5)"`` or ``"tokens(40, 20, keep_cls=True)"``: :meth:`parse` reads it back exactly."""
+        entries = [_spelled(value) for value in self.values]
+        if self.keep_cls is not None:
+            entries.append(f"keep_cls={self.keep_cls}")
+        return f"{self.rule}({', '.join(entries)})"
+
+    @classmethod
+    def parse(cls, text: str) -> LengthConfig:
+        """The config that ``str`` spelled.
+
+        Raises:
+            InputError: the text has another form, or spells no config.
+            UnsupportedError: a rule that this version does not know.
+        """
+        rule, bracket, inside = text.partition("(")
+        entries = [entry.strip() for entry in inside.removesuffix(")").split(",")]
+        keep_cls = _KEEP_CLS.get(entries[-1])
+        try:
+            values = [float(entry) for entry in entries[: len(entries) - (keep_cls is not None)]]
+        except ValueError:
+            values = []
+        if not bracket or not text.endswith(")") or not values:
+            raise InputError(
+                f"length {shown(text)} spells no length config; write it as in 'ratio(1, 0.5)' or "
+                "'tokens(40, 20, keep_cls=True)', with one entry per layer"
+            )
+        return cls(rule, tuple(values), keep_cls)
+
+    def to_json(self) -> dict[str, Any]:
+        """The config in plain JSON types: ``LengthConfig(**config.to_json())`` is equal to it."""
+        return {"rule": self.rule, "values": list(self.values), "keep_cls": self.keep_cls}
 
     def kept(self, length: int) -> list[int]:
         """Tokens that each layer keeps of a sequence of ``length`` real tokens, special tokens included.
@@ -80,8 +111,8 @@ class LengthConfig:
         Raises:
             InputError: ``length`` is below 1.
         """
-        if length < 1:
-            raise InputError(f"a sequence of {length} tokens; it must have at least 1")
+        if isinstance(length, bool) or not isinstance(length, Integral) or length < 1:
+            raise InputError(f"a sequence of {shown(length)} tokens; it must have a whole number of at least 1")
         counts = []
         current = length
         for value in self.values:
@@ -131,6 +162,10 @@ class NamedLength:
     macs_share: float
     accuracy: Accuracy | None = None
 
+    def plan(self, count: int) -> LengthPlan:
+        """This config for a call over ``count`` sequences."""
+        return LengthPlan((self.config,), (0,) * count, (self.name,), (self.accuracy,))
+
 
 @dataclass(frozen=True)
 class LatencyBudget:
@@ -146,7 +181,7 @@ class LatencyBudget:
     ms: float
 
     def __post_init__(self) -> None:
-        _check_amount("a latency budget", self.ms, "milliseconds")
+        _settle_amount(self, "ms", "a latency budget", "milliseconds")
 
 
 @dataclass(frozen=True)
@@ -162,7 +197,7 @@ class MaxLoss:
     points: float
 
     def __post_init__(self) -> None:
-        _check_amount("a largest loss", self.points, "points of the model's metric")
+        _settle_amount(self, "points", "a largest loss", "points of the model's metric")
 
 
 @dataclass(frozen=True)
@@ -184,12 +219,16 @@ class Escalate:
 
     def __post_init__(self) -> None:
         if self.threshold is not None:
-            _check_amount("Escalate's threshold", self.threshold, "confidence, at most 1")
+            _settle_amount(self, "threshold", "Escalate's threshold", "confidence, at most 1")
             if self.threshold > 1:
-                raise InputError(f"Escalate's threshold is {self.threshold!r}; a confidence lies between 0 and 1")
+                raise InputError(
+                    f"Escalate's threshold is {shown(self.threshold)}; a confidence lies between 0 and 1"
+                )
         for field, value in (("cheap", self.cheap), ("dear", self.dear)):
             if not isinstance(value, (str, LengthConfig, NamedLength)):
-                raise InputError(f"Escalate's {field} is {value!r}; it must be a config's name or a LengthConfig")
+                raise InputError(
+                    f"Escalate's {field} is {shown(value)}; it must be a config's name or a LengthConfig"
+                )
 
 
 Policy = LatencyBudget | MaxLoss | Escalate
@@ -203,16 +242,30 @@ class LengthPlan:
     Attributes:
         configs: the different configs of the call.
         index: for each sequence of the call, which of ``configs`` it runs.
-        labels: for each of ``configs``, how results report it: its name, or the LengthConfig itself.
+        labels: for each of ``configs``, how results report it: its name, or the config spelled out.
+        accuracies: for each of ``configs``, what the package measured with it; empty where nobody looked.
     """
 
     configs: tuple[LengthConfig, ...]
     index: tuple[int, ...]
-    labels: tuple[str | LengthConfig, ...]
+    labels: tuple[str, ...]
+    accuracies: tuple[Accuracy | None, ...] = ()
 
-    def label(self, sequence: int) -> str | LengthConfig:
-        """How results report the length of one sequence."""
+    def label(self, sequence: int) -> str:
+        """How results report the length of one sequence; ``length=`` takes it again."""
         return self.labels[self.index[sequence]]
+
+    def report(self, sequence: int) -> dict[str, Any]:
+        """What a result says of its length config, in plain JSON types: ``length``, ``length_config`` (a dict
+        of ``rule``, ``values``, ``keep_cls``) and ``accuracy`` (a dict of ``metric``, ``value``, ``data``, or
+        None)."""
+        which = self.index[sequence]
+        accuracy = self.accuracies[which] if self.accuracies else None
+        return {
+            "length": self.labels[which],
+            "length_config": self.configs[which].to_json(),
+            "accuracy": asdict(accuracy) if accuracy else None,
+        }
 
 
 def resolve(
@@ -223,8 +276,8 @@ def resolve(
     A policy comes back as it is: choosing takes more than is known here.
 
     Args:
-        length: a name, a config, a policy, or a list with one name or config per sequence; None means
-            ``full``.
+        length: a name, a config, a config spelled out, a policy, or a list with one of the first three per
+            sequence; None means ``full``.
         latency_ms: sugar for ``LatencyBudget(latency_ms)``.
         count: the sequences of the call; for ``answer`` the questions.
         named: the package's configs by name.
@@ -238,7 +291,7 @@ def resolve(
         budget = LatencyBudget(latency_ms)
         if length is not None:
             raise InputError(
-                f"both length={length!r} and latency_ms={latency_ms!r} are given, and each chooses the "
+                f"both length={shown(length)} and latency_ms={shown(latency_ms)} are given, and each chooses the "
                 "length config; pass one of them"
             )
         length = budget
@@ -256,7 +309,7 @@ def resolve(
     else:
         items = [_one(length, named, layers, "")]
 
-    order: dict[tuple[str | LengthConfig, LengthConfig], int] = {}
+    order: dict[tuple[str, LengthConfig], int] = {}
     index = [order.setdefault(item, len(order)) for item in items]
     return LengthPlan(
         configs=tuple(config for _, config in order),
@@ -289,69 +342,63 @@ def count_macs(info: Mapping[str, Any], task: Mapping[str, Any], length: int, co
     return macs + (length * hidden if task["pooling"] == "mean" else 0)
 
 
-def read_named(
-    package: Mapping[str, Any], info: Mapping[str, Any], task: Mapping[str, Any]
-) -> dict[str, NamedLength]:
-    """The named configs of ``length_configs.json``, in its order, with their cost at ``max_length``."""
-    longest = task["max_length"]
-    full = count_macs(info, task, longest, LengthConfig.ratio([1.0] * info["layers"]))
-    lengths = {}
-    for entry in package["configs"]:
-        config = LengthConfig(entry["rule"], tuple(entry["values"]), entry.get("keep_cls"))
-        macs = count_macs(info, task, longest, config)
-        accuracy = Accuracy(**entry["accuracy"]) if entry.get("accuracy") else None
-        lengths[entry["name"]] = NamedLength(entry["name"], config, macs, macs / full, accuracy)
-    return lengths
-
-
-def _one(
-    length: Any, named: Mapping[str, LengthConfig], layers: int, where: str
-) -> tuple[str | LengthConfig, LengthConfig]:
+def _one(length: Any, named: Mapping[str, LengthConfig], layers: int, where: str) -> tuple[str, LengthConfig]:
     """One name or config -> how it is reported, and the config."""
     if length is None:
         length = "full"
     if isinstance(length, str):
-        if length not in named:
+        if length in named:
+            return length, named[length]
+        if not length.startswith(tuple(f"{rule}(" for rule in RULES)):
             raise InputError(
-                f"length {length!r} is not one of this package's configs{where}; it names "
+                f"length {shown(length)} is not one of this package's configs{where}; it names "
                 f"{', '.join(named)}. Use one of these or a LengthConfig"
             )
-        return length, named[length]
+        length = LengthConfig.parse(length)
     if isinstance(length, NamedLength):
-        length.config.check_layers(layers)
-        return length.name, length.config
+        # A name is reported only where this package gives it to the same config.
+        if named.get(length.name) == length.config:
+            return length.name, length.config
+        length = length.config
     if isinstance(length, LengthConfig):
         length.check_layers(layers)
-        return length, length
+        return str(length), length
     if isinstance(length, Policy):
         raise InputError(
             f"length= holds a {type(length).__name__}{where}, but a policy rules a whole call; pass it "
             "alone, or list names and LengthConfigs"
         )
     raise InputError(
-        f"length is {length!r}{where}; it must be a name ({', '.join(named)}), a LengthConfig, or a list "
+        f"length is {shown(length)}{where}; it must be a name ({', '.join(named)}), a LengthConfig, or a list "
         "with one of these per input"
     )
 
 
+_KEEP_CLS = {"keep_cls=True": True, "keep_cls=False": False}
+
+
+def _spelled(value: float) -> str:
+    """The shortest of the usual two spellings that reads back as the same number."""
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+
+
 def _entries(values: Any) -> tuple[Any, ...]:
-    if isinstance(values, (str, bytes)):
-        raise InputError(f"a length config's entries are {values!r}; give a sequence of numbers, one per layer")
+    if isinstance(values, (str, bytes, bytearray)):
+        raise InputError(
+            f"a length config's entries are {shown(values)}; give a sequence of numbers, one per layer"
+        )
     try:
         return tuple(values)
     except TypeError:
         raise InputError(
-            f"a length config's entries are {values!r}; give a sequence of numbers, one per layer"
+            f"a length config's entries are {shown(values)}; give a sequence of numbers, one per layer"
         ) from None
 
 
 def _entry(rule: str, i: int, value: Any) -> float:
     """Entry ``i`` as a plain float (ratio) or int (tokens)."""
     kind = "a share above 0 and up to 1.0" if rule == "ratio" else "a whole number of tokens, from 1 to 2^31 - 1"
-    try:
-        number = math.nan if isinstance(value, (bool, str, bytes)) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
+    number = as_float(value)
     if rule == "ratio":
         if 0.0 < number <= 1.0:
             return number
@@ -360,10 +407,17 @@ def _entry(rule: str, i: int, value: Any) -> float:
         if number >= 1.0 and number.is_integer() and number < 2**31:
             return int(number)
         remedy = ". For shares of the length use LengthConfig.ratio" if 0.0 < number < 1.0 else ""
-    raise InputError(f"length config entry {i} is {value!r}; it must be {kind}{remedy}")
+    raise InputError(f"length config entry {i} is {shown(value)}; it must be {kind}{remedy}")
 
 
-def _check_amount(what: str, value: Any, unit: str) -> None:
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0:
-        raise InputError(f"{what} is {value!r}; it must be a finite number of {unit}, 0 or more")
+def check_amount(what: str, value: Any, unit: str) -> float:
+    """A finite number that is not negative, as a float or the int that it was; else InputError."""
+    number = as_float(value)
+    if not math.isfinite(number) or number < 0:
+        raise InputError(f"{what} is {shown(value)}; it must be a finite number of {unit}, 0 or more")
+    return value if type(value) is int else number
+
+
+def _settle_amount(policy: Any, field: str, what: str, unit: str) -> None:
+    """Checks a number of a frozen dataclass and keeps it as a plain number."""
+    object.__setattr__(policy, field, check_amount(what, getattr(policy, field), unit))

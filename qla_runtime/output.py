@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qla_runtime import stages
-from qla_runtime.length import LengthConfig
 
 
 class EncoderOutput:
@@ -20,7 +19,12 @@ class EncoderOutput:
     Lists hold one entry per sequence; their arrays are views, so nothing is copied until :meth:`padded`.
 
     Attributes:
-        length: per sequence the name of its length config, or the LengthConfig that was passed.
+        length: per sequence the name of its length config, or the config spelled out; ``length=`` takes it
+            again.
+        length_config: per sequence its length config in plain JSON types: a dict of ``rule``, ``values``,
+            ``keep_cls``. ``LengthConfig(**length_config[i])`` is the config itself.
+        accuracy: per sequence what the package measured with its config, a dict of ``metric``, ``value``,
+            ``data``; None where nothing was.
         macs: int64 (sequences,): multiply-accumulates that each sequence cost.
         lengths: int64 (sequences,): ``n_i``.
         budget_met: whether the call kept within its latency budget; None where there was none.
@@ -31,13 +35,15 @@ class EncoderOutput:
         arrays: Mapping[str, NDArray[Any]],
         offsets: NDArray[np.int64],
         task: str,
-        length: list[str | LengthConfig],
+        lengths: Sequence[Mapping[str, Any]],
         budget_met: bool | None = None,
     ) -> None:
         self._arrays = arrays
         self._offsets = offsets
         self._task = task
-        self.length = length
+        self.length: list[str] = [entry["length"] for entry in lengths]
+        self.length_config: list[dict[str, Any]] = [entry["length_config"] for entry in lengths]
+        self.accuracy: list[dict[str, Any] | None] = [entry["accuracy"] for entry in lengths]
         self.budget_met = budget_met
         self.lengths: NDArray[np.int64] = np.diff(offsets)
         self.macs: NDArray[np.int64] = arrays["macs"]

@@ -1,59 +1,26 @@
-"""How a policy becomes length configs: what there is to choose from, and who is chosen.
+"""How a policy becomes length configs.
 
 The policies themselves (``LatencyBudget``, ``MaxLoss``, ``Escalate``) are values in :mod:`qla_runtime.length`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from numbers import Real
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from qla_runtime.cost_model import CostModel
-from qla_runtime.errors import InputError, UnsupportedError
-from qla_runtime.length import Accuracy, Escalate, LengthConfig, MaxLoss, NamedLength, count_macs
+from qla_runtime.errors import InputError, UnsupportedError, shown
+from qla_runtime.length import Escalate, LengthConfig, MaxLoss, NamedLength, check_amount
 
 if TYPE_CHECKING:
     from qla_runtime.engine import Engine
     from qla_runtime.evaluate import Question
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A length config of the package that a policy may choose.
-
-    Attributes:
-        length: what results report and ``length=`` takes: its name, or for an entry of the frontier the config.
-        config: the length config.
-        macs: multiply-accumulates of one sequence of the package's ``max_length`` tokens.
-        accuracy: what was measured with it; None where nothing was.
-    """
-
-    length: str | LengthConfig
-    config: LengthConfig
-    macs: int
-    accuracy: Accuracy | None
-
-
-def read_candidates(
-    package: Mapping[str, Any], info: Mapping[str, Any], task: Mapping[str, Any]
-) -> list[Candidate]:
-    """The named configs and the frontier of ``length_configs.json``, each config once, ``full`` among them."""
-    named = sorted(package["configs"], key=lambda entry: entry["name"] != "full")  # no twin may hide it
-    found: dict[LengthConfig, Candidate] = {}
-    for name, entry in [(e["name"], e) for e in named] + [(None, e) for e in package["frontier"]]:
-        config = LengthConfig(entry["rule"], tuple(entry["values"]), entry.get("keep_cls"))
-        macs = count_macs(info, task, task["max_length"], config)
-        accuracy = Accuracy(**entry["accuracy"]) if entry.get("accuracy") else None
-        found.setdefault(config, Candidate(name or config, config, macs, accuracy))
-    return list(found.values())
 
 
 UNCALIBRATED = 0.5
@@ -72,7 +39,7 @@ def with_threshold(policy: Escalate, package: Mapping[str, Any]) -> Escalate:
 # --------------------------------------------------------------------------------------------- choosing
 
 
-def within_loss(policy: MaxLoss, candidates: Sequence[Candidate]) -> Candidate:
+def within_loss(policy: MaxLoss, candidates: Sequence[NamedLength]) -> NamedLength:
     """The cheapest candidate, by MACs, that loses at most ``policy.points`` against ``full``.
 
     Raises:
@@ -89,7 +56,7 @@ def within_loss(policy: MaxLoss, candidates: Sequence[Candidate]) -> Candidate:
     return min((c for c in measured if c.accuracy.value >= least), key=lambda c: c.macs)
 
 
-def best_first(candidates: Sequence[Candidate]) -> list[Candidate]:
+def best_first(candidates: Sequence[NamedLength]) -> list[NamedLength]:
     """By accuracy where the package tells it (of several configs, on the same data as ``full``; others are left
     out), else by MACs."""
     measured = _measured(candidates)
@@ -99,12 +66,12 @@ def best_first(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def within_time(
-    ranked: Sequence[Candidate],
+    ranked: Sequence[NamedLength],
     model: CostModel,
     lengths: ArrayLike,
     left: Callable[[], float],
     pace: float = 1.0,
-) -> tuple[Candidate, float]:
+) -> tuple[NamedLength, float]:
     """The first candidate predicted, with the model's margin, to run in the time that is left, else the fastest.
 
     Args:
@@ -148,11 +115,17 @@ def escalate(
     return merged
 
 
-def _full(candidates: Sequence[Candidate]) -> Candidate | None:
-    return next((c for c in candidates if c.length == "full"), None)
+def compares(candidates: Sequence[NamedLength]) -> bool:
+    """Whether accuracies, and not MACs, tell which of these is better: ``full`` and another were measured on
+    the same data."""
+    return bool(_measured(candidates))
 
 
-def _measured(candidates: Sequence[Candidate]) -> list[Candidate]:
+def _full(candidates: Sequence[NamedLength]) -> NamedLength | None:
+    return next((c for c in candidates if c.name == "full"), None)
+
+
+def _measured(candidates: Sequence[NamedLength]) -> list[NamedLength]:
     """Candidates whose accuracy compares with that of ``full``; empty where no other than ``full`` has one."""
     full = _full(candidates)
     if full is None or full.accuracy is None:
@@ -220,8 +193,15 @@ def escalation_threshold(
         InputError: empty, unequal numbers, a confidence outside 0 to 1, or a ``max_loss`` that is negative or
             not a finite number.
     """
-    _check_loss(max_loss)
-    sure, cheap, dear = (np.asarray(x, np.float64) for x in (confidences, cheap_scores, dear_scores))
+    max_loss = _check_loss(max_loss)
+    sure, cheap, dear = (
+        _numbers(values, what)
+        for values, what in (
+            (confidences, "confidences"),
+            (cheap_scores, "cheap scores"),
+            (dear_scores, "dear scores"),
+        )
+    )
     if not len(sure) or sure.shape != cheap.shape or sure.shape != dear.shape:
         raise InputError(
             f"there are {sure.size} confidences, {cheap.size} cheap and {dear.size} dear scores; give one of each "
@@ -240,7 +220,16 @@ def escalation_threshold(
     return float(thresholds[np.argmax(separates & (loss <= max_loss + 1e-9))])
 
 
-def _check_loss(max_loss: Any) -> None:
-    number = isinstance(max_loss, Real) and not isinstance(max_loss, bool)
-    if not number or not math.isfinite(max_loss) or max_loss < 0:
-        raise InputError(f"max_loss is {max_loss!r}; it must be a finite number of points, 0 or more")
+def _check_loss(max_loss: Any) -> float:
+    return check_amount("max_loss", max_loss, "points")
+
+
+def _numbers(values: ArrayLike, what: str) -> NDArray[np.float64]:
+    """One number per input; else InputError."""
+    try:
+        numbers = np.asarray(values, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        numbers = np.array([np.nan])
+    if numbers.ndim != 1 or np.ma.is_masked(values) or not np.isfinite(numbers).all():
+        raise InputError(f"{what} are {shown(values)}; give one finite number per input")
+    return numbers

@@ -15,11 +15,13 @@ def answer(result: dict[str, Any], *, time: str, show_kept: bool, block: str) ->
     tokens = result["tokens"]
     windows = f", best of {result['windows']} windows" if result["windows"] > 1 else ""
     budget = {None: "", True: ", within the budget", False: ", over the budget"}[result["budget_met"]]
+    measured = result["accuracy"]
+    figure = f", {measured['metric']} {measured['value']:g} on {one_line(measured['data'])}" if measured else ""
     lines = [
         result["answer"],
         f"  score   {result['score']:.4f}",
         f"  range   characters {result['start']} to {result['end']} of the context{windows}",
-        f"  length  {result['length']}{budget}",
+        f"  length  {result['length']}{figure}{budget}",
         f"  kept    {' '.join(map(str, counts))} of {len(tokens)} tokens, layer by layer",
         f"  cost    {result['macs']:,} MACs",
         f"  time    {time}",

@@ -22,6 +22,7 @@ from qla_runtime import Engine, InputError, LengthConfig, UnsupportedError, _cor
 QUESTION = "Where was the analytical engine designed?"
 PASSAGE = "The analytical engine was designed by Charles Babbage in London."
 FILLER = "Bread is made of flour, water and salt, and it is baked in a hot oven until the crust is brown. "
+LENGTH_KEYS = ("length", "length_config", "accuracy")
 SEQUENCES = [[101, 2073, 2001, 102], [101, 1996, 3194, 2003, 2881, 1999, 2414, 1012, 102], [101, 102]]
 
 
@@ -57,7 +58,7 @@ def test_answers(engine):
     assert result["answer"] == "London" == PASSAGE[result["start"] : result["end"]]
     assert 0.5 < result["score"] <= 1.0
     assert result["length"] == "full" and result["budget_met"] is None and result["macs"] > 0
-    assert set(result) == {"answer", "score", "start", "end", "length", "macs", "budget_met"}
+    assert set(result) == {"answer", "score", "start", "end", *LENGTH_KEYS, "macs", "budget_met"}
     json.dumps(result)
 
 
@@ -72,7 +73,7 @@ def test_a_shorter_length_costs_less_and_says_so(engine):
     custom = LengthConfig.tokens((15, 12, 9, 7, 5, 2))
     full, fast, mixed = engine.answer([QUESTION] * 3, [PASSAGE] * 3, length=["full", "fast", custom])
     assert full["macs"] > fast["macs"] > mixed["macs"]
-    assert (fast["length"], mixed["length"]) == ("fast", custom)
+    assert (fast["length"], mixed["length"]) == ("fast", str(custom))
     assert engine.answer(QUESTION, PASSAGE, length="fast") == fast
     assert engine.answer(QUESTION, PASSAGE, length=engine.lengths["fast"]) == fast
 
@@ -199,7 +200,7 @@ def test_ragged_and_padded_are_the_same_bits(engine):
 def test_a_sequence_does_not_see_its_batch(engine):
     lengths = ["full", "fast", LengthConfig.ratio((1.0, 0.9, 0.8, 0.7, 0.6, 0.5), keep_cls=False)]
     together = engine.forward(SEQUENCES, length=lengths)
-    assert together.length == lengths and len(together) == 3
+    assert together.length == [str(length) for length in lengths] and len(together) == 3
     for i, (row, length) in enumerate(zip(SEQUENCES, lengths, strict=True)):
         alone = engine.forward([row], length=length)
         assert same(alone.last_hidden_state[0], together.last_hidden_state[i])
@@ -275,7 +276,7 @@ def test_classify(tiny):
     assert sum(scores.values()) == pytest.approx(1)
     assert result["label"] == max(scores, key=scores.get) and result["score"] == max(scores.values())
     assert len(engine.classify("good", top_k=2)["scores"]) == 2
-    assert set(engine.classify("good")) == {"label", "score", "length", "macs", "truncated", "budget_met"}
+    assert set(engine.classify("good")) == {"label", "score", *LENGTH_KEYS, "macs", "truncated", "budget_met"}
     pairs = engine.classify(["good", "bad"], ["one", "two"])
     assert pairs[0] == engine.classify("good", "one") != engine.classify("good")
 

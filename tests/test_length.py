@@ -145,7 +145,7 @@ def test_one_entry_per_sequence_shares_equal_configs():
     plan = resolve(["fast", custom, "fast", None], None, 4, NAMED, 2)
     assert plan.configs == (NAMED["fast"], custom, NAMED["full"])
     assert plan.index == (0, 1, 0, 2)
-    assert [plan.label(i) for i in range(4)] == ["fast", custom, "fast", "full"]
+    assert [plan.label(i) for i in range(4)] == ["fast", str(custom), "fast", "full"]
 
 
 def test_a_named_length_stands_for_its_config():

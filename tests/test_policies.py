@@ -1,6 +1,6 @@
-"""Policies and the cost model behind them: predictions, choices, what results say, and what is refused.
+"""Policies: what they choose, what results say, and what is refused.
 
-Clocks and prices are made up wherever a measured time would decide; one test measures for real.
+Clocks and prices are made up wherever a measured time would decide.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from qla_runtime import (
     QlaError,
     UnsupportedError,
     cli,
-    cost_model,
     evaluate,
     policies,
+    timekeeper,
 )
 from qla_runtime import engine as engine_module
-from qla_runtime.cost_model import COUNTS, CostModel
-from qla_runtime.length import Accuracy, count_macs
+from qla_runtime.cost_model import COUNTS, CostModel, Fit
+from qla_runtime.length import Accuracy, NamedLength, count_macs
+from qla_runtime.length_table import LengthTable
 
 FULL, HALF = LengthConfig.ratio((1.0, 1.0)), LengthConfig.ratio((0.5, 0.5))
 INFO = {"hidden": 64, "intermediate": 128, "layers": 2, "outputs": 2}
@@ -54,6 +55,11 @@ class Clock:
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
+
+
+def fitted(model: CostModel) -> Fit:
+    """A fit of this moment that nothing speaks against."""
+    return Fit(model, time.time())
 
 
 @pytest.fixture
@@ -88,7 +94,7 @@ def tiny(tmp_path):
         if accuracies is not None:
             measured(package, **accuracies)
         engine = Engine(package.save(tmp_path / f"package-{len(list(tmp_path.iterdir()))}"))
-        engine._costs = milliseconds_per_row()
+        engine._times.use(fitted(milliseconds_per_row()))
         return engine
 
     return open_package
@@ -100,227 +106,19 @@ def refused(kind: type[QlaError], call, *words: str) -> None:
     assert type(error.value) is kind and all(word in str(error.value) for word in words), str(error.value)
 
 
-# ---- counts ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "config", [LengthConfig.ratio((0.7, 0.7, 0.1)), LengthConfig.ratio((1.0,) * 3), LengthConfig.tokens((9, 4, 1))]
-)
-def test_kept_is_the_scalar_rule_for_all_lengths_and_configs_at_once(config):
-    lengths = np.arange(1, 513)
-    expected = np.array([config.kept(int(n)) for n in lengths]).T
-    both = cost_model._kept(lengths.astype(float), [LengthConfig.ratio((1.0,) * 3), config])
-    assert (both[1] == expected).all() and (both[0] == lengths).all()
-
-
-def test_counts_are_those_of_count_macs():
-    lengths = [3, 40, 40]
-    counts = dict(zip(COUNTS, cost_model._counts(64, 128, lengths, [FULL])[0], strict=True))
-    head = sum(2 * 64 * (n + 1) for n in lengths)
-    expected = sum(count_macs(INFO, {"kind": "span-qa"}, n, FULL) for n in lengths) - head
-    assert counts["linear_macs"] + counts["attention_macs"] + 64 * counts["rows"] == expected
-    assert (counts["calls"], counts["sequences"], counts["rows"]) == (1, 3, 5 * 83)
-
-
-def test_dropping_costs_less_of_everything_that_can_be_dropped():
-    full, half = cost_model._counts(64, 128, [40], [FULL, HALF])
-    assert (half[:2] == full[:2]).all() and (half[2:] < full[2:]).all()
-
-
-# ---- fitting --------------------------------------------------------------------------------------
-
-
-def test_nnls_is_optimal():
-    random = np.random.default_rng(0)
-    for _ in range(20):
-        a, b = random.standard_normal((9, 5)), random.standard_normal(9)
-        x = cost_model.nnls(a, b)
-        gradient = a.T @ (a @ x - b)
-        # Karush, Kuhn and Tucker: no entry is negative, none at zero should grow, the others are stationary.
-        assert (x >= 0).all() and (gradient > -1e-9).all() and np.abs(gradient[x > 0]).max(initial=0) < 1e-9
-
-
-def test_nnls_of_nothing_to_gain_is_zero():
-    assert (cost_model.nnls(-np.ones((4, 2)), np.ones(4)) == 0).all()
-
-
-class Machine:
-    """Runs calls at known prices, on a clock of its own; ``disturb(i)`` seconds are added to the i-th call."""
-
-    def __init__(self, prices: tuple[float, ...], disturb=lambda i: 0.0) -> None:
-        self.truth = CostModel(2, 64, 128, prices, 0.0)
-        self.clock, self.disturb, self.calls = Clock(), disturb, 0
-
-    def prepare(self, lengths, config):
-        def call() -> None:
-            self.clock.sleep(self.truth.seconds(lengths, config) + self.disturb(self.calls))
-            self.calls += 1
-
-        return call
-
-    def fit(self) -> CostModel:
-        return cost_model.fit(self.prepare, INFO, 384, self.clock)
-
-
-PRICES = (3e-4, 2e-5, 1e-6, 2e-12, 8e-12)
-
-
-@pytest.mark.parametrize("prices", [PRICES, (0.0, 0.0, 0.0, 1e-12, 0.0)])
-def test_a_fit_finds_the_prices(prices):
-    model = Machine(prices).fit()
-    for lengths in ([5], [384], [100] * 7, [10, 200, 30]):
-        for config in (FULL, HALF):
-            expected = Machine(prices).truth.seconds(lengths, config)
-            assert model.seconds(lengths, config) == pytest.approx(expected, rel=1e-6)
-            assert model.safe_seconds(lengths, [config]) == pytest.approx([1.1 * expected], rel=1e-6)
-    assert model.margin == cost_model.MIN_MARGIN
-
-
-def test_disturbed_calls_do_not_count():
-    """Four rounds of nine are ten times too slow."""
-    shapes = len(cost_model._shapes(384, 2))
-    machine = Machine(PRICES, lambda i: 0.005 * ((i - 1) // shapes % 2 == 1))
-    model = machine.fit()
-    assert machine.calls == 1 + shapes * cost_model.MAX_ROUNDS
-    assert model.seconds([384], FULL) == pytest.approx(machine.truth.seconds([384], FULL), rel=1e-6)
-
-
-def test_a_call_that_fits_badly_raises_the_margin():
-    shapes = len(cost_model._shapes(384, 2))
-    model = Machine(PRICES, lambda i: 0.001 * (i % shapes == 0)).fit()
-    assert cost_model.MIN_MARGIN < model.margin <= cost_model.MAX_MARGIN
-
-
-def test_a_slow_model_is_measured_once():
-    machine = Machine(tuple(1000 * price for price in PRICES))
-    machine.fit()
-    assert machine.calls == 1 + len(cost_model._shapes(384, 2))
-
-
-@pytest.mark.parametrize(
-    "lengths, config, words",
-    [
-        ([], FULL, ["[]", "at least 1"]),
-        ([5, 0], FULL, ["[5, 0]", "at least 1"]),
-        ([5], LengthConfig.ratio([0.5]), ["1 entries", "2 layers"]),
-    ],
-)
-def test_what_cannot_be_predicted(lengths, config, words):
-    refused(InputError, lambda: CostModel(2, 64, 128, PRICES, 0.1).seconds(lengths, config), *words)
-
-
-def test_a_real_fit_is_quick_and_orders_calls(tmp_path):
-    engine = Engine(tiny_package().save(tmp_path / "package"))
-    began = time.perf_counter()
-    model = engine.cost_model
-    assert time.perf_counter() - began < 5  # under one on an idle machine
-    assert model.seconds([64] * 500, FULL) > model.seconds([8], HALF) > 0
-    assert engine.cost_model is model
-
-
-# ---- the cache ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def fits(monkeypatch) -> list[int]:
-    """One entry per fit; fits take no time."""
-    done: list[int] = []
-    model = CostModel(2, 64, 128, PRICES, 0.2)
-    monkeypatch.setattr(cost_model, "fit", lambda *_: done.append(1) or model)
-    return done
-
-
-def test_a_fit_is_kept_for_later_processes(tmp_path, cache, fits):
-    path = tiny_package().save(tmp_path / "package")
-    model = Engine(path, num_threads=1).cost_model
-    assert Engine(path, num_threads=1).cost_model == model and len(fits) == 1
-    assert [file.suffix for file in cache.iterdir()] == [".json"]
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        lambda path, _: Engine(path, num_threads=2),
-        lambda path, _: Engine(path, num_threads=1, isa="ref"),
-        lambda path, _: Engine(tiny_package(seed=1).save(path), num_threads=1),
-        lambda path, patch: (
-            patch.setattr(cost_model, "_cpu_model", lambda: "another") or Engine(path, num_threads=1)
-        ),
-    ],
-    ids=["threads", "isa", "package", "cpu"],
-)
-def test_a_fit_is_kept_for_the_same_conditions_only(tmp_path, monkeypatch, fits, other):
-    path = tiny_package().save(tmp_path / "package")
-    _ = Engine(path, num_threads=1).cost_model
-    _ = other(path, monkeypatch).cost_model
-    assert len(fits) == 2
-
-
-GOOD = {"hidden": 64, "intermediate": 128, "prices": PRICES, "margin": 0.2}
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"\xff\x00",
-        b"[" * 100_000,
-        b"[1]",
-        json.dumps(GOOD | {"prices": [1.0]}).encode(),
-        json.dumps(GOOD | {"prices": [0.0] * 5}).encode(),
-        json.dumps(GOOD | {"prices": [-1.0, 1, 1, 1, 1]}).encode(),
-        json.dumps(GOOD | {"prices": [float("nan")] * 5}).encode(),
-        json.dumps(GOOD | {"prices": None}).encode(),
-        json.dumps(GOOD | {"margin": 40}).encode(),
-        json.dumps(GOOD | {"hidden": 65}).encode(),
-        json.dumps(GOOD | {"hidden": float("inf")}).encode(),
-    ],
-)
-def test_a_damaged_cache_is_replaced(tmp_path, cache, fits, content):
-    path = tiny_package().save(tmp_path / "package")
-    model = Engine(path).cost_model
-    (file,) = cache.iterdir()
-    good = file.read_bytes()
-    file.write_bytes(content)
-    assert Engine(path).cost_model == model and len(fits) == 2
-    assert file.read_bytes() == good
-
-
-def test_a_fit_on_a_busy_machine_is_not_kept(tmp_path, cache, monkeypatch):
-    monkeypatch.setattr(cost_model, "fit", lambda *_: CostModel(2, 64, 128, PRICES, 0.4))
-    assert Engine(tiny_package().save(tmp_path / "package")).cost_model.margin == 0.4
-    assert not cache.exists()
-
-
-def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, cache, fits):
-    cache.parent.mkdir()
-    cache.write_text("a file where the folder should be")
-    path = tiny_package().save(tmp_path / "package")
-    assert Engine(path).cost_model.prices == Engine(path).cost_model.prices and len(fits) == 2
-
-
-def test_no_home_is_no_cache(tmp_path, monkeypatch, fits):
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative/paths/are/ignored")
-
-    def no_home():
-        raise RuntimeError("no home")
-
-    monkeypatch.setattr(cost_model.Path, "home", no_home)
-    assert Engine(tiny_package().save(tmp_path / "package")).cost_model.margin == 0.2
-
-
 # ---- choosing -------------------------------------------------------------------------------------
 
 
-def candidate(name: str, ratio: float, value: float | None = None, data: str = "some") -> policies.Candidate:
+def candidate(name: str, ratio: float, value: float | None = None, data: str = "some") -> NamedLength:
     config = LengthConfig.ratio((ratio, ratio))
     accuracy = None if value is None else Accuracy("f1", value, data)
-    return policies.Candidate(name, config, count_macs(INFO, {"kind": "span-qa"}, 40, config), accuracy)
+    macs = count_macs(INFO, {"kind": "span-qa"}, 40, config)
+    return NamedLength(name, config, macs, ratio, accuracy)
 
 
-def within(milliseconds: float, *candidates: policies.Candidate, pace: float = 1.0) -> str:
+def within(milliseconds: float, *candidates: NamedLength, pace: float = 1.0) -> str:
     left, ranked = milliseconds / 1e3, policies.best_first(candidates)
-    return policies.within_time(ranked, milliseconds_per_row(), [40], lambda: left, pace)[0].length
+    return policies.within_time(ranked, milliseconds_per_row(), [40], lambda: left, pace)[0].name
 
 
 def test_the_most_accurate_that_fits_is_chosen():
@@ -335,8 +133,8 @@ def test_the_most_accurate_that_fits_is_chosen():
 def test_where_all_take_alike_and_nothing_fits_the_cheapest_runs():
     overhead = CostModel(2, 64, 128, (1.0, 0.0, 0.0, 0.0, 0.0), margin=0.1)
     ranked = [candidate("full", 1.0, 82), candidate("tenth", 0.1, 70), candidate("half", 0.5, 60)]
-    assert policies.within_time(ranked, overhead, [40], lambda: 0.0)[0].length == "tenth"
-    assert policies.within_time(ranked, overhead, [40], lambda: 2.0)[0].length == "full"
+    assert policies.within_time(ranked, overhead, [40], lambda: 0.0)[0].name == "tenth"
+    assert policies.within_time(ranked, overhead, [40], lambda: 2.0)[0].name == "full"
 
 
 def test_a_slower_pace_leaves_less():
@@ -350,7 +148,7 @@ def test_a_slower_pace_leaves_less():
 
 
 def test_the_pace_follows_the_machine_and_forgives_an_interruption():
-    pace = cost_model.Pace()
+    pace = timekeeper.Pace()
     pace.saw(0.002, 2.0)
     assert pace.ratio == pytest.approx(1.1), "one interrupted call"
     for _ in range(60):
@@ -360,12 +158,12 @@ def test_the_pace_follows_the_machine_and_forgives_an_interruption():
 
 def test_calls_under_a_budget_tell_the_pace(tmp_path):
     engine = Engine(tiny_package().save(tmp_path / "package"))
-    engine._costs = milliseconds_per_row()  # hundreds of times slower than this package runs
+    engine._times.use(fitted(milliseconds_per_row()))  # hundreds of times slower than this package runs
     engine.forward([[5] * 40], length="full")
-    assert engine._pace.ratio == 1.0, "no budget, no prediction"
+    assert engine._times.pace.ratio == 1.0, "no budget, no prediction"
     for _ in range(30):
         engine.forward([[5] * 40], latency_ms=1000)
-    assert engine._pace.ratio < 0.6
+    assert engine._times.pace.ratio < 0.6
 
 
 def test_without_accuracies_more_macs_are_better():
@@ -391,7 +189,7 @@ def test_time_that_passes_while_predicting_counts():
     for budget, expected in ((0.261, "full"), (0.259, "half"), (0.199, "tenth")):
         end = clock() + budget
         chosen, seconds = policies.within_time(candidates, slow, [40], lambda end=end: end - clock())
-        assert chosen.length == expected
+        assert chosen.name == expected
         assert seconds == pytest.approx(slow.seconds([40], chosen.config))
 
 
@@ -400,15 +198,31 @@ def test_time_that_passes_while_predicting_counts():
 )
 def test_the_cheapest_within_the_loss_is_chosen(points, expected):
     measured = candidate("full", 1.0, 82), candidate("half", 0.5, 81), candidate("tenth", 0.1, 70)
-    assert policies.within_loss(MaxLoss(points), measured).length == expected
+    assert policies.within_loss(MaxLoss(points), measured).name == expected
 
 
 def test_candidates_are_named_configs_and_frontier_once_each():
     entry = {"rule": "ratio", "values": [1, 1], "keep_cls": True}
     package = {"configs": [entry | {"name": "twin"}, entry | {"name": "full"}], "frontier": [entry]}
-    package["frontier"].append(entry | {"values": [1, 0.5], "name": "ignored"})
-    found = policies.read_candidates(package, INFO, {"kind": "span-qa", "max_length": 64})
-    assert [c.length for c in found] == ["full", LengthConfig.ratio((1, 0.5), keep_cls=True)]
+    package["frontier"] += [
+        entry | {"values": [1, 0.5], "name": "own"},
+        entry | {"values": [1, 0.4], "name": "full"},
+    ]
+    table = LengthTable(package, INFO, {"kind": "span-qa", "max_length": 64})
+    assert [c.name for c in table.distinct] == ["full", "own", "frontier-3"]
+    assert list(table.frontier) == ["frontier-1", "own", "frontier-3"] and list(table.named) == ["twin", "full"]
+
+
+def test_names_of_the_frontier_are_never_those_of_others():
+    def entry(**more):
+        return {"rule": "ratio", "values": [1, 0.5], "keep_cls": True} | more
+
+    package = {
+        "configs": [entry(name="full", values=[1, 1]), entry(name="frontier-2")],
+        "frontier": [entry(name="frontier-2"), entry(name="frontier-2"), entry(), entry(name="frontier-3")],
+    }
+    table = LengthTable(package, INFO, {"kind": "span-qa", "max_length": 64})
+    assert len(table.frontier) == 4 and not set(table.frontier) & set(table.named)
 
 
 # ---- budgets, call by call ------------------------------------------------------------------------
@@ -487,7 +301,8 @@ def test_time_before_the_choice_is_spent(tiny, clock, monkeypatch):
 def test_the_frontier_is_chosen_from(tiny, clock):
     engine = tiny(accuracies={"full": 80, "balanced": 60, "fast": 50, "frontier": 79})
     result = engine.answer("who?", CONTEXTS[1], latency_ms=150)
-    assert result["length"] == LengthConfig.tokens((20, 19), keep_cls=False)
+    assert (result["length"], result["accuracy"]["value"]) == ("frontier-1", 79)
+    assert result["length_config"] == {"rule": "tokens", "values": [20, 19], "keep_cls": False}
     assert engine.answer("who?", CONTEXTS[1], length=result["length"])["macs"] == result["macs"]
 
 
@@ -501,7 +316,7 @@ def test_a_call_in_several_parts_has_one_budget(tiny, clock, monkeypatch):
 def test_warming_up_does_what_first_calls_would(tmp_path):
     engine = Engine(tiny_package().save(tmp_path / "package"))
     engine.warm_up()
-    assert engine._costs is not None and engine._texts._tokenizer is not None
+    assert engine._times._fit is not None and engine._texts._tokenizer is not None
     assert engine.answer("who?", "ada", latency_ms=60_000)["budget_met"] is True
 
 
@@ -530,14 +345,16 @@ def test_escalation_repeats_the_unsure(tiny):
     threshold = sorted(r["score"] for r in cheap)[1]
     results = engine.answer(QUESTIONS, CONTEXTS, Escalate("fast", "full", threshold))
     for result, c, d in zip(results, cheap, dear, strict=True):
-        expected = d | {"macs": c["macs"] + d["macs"]} if c["score"] < threshold else c
+        both = d | {"macs": c["macs"] + d["macs"], "ran": ["fast", "full"]}
+        expected = both if c["score"] < threshold else c | {"ran": ["fast"]}
         assert result == expected
     assert sorted(r["length"] for r in results) == ["fast", "fast", "full"]
 
 
 def test_escalation_of_nothing_and_of_everything(tiny):
     engine = tiny()
-    assert engine.answer("who?", "ada", Escalate("fast", "full", 0)) == engine.answer("who?", "ada", "fast")
+    fast = engine.answer("who?", "ada", "fast")
+    assert engine.answer("who?", "ada", Escalate("fast", "full", 0)) == fast | {"ran": ["fast"]}
     result = engine.answer("who?", "ada", Escalate("fast", "full", 1), details=True)
     assert result["length"] == "full" and len(result["kept"]) == 2
 
@@ -550,7 +367,7 @@ def test_the_packages_threshold_is_the_default(tmp_path):
     assert full["score"] > fast["score"] / 2 and fast["score"] < 1
     for cheap in ("fast", engine.lengths["fast"]):
         assert engine.answer("who?", "ada", Escalate(cheap, "full"))["length"] == "full"
-    assert engine.answer("who?", "ada", Escalate("fast", "full", 0.0)) == fast
+    assert engine.answer("who?", "ada", Escalate("fast", "full", 0.0)) == fast | {"ran": ["fast"]}
     assert policies.with_threshold(Escalate("balanced", "full"), package.length_configs).threshold == 0.5
     config = LengthConfig.ratio((0.5, 0.5))
     assert policies.with_threshold(Escalate(config, "full"), package.length_configs).threshold == 0.5
@@ -574,6 +391,7 @@ def test_escalation_of_spans(tiny):
     for spans, c, d in zip(engine.tag(texts, Escalate("fast", "full", threshold)), cheap, dear, strict=True):
         again = c.confidence < threshold
         assert list(spans) == list(d if again else c) and spans.macs == c.macs + again * d.macs
+        assert spans.ran == ["fast", "full"][: 1 + again]
     assert engine.tag("ada", Escalate("fast", "full", 1)).length == "full"
 
 
@@ -631,9 +449,12 @@ def test_a_dear_config_that_is_worse_is_not_run():
         (([], [], [], 1), ["0 confidences", "at least one"]),
         (([0.5], [1, 2], [1], 1), ["1 confidences", "2 cheap"]),
         (([1.5], [1], [1], 1), ["between 0 and 1"]),
-        (([float("nan")], [1], [1], 1), ["between 0 and 1"]),
+        (([float("nan")], [1], [1], 1), ["finite"]),
         (([0.5], [1], [1], -1), ["max_loss is -1", "0 or more"]),
         (([0.5], [1], [1], "1"), ["max_loss is '1'"]),
+        (([0.5], ["x"], [1], 1), ["cheap scores", "'x'"]),
+        (([0.5], [1], [10**400], 1), ["dear scores"]),
+        (([[0.5]], [1], [1], 1), ["confidences"]),
     ],
 )
 def test_bad_calibration_data_is_refused(arguments, words):
@@ -727,7 +548,7 @@ def qla(capsys, *arguments: str) -> tuple[int, str, str]:
         (["--latency-ms", "0"], "fast", False),
         (["--max-loss", "0.5"], "balanced", None),
         (["--escalate", "fast:balanced:1"], "balanced", None),
-        (["--escalate", ".5,.5:9,4:0"], {"rule": "ratio", "values": [0.5, 0.5], "keep_cls": None}, None),
+        (["--escalate", ".5,.5:9,4:0"], "ratio(0.5, 0.5)", None),
     ],
 )
 def test_the_command_line_has_policies(capsys, package, option, length, met):

@@ -57,7 +57,7 @@ def _about_windows(trace: Trace) -> str:
 
 
 def _run(trace: Trace, run: Run, number: int) -> str:
-    name = _escape(str(run.length))
+    name = _escape(run.length)
     rows = "\n".join(
         f'<tr data-layer="{layer}"><th scope="row">{layer or "input"}</th>'
         f'<td style="--share: {kept / trace.tokens_read:.1%}">{kept:,}</td></tr>'

@@ -42,7 +42,7 @@ class Run:
     """What one length config did.
 
     Attributes:
-        length: the config's name, or the LengthConfig that was passed.
+        length: the config's name, or the config spelled out.
         answer: as ``engine.answer`` finds it.
         score: of the answer, 0 to 1.
         start: the answer's first character in the context.
@@ -54,7 +54,7 @@ class Run:
             the depth of the window that kept it longest.
     """
 
-    length: str | LengthConfig
+    length: str
     answer: str
     score: float
     start: int
@@ -166,7 +166,7 @@ class Trace:
             "windows": self.windows,
             "tokens_read": self.tokens_read,
             "tokens": [vars(token) for token in self.tokens],
-            "runs": [vars(run) | {"length": str(run.length)} for run in self.runs],
+            "runs": [vars(run) for run in self.runs],
         }
 
 

@@ -190,6 +190,47 @@ QLA_API const char* qla_last_error(void);
 
 QLA_API const char* qla_version(void);
 
+/* ---- The package's own length configs: those it names, then its frontier. ---- */
+
+/* Texts and values belong to the engine and live as long as it does. */
+typedef struct qla_config_info {
+  size_t struct_size;
+  const char* name; /* "full", "balanced"; an entry of the frontier without a name: "frontier-1" */
+  qla_length_config length; /* as qla_batch.lengths takes it */
+  int32_t in_frontier;      /* 1: not named by the package, but found worth having by its search */
+  int64_t macs;             /* of one sequence of the package's max_length tokens */
+  double macs_share;        /* macs as a share of keeping every token */
+  const char* metric;       /* what was measured with it, such as "f1"; NULL where nothing was */
+  double accuracy;          /* its value */
+  const char* data;         /* on which data; NULL where nothing was measured */
+} qla_config_info;
+
+QLA_API qla_status qla_config_count(const qla_engine* engine, int32_t* count);
+QLA_API qla_status qla_get_config(const qla_engine* engine, int32_t index, qla_config_info* info);
+QLA_API qla_status qla_find_config(const qla_engine* engine, const char* name,
+                                   qla_config_info* info);
+
+/* ---- Latency budgets: the best of these configs that is predicted to run in time. ----
+ * Call qla_fit_costs once. For each batch then call qla_choose_config, qla_run with the config that
+ * it gives, and qla_saw_call with the time that qla_run took. qla.hpp does so in one call. */
+
+/* Measures what calls take here, in about half a second for a model like MiniLM, best on a quiet
+ * machine. A later call measures again and forgets what qla_saw_call told. */
+QLA_API qla_status qla_fit_costs(qla_engine* engine);
+
+/* The most accurate config predicted to run within `milliseconds`; the fastest where none is. The
+ * one of the most multiply-accumulates counts as the most accurate where `full` and another one
+ * were not measured on the same data. `expected` receives the prediction in milliseconds. Sequences
+ * are [offsets[i], offsets[i+1]). An error before qla_fit_costs. */
+QLA_API qla_status qla_choose_config(const qla_engine* engine, const int64_t* offsets,
+                                     int64_t num_sequences, double milliseconds,
+                                     qla_config_info* info, double* expected);
+
+/* Tells what a call took for which qla_choose_config expected `expected`, both in milliseconds.
+ * Predictions follow the machine's pace by that: neighbours, its frequency, a fit made in bad time.
+ */
+QLA_API qla_status qla_saw_call(qla_engine* engine, double expected, double took);
+
 #ifdef __cplusplus
 }
 #endif

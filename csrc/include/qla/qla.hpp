@@ -2,6 +2,7 @@
 // vectors. Header only: it uses nothing of the library but the C functions.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -41,6 +42,21 @@ struct LengthConfig {
   qla_length_rule rule = QLA_LENGTH_RATIO;
   std::vector<double> values;  // one per layer, not rising
   std::int32_t keep_cls = -1;  // -1: as the package says
+};
+
+// One of the package's own configs. Engine::run takes it where it takes a LengthConfig.
+struct NamedConfig : LengthConfig {
+  std::string name;
+  bool in_frontier = false;  // not named by the package, but found worth having by its search
+  std::int64_t macs = 0;     // of one sequence of the package's max_length tokens
+  double macs_share = 1.0;   // of keeping every token
+  std::string metric, data;  // what was measured with it, on which data; empty: nothing was
+  double accuracy = 0.0;     // its value
+};
+
+// The best of the package's configs that is predicted to run in time.
+struct LatencyBudget {
+  double milliseconds;
 };
 
 // Token ids of several sequences, one behind the other.
@@ -83,6 +99,14 @@ struct Output {
   std::vector<float> logits;              // (tokens or sequences, outputs), by task
   std::vector<std::int64_t> macs;         // (sequences)
   std::vector<std::int32_t> kept_counts;  // (layers, sequences)
+};
+
+// What a budget led to.
+struct BudgetedOutput : Output {
+  NamedConfig config;  // that ran
+  double expected_ms = 0.0;
+  double took_ms = 0.0;     // of Engine::run
+  bool budget_met = false;  // whether that was within the budget
 };
 
 class Engine {
@@ -142,6 +166,49 @@ class Engine {
     return run(view, batch);
   }
 
+  // Under the best config predicted to run in time. Call fit_costs() once before.
+  BudgetedOutput run(const Batch& batch, LatencyBudget budget) {
+    const auto began = std::chrono::steady_clock::now();
+    qla_config_info info = empty_info();
+    BudgetedOutput out;
+    check(qla_choose_config(engine_.get(), batch.offsets().data(),
+                            static_cast<std::int64_t>(batch.sequences()), budget.milliseconds,
+                            &info, &out.expected_ms));
+    out.config = named(info);
+    const auto chosen = std::chrono::steady_clock::now();
+    static_cast<Output&>(out) = run(batch, out.config);
+    const auto ended = std::chrono::steady_clock::now();
+    using Milliseconds = std::chrono::duration<double, std::milli>;
+    check(qla_saw_call(engine_.get(), out.expected_ms, Milliseconds(ended - chosen).count()));
+    out.took_ms = Milliseconds(ended - began).count();
+    out.budget_met = out.took_ms <= budget.milliseconds;
+    return out;
+  }
+
+  // Measures what calls take here, in about half a second for a model like MiniLM, best on a quiet
+  // machine. Budgets follow the machine's pace from then on; calling it again begins anew.
+  void fit_costs() { check(qla_fit_costs(engine_.get())); }
+
+  // The package's configs: those it names, then its frontier.
+  std::vector<NamedConfig> configs() const {
+    std::int32_t count = 0;
+    check(qla_config_count(engine_.get(), &count));
+    std::vector<NamedConfig> configs;
+    for (std::int32_t i = 0; i < count; ++i) {
+      qla_config_info info = empty_info();
+      check(qla_get_config(engine_.get(), i, &info));
+      configs.push_back(named(info));
+    }
+    return configs;
+  }
+
+  // By name: "full", "balanced", "frontier-1". The error for another one lists the names.
+  NamedConfig config(const std::string& name) const {
+    qla_config_info info = empty_info();
+    check(qla_find_config(engine_.get(), name.c_str(), &info));
+    return named(info);
+  }
+
   // The C function itself, for results that Output does not hold.
   void run(const qla_batch& batch, const qla_outputs& outputs) {
     check(qla_run(engine_.get(), &batch, &outputs));
@@ -161,6 +228,27 @@ class Engine {
     plain.streams = options.streams;
     plain.isa = options.isa.empty() ? nullptr : options.isa.c_str();
     return plain;
+  }
+
+  static qla_config_info empty_info() {
+    qla_config_info info{};
+    info.struct_size = sizeof info;
+    return info;
+  }
+
+  static NamedConfig named(const qla_config_info& info) {
+    NamedConfig config;
+    config.rule = static_cast<qla_length_rule>(info.length.rule);
+    config.values.assign(info.length.values, info.length.values + info.length.num_values);
+    config.keep_cls = info.length.keep_cls;
+    config.name = info.name;
+    config.in_frontier = info.in_frontier != 0;
+    config.macs = info.macs;
+    config.macs_share = info.macs_share;
+    if (info.metric) config.metric = info.metric;
+    if (info.data) config.data = info.data;
+    config.accuracy = info.accuracy;
+    return config;
   }
 
   std::string text(qla_text which) const {

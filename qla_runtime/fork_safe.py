@@ -1,0 +1,56 @@
+"""Locks that a forked child finds open.
+
+``fork`` copies one thread alone. A plain lock that another thread held at that moment stays locked in the child
+for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_locks: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()
+
+
+class ForkSafeLock:
+    """Lets one thread in at a time; new and open in a forked child.
+
+    What it guards must be changed in single assignments: the thread that was inside has no copy in the child and
+    never finishes there.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        _locks.add(self)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Waits until no other thread is inside."""
+        with self._lock:
+            yield
+
+    @contextmanager
+    def tried(self) -> Iterator[bool]:
+        """Does not wait; False where another thread is inside."""
+        lock = self._lock  # the thread that forks may be inside: it releases the lock that it took
+        mine = lock.acquire(blocking=False)
+        try:
+            yield mine
+        finally:
+            if mine:
+                lock.release()
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
+
+
+def _renew_all() -> None:
+    for lock in list(_locks):
+        lock._renew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_all)
