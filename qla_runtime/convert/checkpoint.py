@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
+from qla_runtime.convert.sentence_settings import SentenceSettings, chosen_pooling, read_settings
 from qla_runtime.convert.spec import (
     EncoderSpec,
     SentenceSpec,
@@ -72,6 +73,8 @@ class Checkpoint:
     """The tokenizer, truncation and padding off."""
     card: str
     """README.md of the checkpoint, or an empty string."""
+    settings: SentenceSettings = field(default_factory=SentenceSettings)
+    """Prompts and what else sentence-transformers saves beside a model."""
 
     def load_model(self, *, new_head: bool = False) -> Model:
         """The float32 model in evaluation mode.
@@ -100,7 +103,12 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    checkpoint: str | Path, *, task: str | None = None, max_length: int | None = None
+    checkpoint: str | Path,
+    *,
+    task: str | None = None,
+    max_length: int | None = None,
+    pooling: str | None = None,
+    activation: str | None = None,
 ) -> Checkpoint:
     """Finds a checkpoint and reads everything but its weights.
 
@@ -108,6 +116,8 @@ def open_checkpoint(
         checkpoint: a folder, or a hub id such as ``deepset/minilm-uncased-squad2``.
         task: a task kind of ``docs/file-format.md``; None reads it from the checkpoint.
         max_length: tokens a text is cut at; None takes the checkpoint's limit.
+        pooling: ``mean`` or ``cls``, for a sentence encoder whose folder does not say; None takes the mean there.
+        activation: of a cross-encoder's score; None takes the checkpoint's.
 
     Raises:
         InputError: nothing there, or a file in it is damaged.
@@ -115,6 +125,7 @@ def open_checkpoint(
     """
     root = _find(checkpoint)
     folder, sentence = _sentence_layout(root)
+    sentence = chosen_pooling(sentence, pooling, task)
     config = _read_object(folder / "config.json")
     encoder = encoder_spec(config)
     tokenizer_config = folder / "tokenizer_config.json"
@@ -127,15 +138,17 @@ def open_checkpoint(
         sentence=sentence,
         tokenizer_limit=limit if isinstance(limit, int) else None,
     )
+    settings = read_settings(root, config, spec, encoder.hidden, activation)
     _weight_files(folder)  # refuse a pickle now, not after reading the texts
     card = root / "README.md"
     return Checkpoint(
         source=root.resolve().name if Path(checkpoint).is_dir() else str(checkpoint),
         folder=folder,
         encoder=encoder,
-        task=spec,
+        task=settings.of_task(spec),
         tokenizer_json=_tokenizer_json(folder, encoder.vocab_size),
         card=card.read_text(encoding="utf-8") if card.is_file() else "",
+        settings=settings,
     )
 
 

@@ -41,6 +41,8 @@ def convert(
     activations: str = "per_token",
     task: str | None = None,
     max_length: int | None = None,
+    pooling: str | None = None,
+    activation: str | None = None,
     name: str | None = None,
     length_configs: Mapping[str, LengthConfig] | None = None,
     calibration_algo: str = "kl",
@@ -58,6 +60,9 @@ def convert(
         activations: ``per_token`` or ``static``, for every linear layer.
         task: a task kind of ``docs/file-format.md``; None reads it from the checkpoint.
         max_length: tokens a text is cut at; None takes the checkpoint's limit (span QA: 384).
+        pooling: ``mean`` or ``cls``, for a sentence encoder without ``modules.json``; None takes the mean there.
+        activation: what makes a cross-encoder's score of its logit, in place of what the checkpoint says; one of
+            :data:`qla_runtime.activations.ACTIVATIONS`.
         name: the package's name; None takes the output folder's.
         length_configs: name -> config; None gives ``full``, ``balanced`` and ``fast``.
         calibration_algo: ``kl`` or ``minmax``.
@@ -79,7 +84,9 @@ def convert(
     if calibration_samples < 1:
         raise InputError(f"calibration_samples is {calibration_samples}; it must be at least 1")
     target = check_target(out)
-    source = open_checkpoint(checkpoint, task=task, max_length=max_length)
+    source = open_checkpoint(
+        checkpoint, task=task, max_length=max_length, pooling=pooling, activation=activation
+    )
     layers = source.encoder.layers
     configs = default_configs(layers) if length_configs is None else with_full(length_configs, layers)
     samples = pick_samples(
@@ -175,6 +182,7 @@ def package_config(name: str, source: Checkpoint, scales: Scales, activations: s
         "encoder": source.encoder.to_json(),
         "linears": [{name: linear((i, name)) for name in LINEARS} for i in range(source.encoder.layers)],
         "task": source.task.to_json(),
+        **source.settings.to_json(),
     }
 
 
