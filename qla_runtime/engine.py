@@ -127,8 +127,9 @@ class Engine:
         """Opens a model by name.
 
         Args:
-            model: a package folder or a Hugging Face hub id; None opens the packaged default (SQuAD),
-                offline.
+            model: a package folder, a packaged model (``"minilm-l6-squad"`` for ``answer``,
+                ``"all-minilm-l6-v2"`` for ``encode``; both offline), or a Hugging Face hub id; None opens the
+                first.
             num_threads: as for :class:`Engine`.
             streams: as for :class:`Engine`.
             isa: as for :class:`Engine`.
@@ -451,7 +452,7 @@ class Engine:
 
         Returns:
             For a single text a dict, else a list of them: ``"label"`` and ``"score"`` of the best label (a
-            probability; for a regression model the value itself), ``"length"``, ``"macs"``, ``"truncated"``,
+            probability; for a regression model, and any other of one label, the value itself), ``"length"``, ``"macs"``, ``"truncated"``,
             ``"budget_met"`` (None where there was no budget), and if asked ``"scores"``, a list of
             ``{"label", "score"}``, best first.
 
@@ -509,7 +510,8 @@ class Engine:
         """Orders documents by how well they answer a query, with a cross-encoder (a model of one label).
 
         A score is what sentence-transformers' CrossEncoder gives: the model's logit under the activation of its
-        own config, a sigmoid where that says nothing. Packages of version 0.1 give the logit.
+        own config, a sigmoid where that says nothing. A package whose config.json has no ``activation`` gives the
+        logit.
 
         Args:
             query: the query.
@@ -524,8 +526,8 @@ class Engine:
             prompt: that text itself; ``""`` for none.
 
         Returns:
-            dicts, best first (equal scores in the order of ``documents``): ``"index"`` (into ``documents``), ``"score"``, ``"length"``, ``"macs"``,
-            ``"truncated"``, ``"budget_met"`` (None where there was no budget).
+            dicts, best first (equal scores in the order of ``documents``): ``"index"`` (into ``documents``),
+            ``"score"``, ``"length"``, ``"macs"``, ``"truncated"``, ``"budget_met"`` (None where there was no budget).
 
         Raises:
             InputError: an empty or missing text, ``top_k`` below 1, or too long with ``truncate=False``; no prompt

@@ -42,7 +42,9 @@ class Prompts:
             return "" if self.default is None else self.texts[self.default]
         if not isinstance(prompt_name, str) or prompt_name not in self.texts:
             known = f"one of {', '.join(map(repr, self.texts))}" if self.texts else "left out: this model has none"
-            raise InputError(f"the prompt's name is {prompt_name!r}; it must be {known}. Or give the prompt's text")
+            raise InputError(
+                f"the prompt's name is {prompt_name!r}; it must be {known}. Or give the prompt's text"
+            )
         return self.texts[prompt_name]
 
     def query(self, prompt: str | None, prompt_name: str | None) -> str:

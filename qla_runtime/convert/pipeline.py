@@ -84,9 +84,7 @@ def convert(
     if calibration_samples < 1:
         raise InputError(f"calibration_samples is {calibration_samples}; it must be at least 1")
     target = check_target(out)
-    source = open_checkpoint(
-        checkpoint, task=task, max_length=max_length, pooling=pooling, activation=activation
-    )
+    source = open_checkpoint(checkpoint, task=task, max_length=max_length, pooling=pooling, activation=activation)
     layers = source.encoder.layers
     configs = default_configs(layers) if length_configs is None else with_full(length_configs, layers)
     samples = pick_samples(

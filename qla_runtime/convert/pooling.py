@@ -42,5 +42,9 @@ def _modes(pooling: Mapping[str, Any]) -> list[Any]:
     if given is not None:
         return list(given) if isinstance(given, list) else [given]
     names = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max", "weightedmean_tokens": "weightedmean"}
-    on = [key.removeprefix("pooling_mode_") for key, value in pooling.items() if key.startswith("pooling_mode_") and value]
+    on = [
+        key.removeprefix("pooling_mode_")
+        for key, value in pooling.items()
+        if key.startswith("pooling_mode_") and value
+    ]
     return sorted(names.get(mode, mode) for mode in on) or ["mean"]
