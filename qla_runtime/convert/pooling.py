@@ -23,16 +23,17 @@ def pooling_mode(pooling: Mapping[str, Any], normalize: bool) -> str:
     """
     if pooling.get("include_prompt") is False:
         raise UnsupportedError(
-            "pooling config: include_prompt is false, which leaves the prompt's tokens out of the mean; the engine "
-            "takes the mean over all tokens. Where the model is used without prompts, set include_prompt to true"
+            "pooling config: include_prompt is false, which leaves the prompt's tokens out of the mean; the "
+            "engine takes the mean over all tokens. Where the model is used without prompts, set include_prompt "
+            "to true"
         )
     modes = _modes(pooling)
     if normalize and modes == ["mean_sqrt_len_tokens"]:
         return "mean"  # of another length, which the Normalize module takes away
     if len(modes) != 1 or modes[0] not in POOLINGS:
         raise UnsupportedError(
-            f"pooling config: the mode is {' + '.join(map(str, modes))}; supported is exactly one of mean and cls. "
-            "Convert a sentence model that pools so"
+            f"pooling config: the mode is {' + '.join(map(str, modes))}; supported is exactly one of mean and "
+            "cls. Convert a sentence model that pools so"
         )
     return modes[0]
 

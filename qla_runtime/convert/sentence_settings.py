@@ -85,8 +85,8 @@ def chosen_pooling(sentence: SentenceSpec | None, pooling: str | None, task: str
         return SentenceSpec(pooling, normalize=False, max_length=None)
     if sentence.pooling != pooling:
         raise InputError(
-            f"pooling is {pooling!r}, and the checkpoint's modules.json says {sentence.pooling}, which it was trained "
-            "with; leave pooling out, or delete modules.json where it is wrong"
+            f"pooling is {pooling!r}, and the checkpoint's modules.json says {sentence.pooling}, which it was "
+            "trained with; leave pooling out, or delete modules.json where it is wrong"
         )
     return sentence
 
@@ -216,8 +216,8 @@ def _of_torch(path: str, where: str) -> str:
     module, _, name = path.rpartition(".")
     if name not in _TORCH_CLASSES or not (module == "torch.nn" or module.startswith("torch.nn.modules.")):
         raise UnsupportedError(
-            f"{where} is {path!r}; supported are torch.nn's {', '.join(_TORCH_CLASSES)}. To rank by another activation, "
-            "choose it at conversion (activation=, --activation); identity gives raw scores"
+            f"{where} is {path!r}; supported are torch.nn's {', '.join(_TORCH_CLASSES)}. To rank by another "
+            "activation, choose it at conversion (activation=, --activation); identity gives raw scores"
         )
     return _TORCH_CLASSES[name]
 
@@ -227,5 +227,6 @@ def _check_activation(activation: str, cross_encoder: bool) -> None:
         raise InputError(f"activation is {activation!r}; it must be one of {', '.join(ACTIVATIONS)}")
     if not cross_encoder:
         raise InputError(
-            f"activation is {activation!r}, which is for models that rank: classification with one label. Leave it out"
+            f"activation is {activation!r}, which is for models that rank: classification with one label. "
+            "Leave it out"
         )
