@@ -122,6 +122,36 @@ void read_span_qa(const JsonEntry& entry, int max_length) {
   read_int(entry["max_answer_tokens"], 1, max_length);
 }
 
+// What makes a cross-encoder's score of its logit. The engine gives logits; its callers apply it.
+void check_activation(const JsonEntry& entry) {
+  if (!entry.has("activation")) return;
+  entry["activation"].one_of({"identity", "sigmoid", "tanh", "relu", "relu6", "leaky_relu", "elu",
+                              "gelu", "silu", "softplus", "softsign", "log_sigmoid",
+                              "hard_sigmoid", "hard_tanh"});
+}
+
+// How vectors are compared and cut by the engine's callers; the engine gives whole ones.
+void check_vector_use(const JsonEntry& entry, int hidden) {
+  if (entry.has("similarity")) {
+    entry["similarity"].one_of({"cosine", "dot", "euclidean", "manhattan"});
+  }
+  if (entry.has("truncate_dim")) read_int(entry["truncate_dim"], 1, hidden);
+}
+
+// The texts that callers put before inputs, by name, and the name of the usual one.
+void check_prompts(const JsonEntry& config) {
+  std::set<std::string> names;
+  if (config.has("prompts")) {
+    for (const auto& [name, prompt] : config["prompts"].members()) {
+      prompt.text();
+      names.insert(name);
+    }
+  }
+  if (!config.has("default_prompt")) return;
+  const JsonEntry chosen = config["default_prompt"];
+  if (names.count(chosen.text()) == 0) chosen.bad("the name of a prompt");
+}
+
 TaskSpec read_task(const JsonEntry& entry, const EncoderSpec& encoder) {
   TaskSpec task;
   task.kind = static_cast<qla_task>(entry["kind"].one_of(
@@ -134,7 +164,9 @@ TaskSpec read_task(const JsonEntry& entry, const EncoderSpec& encoder) {
       task.outputs = 2;
       break;
     case QLA_TASK_SEQUENCE_CLASSIFICATION:
-      entry.check_keys({"kind", "max_length", "keep_cls", "pooler", "labels", "problem"});
+      entry.check_keys({"kind", "max_length", "keep_cls", "pooler", "labels", "problem"},
+                       {"activation"});
+      check_activation(entry);
       task.has_pooler = entry["pooler"].one_of({"none", "dense_tanh"}) == 1;
       task.outputs = read_labels(entry["labels"]);
       if (entry["problem"].one_of({"single_label", "multi_label", "regression"}) == 0 &&
@@ -147,7 +179,9 @@ TaskSpec read_task(const JsonEntry& entry, const EncoderSpec& encoder) {
       task.outputs = read_labels(entry["labels"]);
       break;
     case QLA_TASK_EMBEDDING:
-      entry.check_keys({"kind", "max_length", "keep_cls", "pooling", "normalize"});
+      entry.check_keys({"kind", "max_length", "keep_cls", "pooling", "normalize"},
+                       {"similarity", "truncate_dim"});
+      check_vector_use(entry, encoder.hidden);
       task.mean_pooling = entry["pooling"].one_of({"mean", "cls"}) == 0;
       task.normalize = entry["normalize"].boolean();
       task.outputs = encoder.hidden;
@@ -451,7 +485,9 @@ struct PackageReader {
     const nlohmann::json root = parse_json(text, kConfigFile, kMaxConfigSize);
     const JsonEntry config(root, kConfigFile);
     config.check_version();
-    config.check_keys({"format_version", "name", "encoder", "linears", "task"}, {"text"});
+    config.check_keys({"format_version", "name", "encoder", "linears", "task"},
+                      {"text", "prompts", "default_prompt"});
+    check_prompts(config);
     package.name = config["name"].text();
     package.encoder = read_encoder(config["encoder"]);
     package.layers = read_layer_types(config["linears"], package.encoder.layers);

@@ -95,7 +95,15 @@ def _encode(arguments: argparse.Namespace) -> None:
     texts = _texts(arguments.texts)
     engine = _open(arguments)
     length = _chosen_length(arguments)
-    vectors = [row for part in _parts(len(texts), "encode") for row in engine.encode(texts[part], length)]
+    options = {
+        "prompt_name": arguments.prompt_name,
+        "prompt": arguments.prompt,
+        "truncate_dim": arguments.truncate_dim,
+        "normalize_embeddings": arguments.normalize,
+    }
+    vectors = [
+        row for part in _parts(len(texts), "encode") for row in engine.encode(texts[part], length, **options)
+    ]
     if arguments.out:
         import numpy as np
 
@@ -136,10 +144,15 @@ def _rank(arguments: argparse.Namespace) -> None:
     documents = _texts(arguments.documents)
     engine = _open(arguments)
     length = _chosen_length(arguments)
+    options = {
+        "raw_scores": arguments.raw_scores,
+        "prompt_name": arguments.prompt_name,
+        "prompt": arguments.prompt,
+    }
     results = [
         result | {"index": part.start + result["index"]}
         for part in _parts(len(documents), "rank")
-        for result in engine.rank(arguments.query, documents[part], length)
+        for result in engine.rank(arguments.query, documents[part], length, **options)
     ]
     if not arguments.json:
         _warn_of_cut([result["truncated"] for result in results])
@@ -220,6 +233,8 @@ def _convert(arguments: argparse.Namespace) -> None:
         activations=arguments.activations,
         task=arguments.task,
         max_length=arguments.max_length,
+        pooling=arguments.pooling,
+        activation=arguments.activation,
         name=arguments.name,
         calibration_algo=arguments.algorithm,
         calibration_samples=arguments.samples,
@@ -361,6 +376,11 @@ def _parser() -> argparse.ArgumentParser:
     encode = add("encode", _encode, run, "turn sentences into embeddings")
     encode.add_argument("texts", nargs="+", metavar="TEXT|@FILE|-", help=_TEXTS_HELP)
     encode.add_argument("--out", metavar="FILE.npy", help="write the vectors as a numpy array")
+    _add_prompts(encode, "every text")
+    encode.add_argument(
+        "--truncate-dim", type=positive, metavar="N", help="give the first N numbers of each vector"
+    )
+    encode.add_argument("--normalize", action="store_true", help="bring every vector to length 1")
 
     classify = add("classify", _classify, run, "label texts, or pairs of texts")
     classify.add_argument("texts", nargs="+", metavar="TEXT|@FILE|-", help=_TEXTS_HELP)
@@ -378,6 +398,9 @@ def _parser() -> argparse.ArgumentParser:
     rank.add_argument(
         "--top-k", type=_top_k, default=None, metavar="N|all", help="documents to show (default: all)"
     )
+
+    rank.add_argument("--raw-scores", action="store_true", help="show logits, without the model's activation")
+    _add_prompts(rank, "the query")
 
     tag = add("tag", _tag, run, "find labelled spans, such as names, in texts")
     tag.add_argument("texts", nargs="+", metavar="TEXT|@FILE|-", help=_TEXTS_HELP)
@@ -413,6 +436,17 @@ def _parser() -> argparse.ArgumentParser:
     searching.add_arguments(find)
     _add_bench(commands)
     return parser
+
+
+def _add_prompts(command: argparse.ArgumentParser, where: str) -> None:
+    """The text that the model wants before its input, by name or outright."""
+    group = command.add_mutually_exclusive_group()
+    group.add_argument(
+        "--prompt-name",
+        metavar="NAME",
+        help=f"put the model's prompt of this name before {where} (default: the model's own choice)",
+    )
+    group.add_argument("--prompt", metavar="TEXT", help=f"put this text before {where}; an empty one for none")
 
 
 def _add_lengths(group: argparse._MutuallyExclusiveGroup) -> None:
@@ -462,6 +496,16 @@ def _add_convert(add: Callable[..., argparse.ArgumentParser], output: argparse.A
     )
     convert.add_argument("--task", help="what the model is for, where the checkpoint does not say")
     convert.add_argument("--max-length", type=positive, metavar="N", help="tokens that a text is cut at")
+    convert.add_argument(
+        "--pooling",
+        choices=("mean", "cls"),
+        help="how a sentence encoder without modules.json makes one vector (default there: mean)",
+    )
+    convert.add_argument(
+        "--activation",
+        metavar="NAME",
+        help="what makes a reranker's score of its logit, such as sigmoid or identity (default: the checkpoint's)",
+    )
     convert.add_argument("--name", help="the package's name (default: the output folder's)")
     convert.add_argument(
         "--algorithm",

@@ -13,9 +13,10 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from qla_runtime import _core, heads, inputs, policies, stages
+from qla_runtime import _core, heads, inputs, policies, stages, vectors
+from qla_runtime.activations import activate
 from qla_runtime.cost_model import CostModel
 from qla_runtime.errors import InputError, UnsupportedError, shown
 from qla_runtime.hub import find_package
@@ -31,6 +32,7 @@ from qla_runtime.length import (
 )
 from qla_runtime.length_table import LengthTable
 from qla_runtime.output import EncoderOutput
+from qla_runtime.prompts import Prompts
 from qla_runtime.timekeeper import Timekeeper
 from qla_runtime.tokenizer import TextRules
 from qla_runtime.windows import Encoded, QuestionWindows, Ragged, TextEncoder, batches, check_texts
@@ -99,6 +101,9 @@ class Engine:
         self._config = json.loads(self._core.config_json)
         self._task = self._config["task"]
         self._labels_of_task = tuple(self._task.get("labels", ()))
+        self._prompts = Prompts(
+            self._config, always=("query", "document") if self._task["kind"] == "embedding" else ()
+        )
         self._texts = TextEncoder(
             self._core.tokenizer_json,
             self._task["max_length"],
@@ -125,8 +130,9 @@ class Engine:
         """Opens a model by name.
 
         Args:
-            model: a package folder or a Hugging Face hub id; None opens the packaged default (SQuAD),
-                offline.
+            model: a package folder, a packaged model (``"minilm-l6-squad"`` for ``answer``,
+                ``"all-minilm-l6-v2"`` for ``encode``; both offline), or a Hugging Face hub id; None opens the
+                first.
             num_threads: as for :class:`Engine`.
             streams: as for :class:`Engine`.
             isa: as for :class:`Engine`.
@@ -168,6 +174,16 @@ class Engine:
     def max_length(self) -> int:
         """Tokens that one sequence of text may have, special tokens included."""
         return self._task["max_length"]
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """The model's prompts, name to text: what :meth:`encode` and :meth:`rank` take as ``prompt_name``."""
+        return dict(self._prompts.texts)
+
+    @property
+    def default_prompt(self) -> str | None:
+        """The name of the prompt that is used where a call names none; None: no prompt."""
+        return self._prompts.default
 
     @property
     def layers(self) -> int:
@@ -316,6 +332,10 @@ class Engine:
         *,
         latency_ms: float | None = None,
         truncate: bool = True,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        truncate_dim: int | None = None,
+        normalize_embeddings: bool = False,
     ) -> NDArray[np.float32]:
         """Sentence embeddings, pooled and normalized as the model's own config says.
 
@@ -325,23 +345,35 @@ class Engine:
             latency_ms: sugar for ``length=LatencyBudget(latency_ms)``.
             truncate: cut longer sentences at :attr:`max_length` tokens, with one warning that says how many;
                 False raises instead.
+            prompt_name: the name in :attr:`prompts` of a text to put before every sentence; None takes
+                :attr:`default_prompt`.
+            prompt: that text itself; ``""`` for none.
+            truncate_dim: give the first so many numbers of each vector; None gives as many as the model's own
+                config says. A vector of length 1 is shorter afterwards.
+            normalize_embeddings: bring vectors to length 1 in the end, also where the model's config does not.
 
         Returns:
-            float32 (hidden,) for a single sentence, else (sentences, hidden).
+            float32 (width,) for a single sentence, else (sentences, width). ``width`` is the model's hidden size,
+            or ``truncate_dim``.
 
         Raises:
-            InputError: an empty or missing text, or one too long with ``truncate=False``.
+            InputError: an empty or missing text, or one too long with ``truncate=False``; no prompt of that name,
+                or a prompt and a name; a ``truncate_dim`` that is no width of this model.
             UnsupportedError: the model gives no embeddings, or ``length`` is a policy that it cannot follow.
         """
         began = perf_counter()
         self._require("embedding", "encode")
         texts, single = check_texts(sentences, "sentences")
+        chosen = self._prompts.choose(prompt, prompt_name)
+        texts = [chosen + text for text in texts]
+        width = vectors.check_truncate_dim(truncate_dim, self._info["hidden"]) or self._task.get("truncate_dim")
         plan = self._plan(length, latency_ms, len(texts), no_confidence="encode() gives vectors")
-        vectors = np.empty((len(texts), self._info["hidden"]), np.float32)
+        out = np.empty((len(texts), width or self._info["hidden"]), np.float32)
 
         def embed(part: slice, encoded: Encoded, plan: LengthPlan) -> list[int]:
-            """Fills ``vectors``; how many texts were cut."""
-            vectors[part] = self._run(encoded.batch, plan.index[part], plan, {"logits"})["logits"]
+            """Fills ``out``; how many texts were cut."""
+            pooled = self._run(encoded.batch, plan.index[part], plan, {"logits"})["logits"][:, :width]
+            out[part] = vectors.normalized(pooled) if normalize_embeddings else pooled
             return [int(encoded.cut.sum())]
 
         cut_texts = sum(
@@ -359,7 +391,58 @@ class Engine:
                 "there; split them, or pass truncate=False to be refused",
                 stacklevel=2,
             )
-        return vectors[0] if single else vectors
+        return out[0] if single else out
+
+    def encode_query(
+        self,
+        sentences: str | Sequence[str],
+        length: Length = None,
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        **options: Any,
+    ) -> NDArray[np.float32]:
+        """:meth:`encode` for what is searched with: with the prompt called ``query``, or none where there is none.
+
+        :attr:`default_prompt` is not used. ``prompt_name``, ``prompt`` and all else are as for :meth:`encode`.
+        """
+        self._require("embedding", "encode_query")
+        return self.encode(sentences, length, prompt=self._prompts.query(prompt, prompt_name), **options)
+
+    def encode_document(
+        self,
+        sentences: str | Sequence[str],
+        length: Length = None,
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        **options: Any,
+    ) -> NDArray[np.float32]:
+        """:meth:`encode` for what is found: with the prompt called ``document``, or none where there is none.
+
+        :attr:`default_prompt` is not used, and neither is a prompt of another name, such as ``passage``:
+        sentence-transformers 6 does the same. Name it: ``prompt_name="passage"``. All else is as for
+        :meth:`encode`.
+        """
+        self._require("embedding", "encode_document")
+        return self.encode(sentences, length, prompt=self._prompts.document(prompt, prompt_name), **options)
+
+    def similarity(self, first: ArrayLike, second: ArrayLike) -> NDArray[np.float32]:
+        """Compares vectors as the model's own config says: cosine, where it says nothing.
+
+        Args:
+            first: (n, width) vectors of :meth:`encode`, or one of (width,).
+            second: (m, width), or (width,).
+
+        Returns:
+            float32 (n, m), more for what is closer: Euclidean and Manhattan distances are negative.
+
+        Raises:
+            InputError: not vectors of one width.
+            UnsupportedError: the model gives no embeddings.
+        """
+        self._require("embedding", "similarity")
+        return vectors.similarity(self._task.get("similarity", "cosine"), first, second)
 
     def classify(
         self,
@@ -383,9 +466,9 @@ class Engine:
 
         Returns:
             For a single text a dict, else a list of them: ``"label"`` and ``"score"`` of the best label (a
-            probability; for a regression model the value itself), ``"length"``, ``"length_config"``,
-            ``"accuracy"``, ``"macs"``, ``"budget_met"`` and ``"ran"`` as in :meth:`answer`, ``"truncated"``,
-            and if asked ``"scores"``, a list of ``{"label", "score"}``, best first.
+            probability; for a regression model, and any other of one label, the value itself), ``"length"``,
+            ``"length_config"``, ``"accuracy"``, ``"macs"``, ``"budget_met"`` and ``"ran"`` as in :meth:`answer`,
+            ``"truncated"``, and if asked ``"scores"``, a list of ``{"label", "score"}``, best first.
 
         Raises:
             InputError: an empty or missing text, unequal numbers, ``top_k`` below 1, or too long with
@@ -434,8 +517,15 @@ class Engine:
         latency_ms: float | None = None,
         top_k: int | None = None,
         truncate: bool = True,
+        raw_scores: bool = False,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
     ) -> list[dict[str, Any]]:
         """Orders documents by how well they answer a query, with a cross-encoder (a model of one label).
+
+        A score is what sentence-transformers' CrossEncoder gives: the model's logit under the activation of its
+        own config, a sigmoid where that says nothing. A package whose config.json has no ``activation`` gives the
+        logit.
 
         Args:
             query: the query.
@@ -444,14 +534,19 @@ class Engine:
             latency_ms: sugar for ``length=LatencyBudget(latency_ms)``.
             top_k: give the best ``top_k`` only; None gives all.
             truncate: cut longer pairs at :attr:`max_length` tokens and say so; False raises instead.
+            raw_scores: give the logits, without the activation.
+            prompt_name: the name in :attr:`prompts` of a text to put before the query; None takes
+                :attr:`default_prompt`.
+            prompt: that text itself; ``""`` for none.
 
         Returns:
-            dicts, best first: ``"index"`` (into ``documents``), ``"score"``, ``"truncated"``, and
-            ``"length"``, ``"length_config"``, ``"accuracy"``, ``"macs"``, ``"budget_met"`` as in
+            dicts, best first (equal scores in the order of ``documents``): ``"index"`` (into ``documents``),
+            ``"score"``, ``"truncated"``, and ``"length"``, ``"length_config"``, ``"accuracy"``, ``"macs"``, ``"budget_met"`` as in
             :meth:`answer`.
 
         Raises:
-            InputError: an empty or missing text, ``top_k`` below 1, or too long with ``truncate=False``.
+            InputError: an empty or missing text, ``top_k`` below 1, or too long with ``truncate=False``; no prompt
+                of that name, or a prompt and a name.
             UnsupportedError: the model is no cross-encoder, or ``length`` is a policy that it cannot follow.
         """
         began = perf_counter()
@@ -470,14 +565,16 @@ class Engine:
         check_texts(query, "query")
         texts, _ = check_texts(documents, "documents")
         _check_count("top_k", top_k, "None gives all documents")
+        activation = "identity" if raw_scores else self._task.get("activation")
         plan = self._plan(length, latency_ms, len(texts), no_confidence="rank() gives relevances")
-        pairs = [(query, text) for text in texts]
+        asked = self._prompts.choose(prompt, prompt_name) + query
+        pairs = [(asked, text) for text in texts]
         results = self._in_parts(
             plan,
             began,
             batches(texts),
             lambda part: self._encoded(pairs[part], "documents", part, False, truncate),
-            lambda part, encoded, plan: self._labels(part, encoded, plan, 1),
+            lambda part, encoded, plan: self._labels(part, encoded, plan, 1, activation),
         )
         _stamped(results, _budget_met(plan, began), False)
         # Stable, so that equal scores stay in the caller's order.
@@ -689,13 +786,17 @@ class Engine:
             results.append(result)
         return results
 
-    def _labels(self, part: slice, encoded: Encoded, plan: LengthPlan, top_k: int | None) -> list[dict[str, Any]]:
-        """``classify`` for the texts, or pairs of texts, of one slice."""
+    def _labels(
+        self, part: slice, encoded: Encoded, plan: LengthPlan, top_k: int | None, activation: str | None = None
+    ) -> list[dict[str, Any]]:
+        """``classify``, or with an activation ``rank``, for the texts, or pairs of texts, of one slice."""
         arrays = self._run(encoded.batch, plan.index[part], plan, {"logits", "macs"})
+        logits = arrays["logits"]
+        scored = activate(activation, logits) if activation else heads.label_scores(logits, self._task["problem"])
         results = []
-        for i, scores in enumerate(heads.label_scores(arrays["logits"], self._task["problem"])):
+        for i, scores in enumerate(scored):
             # By logits: probabilities of sure labels round to the same number.
-            order = np.argsort(-arrays["logits"][i], kind="stable")
+            order = np.argsort(-logits[i], kind="stable")
             result = {
                 "label": self.labels[order[0]],
                 "score": float(scores[order[0]]),

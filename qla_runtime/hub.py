@@ -1,4 +1,4 @@
-"""Where packages come from: the default one beside this file, a folder, or the Hugging Face hub.
+"""Where packages come from: the packaged ones beside this file, a folder, or the Hugging Face hub.
 
 Only the place is found here; the engine checks what lies there. What is recognisably something else, a
 checkpoint or a pickle, gets an error that says how to turn it into a package.
@@ -14,6 +14,8 @@ from pathlib import Path
 from qla_runtime.errors import InputError, PackageError, UnsupportedError, shown
 
 DEFAULT_PACKAGE = "minilm-l6-squad"
+PACKAGED = ("minilm-l6-squad", "all-minilm-l6-v2")
+"""The models that come with the package: they open by name, offline."""
 PACKAGE_FILES = ("manifest.json", "config.json", "model.safetensors", "tokenizer.json", "length_configs.json")
 """What a package holds besides its card; the hub download takes these and the card alone."""
 
@@ -27,7 +29,8 @@ def find_package(source: str | os.PathLike[str] | None, *, revision: str | None 
     """The folder of a package.
 
     Args:
-        source: a package folder, a hub id (``owner/name``), or None for the packaged default model.
+        source: a package folder, a name of :data:`PACKAGED`, a hub id (``owner/name``), or None for the default
+            model. A folder of that name in the working directory comes before a packaged model.
         revision: branch, tag or commit of a hub id.
 
     Raises:
@@ -38,7 +41,7 @@ def find_package(source: str | os.PathLike[str] | None, *, revision: str | None 
     if source is None:
         if revision is not None:
             raise InputError(f"revision is {revision!r} without a model; a revision is for hub ids, leave it out")
-        return _default()
+        return _packaged(DEFAULT_PACKAGE)
     if not isinstance(source, (str, os.PathLike)):
         raise InputError(
             f"the model is {shown(source)}; pass a package folder, a hub id, or None for the default model"
@@ -61,13 +64,17 @@ def find_package(source: str | os.PathLike[str] | None, *, revision: str | None 
         return _checked_folder(path, text)
     if exists:
         raise _not_a_folder(path)
+    if text in PACKAGED:
+        if revision is not None:
+            raise InputError(f"revision is {revision!r}, but {text!r} is a packaged model; leave it out")
+        return _packaged(text)
     if _HUB_ID.fullmatch(text):
         # The small files tell a package from a checkpoint before gigabytes of weights are fetched.
         _checked_folder(_download(text, revision, PACKAGE_FILES[:2]), text)
         return _download(text, revision, (*PACKAGE_FILES, "README.md"))
     raise PackageError(
-        f"there is no package at {text!r}: no such folder, and it is no hub id (owner/name). Check the path, "
-        "or call Engine.from_pretrained() for the default model"
+        f"there is no package at {text!r}: no such folder, no hub id (owner/name), and no packaged model "
+        f"({', '.join(PACKAGED)}). Check the path, or call Engine.from_pretrained() for the default model"
     )
 
 
@@ -77,11 +84,11 @@ def convert_line(checkpoint: str) -> str:
     return f"qla convert {shlex.quote(checkpoint)} {shlex.quote(out)} --calibrate TEXTS"
 
 
-def _default() -> Path:
-    path = Path(__file__).parent / "models" / DEFAULT_PACKAGE
+def _packaged(name: str) -> Path:
+    path = Path(__file__).parent / "models" / name
     if not (path / "manifest.json").is_file():
         raise PackageError(
-            f"the default model {DEFAULT_PACKAGE!r} is missing from this installation; reinstall qla_runtime "
+            f"the packaged model {name!r} is missing from this installation; reinstall qla_runtime "
             "from its wheel, or name a package folder"
         )
     return path

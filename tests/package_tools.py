@@ -163,7 +163,8 @@ def _task(kind: str, max_length: int, options: dict) -> dict:
         "token-classification": {"labels": _TAGS},
         "embedding": {"pooling": "mean", "normalize": True},
     }[kind]
-    unknown = set(options) - set(keys)
+    optional = {"similarity", "truncate_dim"} if kind == "embedding" else set()
+    unknown = set(options) - set(keys) - optional
     assert not unknown, f"{kind} has no {unknown}"
     return {
         "kind": kind,

@@ -155,6 +155,22 @@ def test_rank(packages):
     assert len(ok("rank", "what", "a", "bb", "ccc", *model, "--top-k", "2").splitlines()) == 2
 
 
+def test_settings_of_encode_and_rank(packages):
+    engine, model = Engine(packages["embedding"]), ["--model", packages["embedding"]]
+    flags = ["--prompt", "q: ", "--truncate-dim", "16", "--normalize"]
+    vectors = json.loads(ok("encode", "first", "second", *model, *flags, "--json"))
+    expected = engine.encode(["first", "second"], prompt="q: ", truncate_dim=16, normalize_embeddings=True)
+    assert np.array_equal(np.array(vectors, np.float32), expected)
+    assert json.loads(ok("encode", "first", *model, "--prompt-name", "query", "--json")) == [
+        engine.encode_query("first").tolist()
+    ]
+    assert "'query', 'document'" in refused("encode", "first", *model, "--prompt-name", "passage")
+    assert "not allowed with argument" in run("encode", "a", *model, "--prompt", "b", "--prompt-name", "c").stderr
+    ranker, model = Engine(packages["ranker"]), ["--model", packages["ranker"]]
+    ranked = json.loads(ok("rank", "what", "a", "bb", *model, "--raw-scores", "--prompt", "find: ", "--json"))
+    assert ranked == ranker.rank("what", ["a", "bb"], raw_scores=True, prompt="find: ")
+
+
 def test_tag(packages):
     model = ["--model", packages["token-classification"]]
     (result,) = json.loads(ok("tag", "ada in london", *model, "--json"))

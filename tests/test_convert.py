@@ -284,6 +284,7 @@ def test_reads_tasks(tmp_path, qa_checkpoint):
     assert (task.labels, task.problem, task.max_length) == (("no", "yes"), "single_label", 20)
     score = save_checkpoint(tmp_path / "score", "Bert", "sequence-classification", num_labels=1)
     assert open_checkpoint(score).task.problem == "regression"
+    assert open_checkpoint(score).task.to_json()["activation"] == "sigmoid"
     encoder = open_checkpoint(folder).encoder
     assert (encoder.position_offset, encoder.max_positions) == (2, 64)
 
@@ -301,7 +302,7 @@ def test_reads_sentence_transformers_layout(tmp_path):
     task = open_checkpoint(folder).task
     assert (task.pooling, task.normalize) == ("cls", False)
     add_sentence_layout(folder, mode="max_tokens")
-    with pytest.raises(UnsupportedError, match="exactly one of mean or CLS"):
+    with pytest.raises(UnsupportedError, match="exactly one of mean and cls"):
         open_checkpoint(folder)
     add_sentence_layout(folder, modules=("Pooling", "Dense"))
     with pytest.raises(UnsupportedError, match="Dense"):

@@ -17,7 +17,9 @@ import pytest
 from package_tools import FILES, TinyPackage, tiny_package
 
 from qla_runtime import _core
+from qla_runtime.activations import ACTIVATIONS
 from qla_runtime.errors import PackageError, UnsupportedError
+from qla_runtime.vectors import SIMILARITIES
 
 CHECKED_FILES = ("manifest.json", *FILES)
 
@@ -322,12 +324,39 @@ def test_config_of_a_later_version(folder, path, value):
         ("sequence-classification", "task.pooler", None, "'task.pooler' is missing"),
         ("token-classification", "task.pooler", "none", "unknown key 'pooler'"),
         ("embedding", "task.normalize", "yes", "task.normalize is 'yes'"),
+        ("sequence-classification", "task.activation", 1, "task.activation is 1; it must be a text"),
+        ("embedding", "task.activation", "sigmoid", "unknown key 'activation'"),
+        ("embedding", "task.similarity", ["dot"], "task.similarity is an array; it must be a text"),
+        ("token-classification", "task.similarity", "dot", "unknown key 'similarity'"),
+        ("embedding", "task.truncate_dim", 0, "task.truncate_dim is 0; it must be an integer from 1 to 64"),
+        ("embedding", "task.truncate_dim", 65, "task.truncate_dim is 65; it must be an integer from 1 to 64"),
+        ("embedding", "prompts", ["query: "], "prompts is an array; it must be an object"),
+        ("embedding", "prompts", {"query": 1}, "prompts.query is 1; it must be a text"),
+        ("embedding", "default_prompt", "query", "default_prompt is 'query'; it must be the name of a prompt"),
+        ("embedding", "default_prompt", 1, "default_prompt is 1; it must be a text"),
     ],
 )
 def test_task_rules(tmp_path, task, path, value, rule):
     folder = tiny_package(task).save(tmp_path / "package")
     tools.edit_json(folder, "config.json", put(path, value))
     refused(folder, "config.json", rule)
+
+
+@pytest.mark.parametrize("task, key", [("sequence-classification", "activation"), ("embedding", "similarity")])
+def test_settings_of_a_later_version(tmp_path, task, key):
+    folder = tiny_package(task).save(tmp_path / "package")
+    tools.edit_json(folder, "config.json", put(f"task.{key}", "entmax"))
+    refused(folder, "config.json", f"task.{key} is 'entmax'", UnsupportedError)
+
+
+def test_every_activation_and_similarity_opens(tmp_path):
+    for number, (task, key, name) in enumerate(
+        [("sequence-classification", "activation", name) for name in ACTIVATIONS]
+        + [("embedding", "similarity", name) for name in SIMILARITIES]
+    ):
+        folder = tiny_package(task).save(tmp_path / f"{number}")
+        tools.edit_json(folder, "config.json", put(f"task.{key}", name))
+        open_engine(folder)
 
 
 JSON_FILES = ("config.json", "length_configs.json")

@@ -14,8 +14,8 @@ import tokenizer_tools as tools  # noqa: E402
 from tokenizers import AddedToken, models  # noqa: E402
 
 from qla_runtime.convert import tokenizer as made_by  # noqa: E402
-from qla_runtime.convert.sentence_settings import TransformerSettings, transformer_settings  # noqa: E402
 from qla_runtime.convert.tokenizer import CheckpointTokenizer, read_tokenizer  # noqa: E402
+from qla_runtime.convert.transformer_settings import TransformerSettings, transformer_settings  # noqa: E402
 from qla_runtime.errors import InputError, UnsupportedError  # noqa: E402
 from qla_runtime.windows import TextEncoder  # noqa: E402
 

@@ -7,7 +7,7 @@ would change the results, and named in :attr:`Checkpoint.notes` where it would n
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from qla_runtime.convert.config_keys import infer_model_type, refuse_other_arith
 from qla_runtime.convert.json_files import first_line as _first_line
 from qla_runtime.convert.json_files import read_json as _read_json
 from qla_runtime.convert.json_files import read_object as _read_object
-from qla_runtime.convert.sentence_settings import TransformerSettings, transformer_settings
+from qla_runtime.convert.sentence_settings import SentenceSettings, chosen_pooling, read_settings
 from qla_runtime.convert.spec import (
     EncoderSpec,
     SentenceSpec,
@@ -29,6 +29,7 @@ from qla_runtime.convert.spec import (
 )
 from qla_runtime.convert.tensors import Account, account, canonical_names, hugging_face_tensors, origins
 from qla_runtime.convert.tokenizer import read_tokenizer
+from qla_runtime.convert.transformer_settings import TransformerSettings, transformer_settings
 from qla_runtime.convert.weights import WeightFiles
 from qla_runtime.errors import InputError
 from qla_runtime.text_files import check_regular_files
@@ -61,8 +62,6 @@ class Checkpoint:
     """The tokenizer, truncation and padding off."""
     card: str
     """README.md of the checkpoint, or an empty string."""
-    text: TextRules = TextRules()
-    """What the tokenizer cannot say about texts."""
     config: dict[str, Any]
     """config.json, with transformers' defaults in place of missing keys."""
     weights: WeightFiles
@@ -71,6 +70,10 @@ class Checkpoint:
     """What becomes of each."""
     notes: tuple[str, ...] = ()
     """What the package leaves out, one sentence each; none of it changes what the package computes."""
+    text: TextRules = TextRules()
+    """What the tokenizer cannot say about texts."""
+    settings: SentenceSettings = field(default_factory=SentenceSettings)
+    """Prompts and what else sentence-transformers saves beside a model."""
 
     def load_model(self, *, new_head: bool = False) -> Model:
         """The float32 model in evaluation mode.
@@ -137,7 +140,13 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    checkpoint: str | Path, *, task: str | None = None, max_length: int | None = None, new_head: bool = False
+    checkpoint: str | Path,
+    *,
+    task: str | None = None,
+    max_length: int | None = None,
+    pooling: str | None = None,
+    activation: str | None = None,
+    new_head: bool = False,
 ) -> Checkpoint:
     """Finds a checkpoint, reads everything but its weights' values, and accounts for all that is in it.
 
@@ -145,6 +154,8 @@ def open_checkpoint(
         checkpoint: a folder, or a hub id such as ``deepset/minilm-uncased-squad2``.
         task: a task kind of ``docs/file-format.md``; None reads it from the checkpoint.
         max_length: tokens a text is cut at; None takes the checkpoint's limit.
+        pooling: ``mean`` or ``cls``, for a sentence encoder whose folder does not say; None takes the mean there.
+        activation: of a cross-encoder's score; None takes the checkpoint's.
         new_head: the head may be missing, or be another task's: it will be replaced.
 
     Raises:
@@ -155,13 +166,14 @@ def open_checkpoint(
     source = root.resolve().name if Path(checkpoint).is_dir() else str(checkpoint)
     check_regular_files(root, (*_HUB_FILES, *_HUB_PICKLES))
     left_beside = companion_notes(root, source, task)
-    folder, sentence, settings = _sentence_layout(root)
+    folder, sentence, how = _sentence_layout(root)
+    sentence = chosen_pooling(sentence, pooling, task)
     config = _read_object(folder / "config.json")
     refuse_other_arithmetic(config)  # before the weights, of which such a config may have a kind of its own
     weights = WeightFiles(folder, source)
     config["model_type"] = infer_model_type(config, canonical_names(weights.tensors, None))
     encoder = encoder_spec(config, max_length=max_length)
-    tokenizer = read_tokenizer(folder, config, settings)
+    tokenizer = read_tokenizer(folder, config, how)
     spec = task_spec(
         config,
         encoder,
@@ -170,6 +182,7 @@ def open_checkpoint(
         sentence=sentence,
         tokenizer_limit=tokenizer.limit,
     )
+    settings = read_settings(root, config, spec, encoder.hidden, activation)
     rows = position_rows(config)
     accounted = account(weights.tensors, encoder, spec, rows, new_head=new_head)
     card = root / "README.md"
@@ -177,7 +190,7 @@ def open_checkpoint(
         source=source,
         folder=folder,
         encoder=encoder,
-        task=spec,
+        task=settings.of_task(spec),
         tokenizer_json=tokenizer.json,
         text=tokenizer.rules,
         card=card.read_text(encoding="utf-8") if card.is_file() else "",
@@ -185,6 +198,7 @@ def open_checkpoint(
         weights=weights,
         account=accounted,
         notes=(*left_beside, *_config_notes(config, encoder, rows), *accounted.notes),
+        settings=settings,
     )
 
 

@@ -53,6 +53,8 @@ def convert(
     activations: str = "per_token",
     task: str | None = None,
     max_length: int | None = None,
+    pooling: str | None = None,
+    activation: str | None = None,
     name: str | None = None,
     length_configs: Mapping[str, LengthConfig] | None = None,
     calibration_algo: str = "kl",
@@ -78,6 +80,9 @@ def convert(
         activations: ``per_token`` or ``static``, for every linear layer.
         task: a task kind of ``docs/file-format.md``; None reads it from the checkpoint.
         max_length: tokens a text is cut at; None takes the checkpoint's limit (span QA: 384).
+        pooling: ``mean`` or ``cls``, for a sentence encoder without ``modules.json``; None takes the mean there.
+        activation: what makes a cross-encoder's score of its logit, in place of what the checkpoint says; one of
+            :data:`qla_runtime.activations.ACTIVATIONS`.
         name: the package's name; None takes the output folder's.
         length_configs: name -> config; None gives ``full``, ``balanced`` and ``fast``.
         calibration_algo: ``kl`` or ``minmax``; for static activations.
@@ -107,7 +112,7 @@ def convert(
         raise InputError("static activations are calibrated on texts; pass a file of them (--calibrate)")
     target = check_target(out)
     name = check_name(name or target.name)
-    source = open_checkpoint(checkpoint, task=task, max_length=max_length)
+    source = open_checkpoint(checkpoint, task=task, max_length=max_length, pooling=pooling, activation=activation)
     if progress:
         for note in source.notes:
             print(f"note: {note}", file=sys.stderr)
@@ -243,6 +248,7 @@ def package_config(name: str, source: Checkpoint, scales: Scales, activations: s
         "encoder": source.encoder.to_json(),
         "linears": [{name: linear((i, name)) for name in LINEARS} for i in range(source.encoder.layers)],
         "task": source.task.to_json(),
+        **source.settings.to_json(),
     }
     text = source.text.to_json()
     return {**config, "text": text} if text else config

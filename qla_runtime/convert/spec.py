@@ -12,6 +12,7 @@ from typing import Any
 
 from qla_runtime.convert import limits
 from qla_runtime.convert.config_keys import MODEL_TYPES, architecture, refuse_other_arithmetic, with_defaults
+from qla_runtime.convert.pooling import pooling_mode
 from qla_runtime.errors import InputError, UnsupportedError
 
 TASK_OF_ARCHITECTURE = {
@@ -78,6 +79,9 @@ class TaskSpec:
     problem: str = "single_label"
     pooling: str = "mean"
     normalize: bool = False
+    similarity: str | None = None
+    truncate_dim: int | None = None
+    activation: str | None = None
     doc_stride: int = 128
     max_answer_tokens: int = 30
 
@@ -101,10 +105,26 @@ class TaskSpec:
         if self.kind == "span-qa":
             return {**common, "doc_stride": self.doc_stride, "max_answer_tokens": self.max_answer_tokens}
         if self.kind == "embedding":
-            return {**common, "pooling": self.pooling, "normalize": self.normalize}
+            return {
+                **common,
+                "pooling": self.pooling,
+                "normalize": self.normalize,
+                **_given(similarity=self.similarity, truncate_dim=self.truncate_dim),
+            }
         if self.kind == "token-classification":
             return {**common, "labels": list(self.labels)}
-        return {**common, "pooler": "dense_tanh", "labels": list(self.labels), "problem": self.problem}
+        return {
+            **common,
+            "pooler": "dense_tanh",
+            "labels": list(self.labels),
+            "problem": self.problem,
+            **_given(activation=self.activation),
+        }
+
+
+def _given(**optional: Any) -> dict[str, Any]:
+    """The optional keys that have a value."""
+    return {key: value for key, value in optional.items() if value is not None}
 
 
 def encoder_spec(config: dict[str, Any], *, max_length: int | None = None) -> EncoderSpec:
@@ -222,18 +242,10 @@ def sentence_spec(
             f"modules.json: modules are {' > '.join(kinds) or 'none'}; supported is Transformer > Pooling "
             "[> Normalize]. Merge or remove the other modules before converting"
         )
-    modes = {key: value for key, value in pooling.items() if key.startswith("pooling_mode")}
-    on = sorted(key.removeprefix("pooling_mode_") for key, value in modes.items() if value is True)
-    if isinstance(modes.get("pooling_mode"), str):
-        on = [modes["pooling_mode"]]
-    names = {"mean_tokens": "mean", "cls_token": "cls", "mean": "mean", "cls": "cls"}
-    if len(on) != 1 or on[0] not in names:
-        raise UnsupportedError(
-            f"pooling config: modes {on or 'none'}; supported is exactly one of mean or CLS. "
-            "Retrain the sentence model with one of them"
-        )
+    normalize = "Normalize" in kinds
+    mode = pooling_mode(pooling, normalize)
     limit = transformer.get("max_seq_length")
-    return SentenceSpec(names[on[0]], "Normalize" in kinds, limit if isinstance(limit, int) else None)
+    return SentenceSpec(mode, normalize, limit if isinstance(limit, int) else None)
 
 
 def _task_of(config: dict[str, Any], sentence: SentenceSpec | None) -> str:

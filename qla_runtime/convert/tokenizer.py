@@ -25,7 +25,7 @@ from qla_runtime.convert.plain_tokenizer import (
     plain_tokenizer,
     tokenizer_class,
 )
-from qla_runtime.convert.sentence_settings import TransformerSettings
+from qla_runtime.convert.transformer_settings import TransformerSettings
 from qla_runtime.errors import InputError, PackageError, UnsupportedError
 from qla_runtime.tokenizer import TextRules
 from qla_runtime.windows import Ragged, TextEncoder

@@ -1,0 +1,61 @@
+"""Prompts: the text that a model was trained to read before each sentence, such as ``"query: "``.
+
+The rules are those of sentence-transformers, so that both give the same vectors for the same call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qla_runtime.errors import InputError
+
+_DOCUMENT_NAMES = ("document", "passage", "corpus")
+
+
+class Prompts:
+    """The prompts of one model, by name.
+
+    Args:
+        config: the package's ``config.json``, with or without ``prompts`` and ``default_prompt``.
+        always: names that the task knows even where the model brings no text for them; their prompt is then
+            empty.
+    """
+
+    def __init__(self, config: Mapping[str, Any], always: Sequence[str] = ()) -> None:
+        self.texts: dict[str, str] = dict.fromkeys(always, "") | config.get("prompts", {})
+        self.default: str | None = config.get("default_prompt")
+
+    def choose(self, prompt: str | None, prompt_name: str | None) -> str:
+        """The text to put before every input: ``prompt``, the one called ``prompt_name``, or the default.
+
+        Raises:
+            InputError: both are given, one is no text, or there is no prompt of that name.
+        """
+        if prompt is not None and prompt_name is not None:
+            raise InputError("a prompt is given and the name of one, too; give only one of them")
+        if prompt is not None:
+            if not isinstance(prompt, str):
+                raise InputError(f"the prompt is of type {type(prompt).__name__}; it must be a text (str)")
+            return prompt
+        if prompt_name is None:
+            return "" if self.default is None else self.texts[self.default]
+        if not isinstance(prompt_name, str) or prompt_name not in self.texts:
+            known = f"one of {', '.join(map(repr, self.texts))}" if self.texts else "left out: this model has none"
+            raise InputError(
+                f"the prompt's name is {prompt_name!r}; it must be {known}. Or give the prompt's text"
+            )
+        return self.texts[prompt_name]
+
+    def query(self, prompt: str | None, prompt_name: str | None) -> str:
+        """As :meth:`choose`, but the prompt called ``query`` where neither argument is given."""
+        return self._for_role(prompt, prompt_name, ("query",))
+
+    def document(self, prompt: str | None, prompt_name: str | None) -> str:
+        """As :meth:`choose`, but the prompt called ``document`` (else ``passage``, else ``corpus``)."""
+        return self._for_role(prompt, prompt_name, _DOCUMENT_NAMES)
+
+    def _for_role(self, prompt: str | None, prompt_name: str | None, names: Sequence[str]) -> str:
+        if prompt is None and prompt_name is None:
+            prompt_name = next((name for name in names if name in self.texts), None)
+        return self.choose(prompt, prompt_name)
