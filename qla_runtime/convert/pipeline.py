@@ -13,6 +13,7 @@ from qla_runtime.convert.calibration import Samples, pick_samples, read_texts
 from qla_runtime.convert.card import Provenance, write_card
 from qla_runtime.convert.checkpoint import Checkpoint, open_checkpoint
 from qla_runtime.convert.lengths import default_configs, to_json, with_full
+from qla_runtime.convert.no_answer import with_no_answer
 from qla_runtime.convert.pack import embedding_scale, pack, pad16, quantize_rows
 from qla_runtime.convert.package_writer import (
     FORMAT_VERSION,
@@ -46,6 +47,7 @@ def convert(
     calibration_algo: str = "kl",
     calibration_samples: int = 96,
     articles: str = "all",
+    no_answer: bool | None = None,
     provenance: Provenance | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -63,6 +65,8 @@ def convert(
         calibration_algo: ``kl`` or ``minmax``.
         calibration_samples: how many texts neural-compressor sees.
         articles: of a SQuAD file, ``all`` or the ``odd`` positions only.
+        no_answer: of span QA, whether the model may say that there is no answer (SQuAD 2.0); None takes it from
+            the checkpoint's name and card.
         provenance: licence, base model and data for the card; gaps are filled from the checkpoint's own card.
         progress: bars and the closing table on standard error.
 
@@ -79,7 +83,7 @@ def convert(
     if calibration_samples < 1:
         raise InputError(f"calibration_samples is {calibration_samples}; it must be at least 1")
     target = check_target(out)
-    source = open_checkpoint(checkpoint, task=task, max_length=max_length)
+    source = with_no_answer(open_checkpoint(checkpoint, task=task, max_length=max_length), no_answer)
     layers = source.encoder.layers
     configs = default_configs(layers) if length_configs is None else with_full(length_configs, layers)
     samples = pick_samples(
