@@ -1,9 +1,9 @@
-"""Scores of answers in long contexts: which rule tells right answers from wrong ones, whatever the length.
+"""Scores of answers in long contexts: which rule picks right answers, and tells them from wrong ones.
 
-    python -m bench.qa_scores dev-v1.1.json --articles even [--questions 150] [--windows 80]
+    python -m bench.qa_scores dev-v1.1.json --articles even [--questions 60] [--windows 80]
 
 Each question is asked of its own paragraph, and of longer and longer stretches of windows around it, which the
-neighbouring paragraphs of the file fill. Every rule scores the same logits. Prints Markdown tables.
+neighbouring paragraphs of the file fill. Every rule works on the same logits. Prints Markdown tables.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from qla_runtime import Engine, _core, evaluate
 from qla_runtime.evaluate import Question
 from qla_runtime.windows import QuestionWindows, TextEncoder
 
-SIZES = (2, 5, 20, 80)
-"""Windows of the longer contexts."""
+SIZES = (2, 5, 20)
+"""Windows of the contexts between a paragraph and the longest."""
 
 Floats = NDArray[np.float64]
 
@@ -99,48 +99,49 @@ def window_and_null(windows: Windows, best: int) -> float:
     return float(windows.with_null[best])
 
 
-def best_window_and_null(windows: Windows, best: int) -> float:
-    """The best window's softmax, times the share of its span against its own null."""
-    return float(windows.alone[best] - np.logaddexp(0, windows.nulls[best] - windows.sums[best]))
-
-
-def _others(windows: Windows, best: int) -> Floats:
-    """Sums of the windows that say something else than the best one."""
-    return windows.sums[(windows.place != windows.place[best]).any(1)]
-
-
 def against_runner_up(windows: Windows, best: int) -> float:
-    """The best window's softmax, times its span's share against the best span of another window."""
-    others = _others(windows, best)
+    """The best window's softmax, times the best span's share against the best span of another place."""
+    others = windows.sums[(windows.place != windows.place[best]).any(1)]
     margin = others.max() - windows.sums[best] if len(others) else -np.inf
     return float(windows.alone[best] - np.logaddexp(0, margin))
 
 
-def among_windows(windows: Windows, best: int) -> float:
-    """The best window's softmax, times its span's share among the best spans of all windows."""
-    return float(
-        windows.alone[best]
-        + windows.sums[best]
-        - np.logaddexp.reduce([windows.sums[best], *_others(windows, best)])
-    )
+def against_null(windows: Windows, best: int) -> float:
+    """One softmax over all windows, each window's logits less its null's; twins of the answer count once."""
+    rivals = (windows.place != windows.place[best]).any(1)
+    rivals[best] = True
+    starts = np.logaddexp.reduce((windows.all_starts - windows.null_start)[rivals])
+    ends = np.logaddexp.reduce((windows.all_ends - windows.null_end)[rivals])
+    return float(windows.sums[best] - windows.nulls[best] - starts - ends)
 
 
 RULES: dict[str, Rule] = {
     "all-windows": all_windows,
-    "best-window": best_window,
-    "window and null": window_and_null,
-    "best window times null": best_window_and_null,
+    "best window": best_window,
+    "with-null": window_and_null,
     "against runner-up": against_runner_up,
-    "among windows": among_windows,
+    "against-null": against_null,
 }
 
 CHOICES: dict[str, Callable[[Windows], Floats]] = {
-    "sum of logits": lambda windows: windows.sums,
+    "sum of logits (all-windows)": lambda windows: windows.sums,
     "probability in its window": lambda windows: windows.alone,
-    "the same, with null": lambda windows: windows.with_null,
-    "sum less null": lambda windows: windows.sums - windows.nulls,
+    "the same with null (with-null)": lambda windows: windows.with_null,
+    "sum less null (against-null)": lambda windows: windows.sums - windows.nulls,
 }
 """Which window's best span is the answer: the highest of these."""
+
+REPORTED = (
+    ("sum of logits (all-windows)", "all-windows"),
+    ("sum of logits (all-windows)", "best window"),
+    ("sum of logits (all-windows)", "against runner-up"),
+    ("sum of logits (all-windows)", "with-null"),
+    ("the same with null (with-null)", "with-null"),
+    ("sum of logits (all-windows)", "against-null"),
+    ("sum less null (against-null)", "best window"),
+    ("sum less null (against-null)", "against-null"),
+)
+"""The pairs of a choice and a rule that are worth a line."""
 
 
 # ---------------------------------------------------------------------------------------------- data
@@ -202,46 +203,141 @@ class Reader:
 
 @dataclass(frozen=True)
 class Sample:
-    """A question: its own paragraph's windows, and those of the long context with the place of the paragraph."""
+    """A question: the windows of its paragraph, and of the long context, where ``home`` holds the answer."""
 
     short: Windows
     long: Windows
     home: int
 
     def context(self, size: int) -> Windows:
-        """``size`` windows around the paragraph, or all there are."""
+        """``size`` windows around the answer, or all there are; 0: the paragraph alone."""
+        if size == 0:
+            return self.short
         begin = int(np.clip(self.home - size // 2, 0, max(0, len(self.long) - size)))
         return self.long.part(begin, begin + size)
+
+
+def around(paragraphs: Sequence[str], at: int, characters: int, share: float) -> tuple[str, str]:
+    """The text before and behind a paragraph, ``characters`` in all, about ``share`` of it before."""
+    before: list[str] = []
+    after: list[str] = []
+    low, high, sizes = at - 1, at + 1, [0, 0]
+    while sum(sizes) < characters and (low >= 0 or high < len(paragraphs)):
+        if high >= len(paragraphs) or (low >= 0 and sizes[0] <= share * sum(sizes)):
+            before.insert(0, paragraphs[low])
+            sizes[0], low = sizes[0] + len(paragraphs[low]), low - 1
+        else:
+            after.append(paragraphs[high])
+            sizes[1], high = sizes[1] + len(paragraphs[high]), high + 1
+    return "\n".join([*before, ""]), "\n".join(["", *after])
 
 
 def collect(engine: Engine, questions: Sequence[Question], count: int, windows: int) -> list[Sample]:
     """``count`` questions, evenly drawn, with the logits of contexts of about ``windows`` windows."""
     read = Reader(engine)
     paragraphs = list(dict.fromkeys(question.context for question in questions))
+    # A window brings at most max_length - doc_stride new tokens, of some five characters each.
+    characters = windows * (read.task["max_length"] - read.task["doc_stride"]) * 5
     samples = []
     for number in tqdm(np.linspace(0, len(questions) - 1, count).astype(int), unit="question"):
         question = questions[number]
-        at = paragraphs.index(question.context)
-        # A window brings at most max_length - doc_stride new tokens, of some five characters each.
-        most = windows * (read.task["max_length"] - read.task["doc_stride"]) * 5
-        before: list[str] = []
-        after: list[str] = []
-        # The paragraph's place in the context differs from question to question.
-        share = (number * 0.618) % 1
-        low, high, size = at - 1, at + 1, len(question.context)
-        while size < most and (low >= 0 or high < len(paragraphs)):
-            if high >= len(paragraphs) or (
-                low >= 0 and sum(map(len, before)) <= share * (size - len(question.context))
-            ):
-                before.append(paragraphs[low])
-                size, low = size + len(paragraphs[low]), low - 1
-            else:
-                after.append(paragraphs[high])
-                size, high = size + len(paragraphs[high]), high + 1
-        head = "\n".join(reversed(before)) + "\n"
-        context = head + question.context + "\n" + "\n".join(after)
-        long, where = read(question, context)
-        middle = len(head) + len(question.context) // 2
-        home = [w for w in range(len(long)) if where.locate(0, w, middle, middle + 1)]
-        samples.append(Sample(read(question, question.context)[0], long, home[len(home) // 2] if home else 0))
+        share = (number * 0.618) % 1  # the paragraph's place in the context differs from question to question
+        head, tail = around(paragraphs, paragraphs.index(question.context), characters, share)
+        long, where = read(question, head + question.context + tail)
+        begin = len(head) + question.context.index(question.answers[0])
+        holds = [w for w in range(len(long)) if where.locate(0, w, begin, begin + len(question.answers[0]))]
+        samples.append(Sample(read(question, question.context)[0], long, holds[0]))
     return samples
+
+
+# -------------------------------------------------------------------------------------------- tables
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Prints Markdown."""
+    for row in (head, ["---"] * len(head), *rows):
+        print("| " + " | ".join(str(cell) for cell in row) + " |")
+    print()
+
+
+def roc_auc(scores: Sequence[float], right: Sequence[bool]) -> float:
+    """How often a right answer scores higher than a wrong one."""
+    values, good = np.asarray(scores), np.asarray(right)
+    above = values[good][:, None] - values[~good]
+    return float((above > 0).mean() + 0.5 * (above == 0).mean())
+
+
+def over_coverage(scores: Sequence[float], f1: Sequence[float]) -> float:
+    """Mean F1 of the best scored part of the answers, averaged over every size of that part."""
+    ordered = np.asarray(f1)[np.argsort(-np.asarray(scores), kind="stable")]
+    return float((np.cumsum(ordered) / np.arange(1, len(ordered) + 1)).mean())
+
+
+def choices_table(samples: Sequence[Sample], sizes: Sequence[int]) -> None:
+    """F1 and exact match of each way to choose the window."""
+    rows = []
+    for name, choice in CHOICES.items():
+        cells = []
+        for size in sizes:
+            contexts = [sample.context(size) for sample in samples]
+            best = [int(choice(windows).argmax()) for windows in contexts]
+            f1 = np.mean([windows.f1[b] for windows, b in zip(contexts, best, strict=True)])
+            exact = np.mean([windows.exact[b] for windows, b in zip(contexts, best, strict=True)])
+            cells.append(f"{100 * f1:.1f} / {100 * exact:.1f}")
+        rows.append([name, *cells])
+    table(["answer by, F1 / EM", *(names(sizes))], rows)
+
+
+def rules_table(samples: Sequence[Sample], sizes: Sequence[int]) -> None:
+    """How well each rule's score tells right from wrong, and how it drifts."""
+    rows = []
+    for chosen, name in REPORTED:
+        scores: list[list[float]] = []
+        f1: list[list[float]] = []
+        for size in sizes:
+            contexts = [sample.context(size) for sample in samples]
+            best = [int(CHOICES[chosen](windows).argmax()) for windows in contexts]
+            scores.append([RULES[name](windows, b) for windows, b in zip(contexts, best, strict=True)])
+            f1.append([float(windows.f1[b]) for windows, b in zip(contexts, best, strict=True)])
+        right = np.array(f1) >= 0.5
+        always = right[0] & right[-1]
+        medians = np.median(np.exp(np.array(scores))[:, always], axis=1)
+        each = [roc_auc(s, r) for s, r in zip(scores, right, strict=True)]
+        pooled = np.array(scores).ravel()
+        rows.append(
+            [
+                chosen,
+                name,
+                *(f"{value:.3f}" for value in (each[0], each[-1], roc_auc(pooled, right.ravel()))),
+                f"{100 * over_coverage(pooled, np.array(f1).ravel()):.1f}",
+                " ".join(f"{value:.2f}" for value in medians),
+            ]
+        )
+    last = names(sizes)[-1]
+    head = ["answer by", "score", "AUC, paragraph", f"AUC, {last}", "AUC, pooled", "F1 over coverage, pooled"]
+    table([*head, "median score of the same right answers: " + ", ".join(names(sizes))], rows)
+
+
+def names(sizes: Sequence[int]) -> list[str]:
+    """Column heads."""
+    return [f"{size} windows" if size else "own paragraph" for size in sizes]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="SQuAD 1.1 dev-v1.1.json")
+    parser.add_argument("--articles", choices=evaluate.ARTICLES, default="even")
+    parser.add_argument("--questions", type=int, default=60)
+    parser.add_argument("--windows", type=int, default=80)
+    parser.add_argument("--package", help="package folder (default: the packaged model)")
+    args = parser.parse_args()
+    engine = Engine.from_pretrained(args.package)
+    samples = collect(engine, evaluate.read_squad(args.data, args.articles), args.questions, args.windows)
+    sizes = [0, *(size for size in SIZES if size < args.windows), args.windows]
+    print(f"{len(samples)} questions of {args.articles} articles; right means F1 of at least 0.5\n")
+    choices_table(samples, sizes)
+    rules_table(samples, sizes)
+
+
+if __name__ == "__main__":
+    main()

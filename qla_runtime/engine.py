@@ -652,9 +652,10 @@ class Engine:
         )
 
     def _windows(
-        self, questions: list[str], contexts: list[str], part: slice, single: bool, stride: int
+        self, questions: list[str], contexts: list[str], part: slice, single: bool, stride: int | None = None
     ) -> QuestionWindows:
-        """The windows of one slice's questions."""
+        """The windows of one slice's questions; neighbours share ``stride`` tokens, or what the package says."""
+        stride = self._task["doc_stride"] if stride is None else stride
         names = ["question"] if single else [f"question[{i}]" for i in range(part.start, part.stop)]
         return self._texts.windows(questions[part], contexts[part], stride, names)
 
