@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from package_tools import tiny_package
 
-from qla_runtime import Engine, InputError, LengthConfig
+from qla_runtime import Engine, Escalate, InputError, LengthConfig
 from qla_runtime.answers import SCORES, AnswerOptions, read_answers
 from qla_runtime.windows import QuestionWindows
 
@@ -235,6 +235,14 @@ def test_one_context_for_many_questions(engine):
     assert engine.answer(QUESTIONS[:1], CONTEXT) == [engine.answer(QUESTIONS[0], CONTEXT)]
     mixed = ["full", LengthConfig.ratio((0.5, 0.4)), "fast"]
     assert engine.answer(QUESTIONS, SHORT, mixed) == engine.answer(QUESTIONS, [SHORT] * 3, mixed)
+
+
+def test_a_second_run_keeps_the_options(engine):
+    options = {"top_k": 3, "max_answer_tokens": 4, "doc_stride": 5, "null_threshold": 0.01}
+    cheap, dear = (engine.answer(QUESTIONS, CONTEXT, length, **options) for length in ("fast", "full"))
+    always = engine.answer(QUESTIONS, CONTEXT, Escalate("fast", "full", 1.0), **options)
+    assert always == [b | {"macs": a["macs"] + b["macs"]} for a, b in zip(cheap, dear, strict=True)]
+    assert engine.answer(QUESTIONS[0], CONTEXT, Escalate("fast", "full", 0.0), **options) == cheap[0]
 
 
 def test_the_null_threshold_decides(engine):
