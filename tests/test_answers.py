@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -305,3 +306,19 @@ def test_a_list_of_contexts_needs_as_many_questions(engine):
         engine.answer("who?", [SHORT, SHORT])
     with pytest.raises(InputError, match="one context for all"):
         engine.answer(QUESTIONS, [SHORT, SHORT])
+
+
+# ---- the packaged model ---------------------------------------------------------------------------------
+
+
+def test_a_right_answer_keeps_its_score_in_a_long_context():
+    """The same answer, in its paragraph alone and among 20 windows: one threshold, such as 0.4, decides alike."""
+    engine = Engine.from_pretrained()
+    paragraph = (Path(__file__).parents[1] / "examples" / "paragraph.txt").read_text(encoding="utf-8")
+    question, filler = "What mortar did Smeaton rediscover?", "Bread is made of flour, water and salt. " * 270
+    short = engine.answer(question, paragraph)
+    long = engine.answer(question, filler + paragraph + filler, details=True)
+    assert long["windows"] > 20
+    assert short["answer"] == long["answer"] == "hydraulic lime"
+    assert min(short["score"], long["score"]) > 0.4
+    assert engine.answer(question, filler + paragraph + filler, score="all-windows")["score"] < 0.1
