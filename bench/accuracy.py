@@ -15,7 +15,8 @@ import json
 import numpy as np
 from tqdm import tqdm
 
-from qla_runtime import Engine, _core, evaluate
+from qla_runtime import Engine, evaluate
+from qla_runtime.answers import AnswerOptions, read_answers
 from qla_runtime.windows import QuestionWindows
 
 
@@ -26,8 +27,7 @@ class Fp32Answers:
         from transformers import AutoModelForQuestionAnswering
 
         self.model = AutoModelForQuestionAnswering.from_pretrained(checkpoint, dtype="float32").eval()
-        task = engine._config["task"]
-        self.stride, self.max_answer_tokens = task["doc_stride"], task["max_answer_tokens"]
+        self.task = engine._config["task"]
         self.texts = engine._texts
 
     def logits(self, windows: QuestionWindows, rows: int = 16) -> np.ndarray:
@@ -59,17 +59,11 @@ class Fp32Answers:
         return out
 
     def answer(self, questions: list[str], contexts: list[str], length: object = None) -> list[dict]:
-        windows = self.texts.windows(questions, contexts, self.stride, questions)
+        windows = self.texts.windows(questions, contexts, self.task["doc_stride"], questions)
         logits = self.logits(windows)
-        start, end = (np.ascontiguousarray(logits[:, i]) for i in (0, 1))
-        found = _core.best_spans(
-            start, end, windows.is_context, windows.batch.offsets, windows.questions, self.max_answer_tokens
-        )
-        answers = []
-        for q, (window, first, last, _) in enumerate(zip(*found, strict=True)):
-            begin, stop = windows.characters(q, int(window), int(first), int(last))
-            answers.append({"answer": contexts[q][begin:stop], "macs": 0, "budget_met": None})
-        return answers
+        options = AnswerOptions.checked(self.task)
+        found = read_answers(windows, logits, contexts, options)
+        return [{"answer": answers.entries[0]["answer"], "macs": 0, "budget_met": None} for answers in found]
 
 
 def squad(args: argparse.Namespace) -> dict:

@@ -145,6 +145,12 @@ qla_status qla_best_spans(const float* start_logits, const float* end_logits,
   });
 }
 
+qla_status qla_top_spans(const qla_span_search* search, const qla_spans* spans) {
+  return guarded([&] {
+    qla::top_spans(qla::read_struct(search, "qla_span_search"), qla::read_struct(spans, "qla_spans"));
+  });
+}
+
 uint32_t qla_crc32c(const void* data, size_t size) { return qla::crc32c(data, data ? size : 0); }
 
 const char* qla_available_isas(void) {

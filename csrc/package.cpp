@@ -117,7 +117,9 @@ int read_labels(const JsonEntry& entry) {
 }
 
 void read_span_qa(const JsonEntry& entry, int max_length) {
-  entry.check_keys({"kind", "max_length", "doc_stride", "max_answer_tokens", "keep_cls"});
+  entry.check_keys({"kind", "max_length", "doc_stride", "max_answer_tokens", "keep_cls"},
+                   {"no_answer"});
+  if (entry.has("no_answer")) entry["no_answer"].boolean();
   read_int(entry["doc_stride"], 1, max_length - 1);
   read_int(entry["max_answer_tokens"], 1, max_length);
 }

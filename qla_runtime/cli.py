@@ -32,6 +32,7 @@ from qla_runtime import (
     evaluate,
     render,
 )
+from qla_runtime.answers import SCORES
 from qla_runtime.length import Length
 from qla_runtime.search import command as searching
 from qla_runtime.trace import trace
@@ -73,7 +74,9 @@ def _answer(arguments: argparse.Namespace) -> None:
     opened, engine = _timed(lambda: _open(arguments))
     ready = "open and warm up" if arguments.latency_ms is not None else "open"
     seconds, result = _timed(
-        lambda: engine.answer(arguments.question, context, _chosen_length(arguments), details=True)
+        lambda: engine.answer(
+            arguments.question, context, _chosen_length(arguments), details=True, **_answer_options(arguments)
+        )
     )
     if arguments.json:
         counts = [len(positions) for positions in result.pop("kept")]
@@ -241,6 +244,7 @@ def _convert(arguments: argparse.Namespace) -> None:
         articles=arguments.articles,
         compare_activations=arguments.compare,
         skip_bad_rows=arguments.skip_bad_rows,
+        no_answer=arguments.no_answer,
     )
     if arguments.json:
         _print_json(report)
@@ -268,14 +272,18 @@ def _eval_squad(arguments: argparse.Namespace) -> None:
     questions = evaluate.read_squad(arguments.file, arguments.articles)[: arguments.limit]
     engine = _open(arguments)
     with _progress(len(questions), "squad") as progress:
-        score = evaluate.answers(engine, questions, _chosen_length(arguments), progress=progress)
+        score = evaluate.answers(
+            engine, questions, _chosen_length(arguments), progress=progress, options=_answer_options(arguments)
+        )
     if arguments.json:
         run = {
             "articles": arguments.articles,
             "model": engine.name,
             "length": _length_in_words(arguments),
         }
-        _print_json(dataclasses.asdict(score) | run)
+        facts = dataclasses.asdict(score)
+        official = facts.pop("squad2") or {}
+        _print_json(facts | official | run)
         return
     print(f"exact match {score.exact_match:.2f}   F1 {score.f1:.2f}")
     which = f"{score.questions} questions ({arguments.articles} articles)"
@@ -283,6 +291,8 @@ def _eval_squad(arguments: argparse.Namespace) -> None:
     if score.within_budget is not None:
         print(f"{score.within_budget:.1%} within {arguments.latency_ms:g} ms")
     print(f"{score.seconds:.1f} s, {score.questions / score.seconds:.1f} questions/s")
+    for name, value in (score.squad2 or {}).items():
+        print(f"  {name:<18} {value:g}" if "t" == name[-1] and "total" in name else f"  {name:<18} {value:.4f}")
 
 
 def _eval_sts(arguments: argparse.Namespace) -> None:
@@ -360,6 +370,8 @@ def _parser() -> argparse.ArgumentParser:
     answer = add("answer", _answer, run, "find the answer to a question in a text")
     answer.add_argument("question", metavar="QUESTION")
     answer.add_argument("--context", required=True, metavar="TEXT|@FILE", help="the text that holds the answer")
+    answer.add_argument("--top-k", type=positive, default=1, metavar="N", help="answers to show (default: 1)")
+    _add_answer_options(answer)
     answer.add_argument("--show-kept", action="store_true", help="draw the tokens that each layer keeps")
 
     follow = add("trace", _trace, [engine, output], "show which words survive each layer")
@@ -415,12 +427,13 @@ def _parser() -> argparse.ArgumentParser:
 
     sets = commands.add_parser("eval", help="measure accuracy on a test set", description="Measure accuracy.")
     kinds = sets.add_subparsers(title="test sets", metavar="SET", required=True)
-    squad = add("squad", _eval_squad, run, "exact match and F1 on a SQuAD 1.1 file", kinds)
+    squad = add("squad", _eval_squad, run, "exact match and F1 on a SQuAD file, 1.1 or 2.0", kinds)
     squad.add_argument("file", metavar="FILE", help="the JSON file")
     squad.add_argument(
         "--articles", choices=evaluate.ARTICLES, default="all", help="by position; the first is odd"
     )
     squad.add_argument("--limit", type=positive, metavar="N", help="only the first N questions")
+    _add_answer_options(squad)
     sts = add("sts", _eval_sts, run, "Spearman correlation on an STS benchmark file", kinds)
     sts.add_argument("file", metavar="FILE", help="an STS benchmark .csv, or a table that names its columns")
     sts.add_argument(
@@ -478,6 +491,43 @@ def _add_lengths(group: argparse._MutuallyExclusiveGroup) -> None:
     )
 
 
+def _add_answer_options(parser: argparse.ArgumentParser) -> None:
+    """The options of question answering, but for the number of answers."""
+    parser.add_argument(
+        "--max-answer-tokens",
+        type=positive,
+        metavar="N",
+        help="tokens of an answer (default: the package's limit)",
+    )
+    parser.add_argument(
+        "--doc-stride",
+        type=int,
+        metavar="N",
+        help="tokens that neighbouring windows of a long text share (default: the package's)",
+    )
+    parser.add_argument(
+        "--handle-impossible-answer",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="let 'no answer' win where it is likelier than every span (default: as the package says)",
+    )
+    parser.add_argument(
+        "--null-threshold",
+        type=float,
+        metavar="P",
+        help="say 'no answer' where the null score is above P (default: above the best span's score)",
+    )
+    parser.add_argument(
+        "--score", choices=SCORES, help="what a score means; docs/question-answering.md has the rules"
+    )
+
+
+def _answer_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The same, as ``Engine.answer`` takes them."""
+    names = ("top_k", "max_answer_tokens", "doc_stride", "handle_impossible_answer", "null_threshold", "score")
+    return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+
+
 def _add_convert(add: Callable[..., argparse.ArgumentParser], output: argparse.ArgumentParser) -> None:
     convert = add("convert", _convert, [output], "turn a Hugging Face checkpoint into an INT8 package")
     convert.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder or hub id")
@@ -524,6 +574,22 @@ def _add_convert(add: Callable[..., argparse.ArgumentParser], output: argparse.A
     )
     convert.add_argument(
         "--articles", choices=("all", "odd"), default="all", help="articles of a SQuAD file to take"
+    )
+
+    said = convert.add_mutually_exclusive_group()
+    said.add_argument(
+        "--no-answer",
+        action="store_const",
+        const=True,
+        help="question answering: the model was trained on questions without an answer (SQuAD 2.0), and may "
+        "say so (default: where the checkpoint's name or card says squad2)",
+    )
+    said.add_argument(
+        "--always-answer",
+        dest="no_answer",
+        action="store_const",
+        const=False,
+        help="question answering: the model always gives an answer, whatever its name or card says",
     )
 
 

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from qla_runtime import _core, heads, inputs, policies, stages, vectors
 from qla_runtime.activations import activate
+from qla_runtime.answers import AnswerOptions, read_answers
 from qla_runtime.cost_model import CostModel
 from qla_runtime.errors import InputError, UnsupportedError, shown
 from qla_runtime.hub import find_package
@@ -269,59 +270,94 @@ class Engine:
         *,
         latency_ms: float | None = None,
         details: bool = False,
+        top_k: int = 1,
+        max_answer_tokens: int | None = None,
+        doc_stride: int | None = None,
+        handle_impossible_answer: bool | None = None,
+        null_threshold: float | None = None,
+        score: str | None = None,
     ) -> Any:
         """Finds the answer to a question in a context.
 
         A context longer than the model reads is searched in overlapping windows. A span's score is
-        ``p_start * p_end``, with one softmax over the context tokens of all windows.
+        ``p_start * p_end``; docs/question-answering.md says what each rule of ``score`` compares it with.
 
         Args:
             question: a question, or a list of them.
-            context: the text that holds the answer; one per question.
+            context: the text that holds the answer: one per question, or one text for all questions.
             length: a name, a length config, a policy, or a list of the first two, one per question.
             latency_ms: sugar for ``length=LatencyBudget(latency_ms)``.
             details: add what the best window looked like: ``"windows"`` (their number), ``"tokens"`` (its
                 tokens) and ``"kept"`` (per layer, a list of positions in it).
+            top_k: more than 1 adds ``"answers"``, the best ``top_k``; they may overlap.
+            max_answer_tokens: tokens of an answer at most; None takes the package's limit.
+            doc_stride: context tokens that neighbouring windows share, less than :attr:`max_length`; None takes
+                the package's.
+            handle_impossible_answer: let "no answer" win where the model finds it more likely than every span;
+                None: as the package says (False, unless it was made for questions without an answer).
+            null_threshold: say "no answer" where ``"null_score"`` lies above this (0 to 1), whatever the best
+                span's score; None compares the two.
+            score: ``"against-null"`` (the default), ``"all-windows"``, or ``"with-null"`` (the default where "no
+                answer" may win).
 
         Returns:
-            For a single question a dict, else a list of them: ``"answer"`` (str), ``"score"`` (0 to 1),
-            ``"start"`` and ``"end"`` (characters of the context), ``"length"`` (str: the config's name, or the
-            config spelled out; ``length=`` takes it again), ``"length_config"`` (dict of ``rule``,
-            ``values``, ``keep_cls``), ``"accuracy"`` (dict of ``metric``, ``value``, ``data``: what the
-            package measured with the config; None where nothing was), ``"macs"`` (int, over all windows),
-            ``"budget_met"`` (None where there was no budget), and with ``Escalate`` ``"ran"`` (the lengths
-            that ran, in order). All are plain JSON types.
+            For a single question a dict, else a list of them: ``"answer"`` (str; ``""`` for no answer),
+            ``"score"`` (0 to 1), ``"start"`` and ``"end"`` (characters of the context; 0 and 0 for no answer),
+            ``"no_answer"`` (bool), ``"null_score"`` (0 to 1: the probability that no window holds an answer),
+            and if asked ``"answers"``, a list of ``{"answer", "score", "start", "end"}``, best first.
+            ``"length"`` (str: the config's name, or the config spelled out; ``length=`` takes it again),
+            ``"length_config"`` (dict of ``rule``, ``values``, ``keep_cls``), ``"accuracy"`` (dict of
+            ``metric``, ``value``, ``data``: what the package measured with the config; None where nothing
+            was), ``"macs"`` (int, over all windows), ``"budget_met"`` (None where there was no budget), and
+            with ``Escalate`` ``"ran"`` (the lengths that ran, in order). All are plain JSON types.
 
         Raises:
             InputError: an empty or missing text, unequal numbers, a question that leaves no room for a
-                context.
+                context, or an option out of range.
             UnsupportedError: the model does not answer questions, or ``length`` is a policy that it cannot
                 follow.
         """
         began = perf_counter()
         self._require("span-qa", "answer")
+        asked = {
+            "top_k": top_k,
+            "max_answer_tokens": max_answer_tokens,
+            "doc_stride": doc_stride,
+            "handle_impossible_answer": handle_impossible_answer,
+            "null_threshold": null_threshold,
+            "score": score,
+        }
+        options = AnswerOptions.checked(self._task, **asked)
         questions, single = check_texts(question, "question")
         contexts, single_context = check_texts(context, "context")
+        if single_context and not single:
+            contexts, single_context = contexts * len(questions), False
         if single != single_context or len(questions) != len(contexts):
             raise InputError(
                 f"question is {_amount(questions, single)} and context {_amount(contexts, single_context)}; pass "
-                "two texts, or two lists of the same length (a context may be repeated: [context] * 2)"
+                "two texts, two lists of the same length, or a list of questions and one context for all"
             )
         plan = self._plan(length, latency_ms, len(questions))
         if isinstance(plan, Escalate):
 
             def again(which: list[int]) -> list[dict[str, Any]]:
                 chosen = [questions[i] for i in which], [contexts[i] for i in which]
-                return self.answer(*chosen, plan.dear, details=details)
+                return self.answer(*chosen, plan.dear, details=details, **asked)
 
-            first = self.answer(question, context, plan.cheap, details=details)
+            first = self.answer(
+                questions[0] if single else questions,
+                contexts[0] if single else contexts,
+                plan.cheap,
+                details=details,
+                **asked,
+            )
             return _escalated(plan, first, single, again)
         results = self._in_parts(
             plan,
             began,
             batches(questions, contexts),
-            lambda part: self._windows(questions, contexts, part, single),
-            lambda part, windows, plan: self._answers(contexts, part, windows, plan, details),
+            lambda part: self._windows(questions, contexts, part, single, options.doc_stride),
+            lambda part, windows, plan: self._answers(contexts, part, windows, plan, options, details),
         )
         return _stamped(results, _budget_met(plan, began), single)
 
@@ -541,8 +577,8 @@ class Engine:
 
         Returns:
             dicts, best first (equal scores in the order of ``documents``): ``"index"`` (into ``documents``),
-            ``"score"``, ``"truncated"``, and ``"length"``, ``"length_config"``, ``"accuracy"``, ``"macs"``, ``"budget_met"`` as in
-            :meth:`answer`.
+            ``"score"``, ``"truncated"``, and ``"length"``, ``"length_config"``, ``"accuracy"``, ``"macs"``,
+            ``"budget_met"`` as in :meth:`answer`.
 
         Raises:
             InputError: an empty or missing text, ``top_k`` below 1, or too long with ``truncate=False``; no prompt
@@ -726,10 +762,13 @@ class Engine:
             lambda: self._times.saw(expected, perf_counter() - decided, lambda: end - perf_counter()),
         )
 
-    def _windows(self, questions: list[str], contexts: list[str], part: slice, single: bool) -> QuestionWindows:
-        """The windows of one slice's questions."""
+    def _windows(
+        self, questions: list[str], contexts: list[str], part: slice, single: bool, stride: int | None = None
+    ) -> QuestionWindows:
+        """The windows of one slice's questions; neighbours share ``stride`` tokens, or what the package says."""
+        stride = self._task["doc_stride"] if stride is None else stride
         names = ["question"] if single else [f"question[{i}]" for i in range(part.start, part.stop)]
-        return self._texts.windows(questions[part], contexts[part], self._task["doc_stride"], names)
+        return self._texts.windows(questions[part], contexts[part], stride, names)
 
     def _encoded(
         self,
@@ -747,42 +786,38 @@ class Engine:
         return encoded
 
     def _answers(
-        self, contexts: list[str], part: slice, windows: QuestionWindows, plan: LengthPlan, details: bool
+        self,
+        contexts: list[str],
+        part: slice,
+        windows: QuestionWindows,
+        plan: LengthPlan,
+        options: AnswerOptions,
+        details: bool,
     ) -> list[dict[str, Any]]:
         """``answer`` for the questions of one slice."""
         per_question = np.diff(windows.questions)
         index = np.repeat(plan.index[part], per_question)
         want = {"logits", "macs", "kept"} if details else {"logits", "macs"}
         arrays = self._run(windows.batch, index, plan, want)
-        best = _core.best_spans(
-            np.ascontiguousarray(arrays["logits"][:, 0]),
-            np.ascontiguousarray(arrays["logits"][:, 1]),
-            windows.is_context,
-            windows.batch.offsets,
-            windows.questions,
-            self._task["max_answer_tokens"],
-        )
         macs = np.add.reduceat(arrays["macs"], windows.questions[:-1])
         results = []
-        for q, (i, window, first, last, score) in enumerate(
-            zip(range(part.start, part.stop), *(column.tolist() for column in best), strict=True)
-        ):
-            start, end = windows.characters(q, window, first, last)
-            result = {
-                "answer": contexts[i][start:end],
-                "score": score,
-                "start": start,
-                "end": end,
-                **plan.report(i),
+        for q, found in enumerate(read_answers(windows, arrays["logits"], contexts[part], options)):
+            result = found.entries[0] | {
+                **plan.report(part.start + q),
                 "macs": int(macs[q]),
                 "budget_met": None,
+                "no_answer": found.no_answer,
+                "null_score": found.null_score,
             }
+            if options.top_k != 1:
+                result["answers"] = found.entries
             if details:
-                offset = int(windows.batch.offsets[window])
-                counts = arrays["kept_counts"][:, window]
+                offset = int(windows.batch.offsets[found.window])
+                counts = arrays["kept_counts"][:, found.window]
                 rows = zip(arrays["kept"], counts, strict=True)
                 kept = [row[offset : offset + count].tolist() for row, count in rows]
-                result |= {"windows": int(per_question[q]), "tokens": windows.tokens(q, window), "kept": kept}
+                tokens = windows.tokens(q, found.window)
+                result |= {"windows": int(per_question[q]), "tokens": tokens, "kept": kept}
             results.append(result)
         return results
 

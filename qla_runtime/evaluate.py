@@ -1,4 +1,4 @@
-"""Accuracy on public test sets, scored as their authors score them: SQuAD 1.1 and the STS benchmark."""
+"""Accuracy on public test sets, scored as their authors score them: SQuAD 1.1 and 2.0, and the STS benchmark."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import re
 import string
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from qla_runtime import squad2
 from qla_runtime.data_sets import read_scored_pairs
 from qla_runtime.engine import Engine
 from qla_runtime.errors import InputError, QlaError
@@ -32,20 +33,34 @@ Progress = Callable[[int], Any]
 
 @dataclass(frozen=True)
 class Question:
-    """One question of a SQuAD file, with every accepted answer."""
+    """One question of a SQuAD file, with every accepted answer; none where SQuAD 2.0 says that there is none.
+
+    Attributes:
+        version2: whether the file allows for questions without an answer.
+    """
 
     id: str
     question: str
     context: str
     answers: tuple[str, ...]
+    version2: bool = False
 
     def f1(self, answer: str) -> float:
         """:func:`word_f1` against the accepted answer that fits best, 0 to 1."""
-        return max(word_f1(answer, truth) for truth in self.answers)
+        if "" in self._truths and not normalize_answer(answer):
+            return 1.0
+        return max(word_f1(answer, truth) for truth in self._truths)
 
     def exact_match(self, answer: str) -> float:
         """1.0 where :func:`exact_match` finds one of the accepted answers, else 0.0."""
-        return max(exact_match(answer, truth) for truth in self.answers)
+        return max(exact_match(answer, truth) for truth in self._truths)
+
+    @property
+    def _truths(self) -> Sequence[str]:
+        """What counts as right: SQuAD 2.0 leaves out answers without a word, and takes "" where none is left."""
+        if not self.version2:
+            return self.answers
+        return [answer for answer in self.answers if normalize_answer(answer)] or [""]
 
 
 @dataclass(frozen=True)
@@ -53,6 +68,7 @@ class SquadScore:
     """``exact_match`` and ``f1`` in percent, mean ``macs`` per question, ``seconds`` of wall time.
 
     ``within_budget`` is the share of calls that kept within their latency budget; None where there was none.
+    ``squad2`` holds the metrics of :func:`qla_runtime.squad2.metrics`; None for SQuAD 1.1.
     """
 
     exact_match: float
@@ -61,6 +77,7 @@ class SquadScore:
     macs: float
     seconds: float
     within_budget: float | None = None
+    squad2: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,8 +97,9 @@ def squad(
     articles: str = "all",
     limit: int | None = None,
     progress: Progress | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> SquadScore:
-    """Exact match and F1 over a SQuAD 1.1 file.
+    """Exact match and F1 over a SQuAD file, 1.1 or 2.0.
 
     Args:
         engine: a span-qa model.
@@ -90,19 +108,25 @@ def squad(
         articles: ``all``, or the articles at ``odd`` or ``even`` positions.
         limit: only the first so many questions.
         progress: as for :func:`answers`.
+        options: as for :func:`answers`.
 
     Raises:
-        InputError: the file is missing or not laid out like SQuAD 1.1, or no question is left of it.
+        InputError: the file is missing or not laid out like SQuAD, or no question is left of it.
         UnsupportedError: the model does not answer questions.
     """
     questions = read_squad(path, articles)[:limit]
     if not questions:
         raise InputError(f"{path}: no question is left with articles={articles!r} and limit={limit}; choose more")
-    return answers(engine, questions, length, progress=progress)
+    return answers(engine, questions, length, progress=progress, options=options)
 
 
 def answers(
-    engine: Engine, questions: Sequence[Question], length: Length = None, *, progress: Progress | None = None
+    engine: Engine,
+    questions: Sequence[Question],
+    length: Length = None,
+    *,
+    progress: Progress | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> SquadScore:
     """Exact match and F1 over questions.
 
@@ -112,21 +136,27 @@ def answers(
         length: a length config for all questions, or a policy. A latency budget is one question's: each is
             then a call of its own.
         progress: called with the number of questions done since the last call.
+        options: further arguments of ``Engine.answer``, such as ``handle_impossible_answer``.
 
     Raises:
-        InputError: no questions.
+        InputError: no questions, or an option out of range.
         UnsupportedError: the model does not answer questions.
     """
     if not questions:
         raise InputError("there are no questions to score; give at least one")
     exact, f1, macs, met = 0.0, 0.0, 0, 0
     budget = isinstance(length, LatencyBudget)
+    version2 = any(question.version2 for question in questions)
+    arguments = {**(options or {}), **({"top_k": 2} if version2 else {})}
+    said: list[squad2.Prediction] = []
     if budget:
         engine.warm_up()
     began = time.perf_counter()
     for part in _steps(len(questions), 1 if budget else STEP):
         chosen = questions[part]
-        results = engine.answer([q.question for q in chosen], [q.context for q in chosen], length)
+        results = engine.answer([q.question for q in chosen], [q.context for q in chosen], length, **arguments)
+        if version2:
+            said += map(squad2.Prediction.of, results)
         for question, result in zip(chosen, results, strict=True):
             exact += question.exact_match(result["answer"])
             f1 += question.f1(result["answer"])
@@ -142,6 +172,7 @@ def answers(
         macs=macs / count,
         seconds=time.perf_counter() - began,
         within_budget=met / count if budget else None,
+        squad2=squad2.metrics(questions, said) if version2 else None,
     )
 
 
@@ -188,16 +219,16 @@ def sts(
 
 
 def read_squad(path: str | os.PathLike[str], articles: str = "all") -> list[Question]:
-    """The questions of a SQuAD 1.1 file, in its order.
+    """The questions of a SQuAD file, 1.1 or 2.0, in its order.
 
     Raises:
-        InputError: no such file, no JSON, or an entry that SQuAD 1.1 does not have; the message names the
-            place.
+        InputError: no such file, no JSON, or an entry that SQuAD does not have; the message names the place.
     """
     if articles not in ARTICLES:
         raise InputError(f"articles is {articles!r}; it must be one of {', '.join(ARTICLES)}")
     data = read_json(path)
     skip = {"all": None, "odd": 1, "even": 0}[articles]
+    version2 = isinstance(data, dict) and str(data.get("version", "")).lower().lstrip("v").startswith("2")
     questions = []
     for a, article in enumerate(_list(data, "data", str(path))):
         if a % 2 == skip:
@@ -209,13 +240,14 @@ def read_squad(path: str | os.PathLike[str], articles: str = "all") -> list[Ques
                 place = f"{where}.qas[{q}]"
                 found = enumerate(_list(entry, "answers", place))
                 answers = tuple(_text(answer, "text", f"{place}.answers[{i}]") for i, answer in found)
-                if not answers:
+                allows_none = version2 or "is_impossible" in entry
+                if not answers and not allows_none:
                     raise InputError(
-                        f"{place}: has no answers; SQuAD 1.1 questions have at least one (2.0 is not read)"
+                        f"{place}: has no answers; SQuAD 1.1 questions have at least one, and a file of SQuAD 2.0 "
+                        "says so in its version or in is_impossible"
                     )
-                questions.append(
-                    Question(_text(entry, "id", place), _text(entry, "question", place), context, answers)
-                )
+                id_, question = _text(entry, "id", place), _text(entry, "question", place)
+                questions.append(Question(id_, question, context, answers, allows_none))
     return questions
 
 
@@ -308,12 +340,12 @@ def _steps(count: int, step: int = STEP) -> Iterator[slice]:
 def _list(value: Any, key: str, where: str) -> list[Any]:
     found = value.get(key) if isinstance(value, dict) else None
     if not isinstance(found, list):
-        raise InputError(f"{where}: has no list {key!r}; give a file in the layout of SQuAD 1.1")
+        raise InputError(f"{where}: has no list {key!r}; give a file in the layout of SQuAD")
     return found
 
 
 def _text(value: Any, key: str, where: str) -> str:
     found = value.get(key) if isinstance(value, dict) else None
     if not isinstance(found, str):
-        raise InputError(f"{where}: has no text {key!r}; give a file in the layout of SQuAD 1.1")
+        raise InputError(f"{where}: has no text {key!r}; give a file in the layout of SQuAD")
     return found

@@ -18,18 +18,25 @@ def answer(result: dict[str, Any], *, time: str, show_kept: bool, block: str) ->
     measured = result["accuracy"]
     figure = f", {measured['metric']} {measured['value']:g} on {one_line(measured['data'])}" if measured else ""
     lines = [
-        result["answer"],
+        "(no answer)" if result["no_answer"] else result["answer"],
         f"  score   {result['score']:.4f}",
-        f"  range   characters {result['start']} to {result['end']} of the context{windows}",
+        f"  range   {_range(result)} of the context{windows}",
         f"  length  {result['length']}{figure}{budget}",
         f"  kept    {' '.join(map(str, counts))} of {len(tokens)} tokens, layer by layer",
         f"  cost    {result['macs']:,} MACs",
         f"  time    {time}",
     ]
+    for entry in result.get("answers", [])[1:]:
+        lines.append(f"  also    {entry['score']:.4f}  {entry['answer'] or '(no answer)'}  ({_range(entry)})")
     if show_kept:
         lines += ["", *kept_bars(counts, len(tokens), block)]
         lines.append(f"  read by the last layer: {' '.join(tokens[i] for i in result['kept'][-1])}")
     return "\n".join(lines)
+
+
+def _range(entry: dict[str, Any]) -> str:
+    """Where an answer stands."""
+    return f"characters {entry['start']} to {entry['end']}" if entry["answer"] else "no characters"
 
 
 def kept_bars(counts: Sequence[int], total: int, block: str) -> list[str]:

@@ -65,7 +65,8 @@ class QuestionWindows:
 
     Attributes:
         batch: one sequence per window.
-        is_context: uint8, one per token: 1 where the token belongs to the context.
+        is_context: uint8, one per token: 1 where the token belongs to the context, 2 where it is known to show no
+            text (:meth:`mark_invisible`).
         questions: int64; question ``q`` owns windows ``[questions[q], questions[q + 1])``.
     """
 
@@ -75,6 +76,21 @@ class QuestionWindows:
     _encodings: list[Encoding] = field(repr=False)
     _shifts: list[tuple[int, int]] = field(repr=False)
     """Per window: where its context begins in it, and where that token stands in the full encoding."""
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """int64 (windows,): where each window's first context token stands among all tokens of its question."""
+        return np.array([source for _, source in self._shifts], np.int64)
+
+    def mark_invisible(self, question: int, context: str) -> None:
+        """Sets ``is_context`` to 2 for the question's context tokens that hold white space alone, or nothing."""
+        visible = [bool(context[start:end].strip()) for start, end in self._encodings[question].offsets]
+        for window in range(self.questions[question], self.questions[question + 1]):
+            begin, source = self._shifts[window]
+            rows = slice(int(self.batch.offsets[window]), int(self.batch.offsets[window + 1]))
+            for token in np.flatnonzero(self.is_context[rows]):
+                if not visible[source + token - begin]:
+                    self.is_context[rows.start + token] = 2
 
     def characters(self, question: int, window: int, first: int, last: int) -> tuple[int, int]:
         """Character range in the context of tokens ``first..last`` of a window (its global number)."""

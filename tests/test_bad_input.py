@@ -412,13 +412,34 @@ def test_native_spans():
         refused(InputError, lambda given=arguments: _core.best_spans(*given), *words)
 
 
+def test_top_spans_checks_its_arrays():
+    pairs, context = np.ones((4, 2), np.float32), np.array([0, 1, 1, 0], np.uint8)
+    whole, one, place = np.array([0, 4], np.int64), np.array([0, 1], np.int64), np.array([1], np.int64)
+    bad = [
+        ((pairs.astype(np.float64), context, whole, one, place, 30, 1, 0), ["logits", "float32", "(tokens, 2)"]),
+        ((np.ones((4, 3), np.float32), context, whole, one, place, 30, 1, 0), ["logits", "(tokens, 2)"]),
+        ((pairs[:, ::-1], context, whole, one, place, 30, 1, 0), ["logits", "contiguous"]),
+        ((pairs, context[:3], whole, one, place, 30, 1, 0), ["is_context has 3", "needs 4"]),
+        ((pairs, context, np.array([0, 5], np.int64), one, place, 30, 1, 0), ["offsets", "rise from 0 to 4"]),
+        ((pairs, context, whole, np.array([0, 2], np.int64), place, 30, 1, 0), ["questions", "rise from 0 to 1"]),
+        ((pairs, context, whole, one, place[:0], 30, 1, 0), ["positions has 0", "one per window"]),
+        ((pairs, context, whole, one, place, 0, 1, 0), ["max_tokens is 0"]),
+        ((pairs, context, whole, one, place, 30, -(2**31), 0), ["top_k is -2147483648", "1 to 1024"]),
+        ((pairs, context, whole, one, place, 30, 2**31 - 1, 0), ["top_k is 2147483647", "1 to 1024"]),
+        ((pairs, context, whole, one, place, 30, 1, 3), ["score is 3"]),
+        ((pairs * np.inf, context, whole, one, place, 30, 1, 0), ["must be finite"]),
+    ]
+    for arguments, words in bad:
+        refused(InputError, lambda given=arguments: _core.top_spans(*given), *words)
+
+
 # ---- test sets ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "content, words",
     [
-        (b"{", ["no JSON", "SQuAD 1.1"]),
+        (b"{", ["no JSON"]),
         (b"\xff\xff", ["byte 0", "UTF-8"]),
         (b"[]", ["no list 'data'"]),
         (b'{"data": [{"title": "x"}]}', ["data[0]", "no list 'paragraphs'"]),

@@ -790,8 +790,9 @@ def test_a_failed_conversion_leaves_the_old_package(engine, tmp_path, texts, qa_
             convert(qa_checkpoint, out, texts, activations="static", **options)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["package", "texts.tsv"]
-    convert(qa_checkpoint, out, texts, activations="static", **options)
+    convert(qa_checkpoint, out, texts, activations="static", no_answer=True, **options)
     assert '"activation": "static"' in (out / "config.json").read_text()
+    assert json.loads((out / "config.json").read_text())["task"]["no_answer"] is True
 
 
 def test_refuses_bad_options(tmp_path, qa_checkpoint, texts):

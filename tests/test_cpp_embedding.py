@@ -37,13 +37,17 @@ def by_cmake(prefix: Path, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def by_pkg_config(prefix: Path, tmp_path_factory) -> Path:
+    return compiled(prefix, EXAMPLE / "main.cpp", tmp_path_factory.mktemp("by_pkg_config") / "ragged_batch")
+
+
+def compiled(prefix: Path, source: Path, program: Path) -> Path:
+    """A program of one file, with the flags that pkg-config gives."""
     (folder,) = (path.parent for path in prefix.rglob("qla.pc"))
     flags = cmake_tools.run(
         cmake_tools.tool("pkg-config"), "--cflags", "--libs", "qla", env={"PKG_CONFIG_PATH": str(folder)}
     ).split()
-    program = tmp_path_factory.mktemp("by_pkg_config") / "ragged_batch"
     rpath = f"-Wl,-rpath,{folder.parent}"
-    cmake_tools.run("g++", "-std=c++17", "-Wall", "-Werror", "-o", program, EXAMPLE / "main.cpp", *flags, rpath)
+    cmake_tools.run("g++", "-std=c++17", "-Wall", "-Werror", "-o", program, source, *flags, rpath)
     return program
 
 
@@ -86,6 +90,28 @@ def test_the_example_gets_pythons_numbers(program: str, task: str, tmp_path: Pat
     want = python_numbers(package)
     assert len(want) == 3
     assert program_numbers(request.getfixturevalue(program), package, "2") == want
+
+
+def test_cpp_finds_pythons_spans(prefix: Path, tmp_path: Path) -> None:
+    program = compiled(prefix, cmake_tools.ROOT / "tests" / "cpp" / "door_spans.cpp", tmp_path / "spans")
+    package = str(package_tools.tiny_package("span-qa").save(tmp_path / "package"))
+    ids = np.array([(7 + 31 * i + window) % 100 for window in range(2) for i in range(20)], np.int32)
+    offsets, questions = np.array([0, 20, 40], np.int64), np.array([0, 2], np.int64)
+    is_context = np.tile(np.array([5 <= i < 19 for i in range(20)], np.uint8), 2)
+    batch = ids, offsets, np.zeros(40, np.int32)
+    full = [(raw.RATIO, [1.0, 1.0], -1)]
+    logits = raw.run(_core.Engine(package, num_threads=1), batch, full, want={"logits"})["logits"]
+    for rule in range(3):
+        found = _core.top_spans(logits, is_context, offsets, questions, np.array([0, 9], np.int64), 6, 8, rule)
+        counts, *columns, null_score = found
+        assert counts[0] == 8
+        *spans, null = cmake_tools.run(program, package, "8", str(rule)).split("\n")[:-1]
+        assert np.float32(null) == null_score[0]
+        for line, *expected in zip(spans, *(column[0] for column in columns), strict=True):
+            *tokens, score = line.split()
+            assert [*map(int, tokens), np.float32(score)] == expected
+    with pytest.raises(pytest.fail.Exception, match="top_k is 0"):
+        cmake_tools.run(program, package, "0", "0")
 
 
 def test_the_example_runs_the_default_model(by_cmake: Path) -> None:

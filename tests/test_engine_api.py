@@ -58,7 +58,8 @@ def test_answers(engine):
     assert result["answer"] == "London" == PASSAGE[result["start"] : result["end"]]
     assert 0.5 < result["score"] <= 1.0
     assert result["length"] == "full" and result["budget_met"] is None and result["macs"] > 0
-    assert set(result) == {"answer", "score", "start", "end", *LENGTH_KEYS, "macs", "budget_met"}
+    keys = {"answer", "score", "start", "end", *LENGTH_KEYS, "macs", "budget_met", "no_answer", "null_score"}
+    assert set(result) == keys
     json.dumps(result)
 
 

@@ -291,6 +291,7 @@ LINEAR = {"type": "w8a8", "activation": "static", "scale": 0.1, "zero_point": 3}
         ("task.max_length", 65, "task.max_length is 65; it must be an integer from 8 to 64"),
         ("task.doc_stride", 64, "task.doc_stride is 64; it must be an integer from 1 to 63"),
         ("task.max_answer_tokens", 0, "task.max_answer_tokens is 0"),
+        ("task.no_answer", 1, "task.no_answer is 1; it must be true or false"),
         ("task.labels", ["a"], "unknown key 'labels' in task"),
     ],
 )

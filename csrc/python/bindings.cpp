@@ -373,6 +373,60 @@ py::tuple best_spans(const py::object& start, const py::object& end, const py::o
   return py::make_tuple(window, first, last, score);
 }
 
+// (T, 2) float32, as run() gives the logits of span QA.
+Array<float> logits_argument(const py::object& object) {
+  if (py::isinstance<Array<float>>(object)) {
+    auto array = py::reinterpret_borrow<Array<float>>(object);
+    const bool aligned = reinterpret_cast<std::uintptr_t>(array.data()) % alignof(float) == 0;
+    if (array.ndim() == 2 && array.shape(1) == 2 && aligned) return array;
+  }
+  bad_input("logits must be an aligned, contiguous float32 array of shape (tokens, 2)");
+}
+
+py::tuple top_spans(const py::object& logits, const py::object& is_context,
+                    const py::object& offsets, const py::object& questions,
+                    const py::object& positions, std::int32_t max_tokens, std::int32_t top_k,
+                    std::int32_t score_rule) {
+  const auto pairs = logits_argument(logits);
+  const auto context = vector_argument<std::uint8_t>(is_context, "is_context");
+  const auto windows = vector_argument<std::int64_t>(offsets, "offsets");
+  const auto owners = vector_argument<std::int64_t>(questions, "questions");
+  const auto places = vector_argument<std::int64_t>(positions, "positions");
+  check_size(context, "is_context", pairs.shape(0), "one per token");
+  check_offsets(windows, "offsets", pairs.shape(0));
+  check_offsets(owners, "questions", windows.size() - 1);
+  check_size(places, "positions", windows.size() - 1, "one per window");
+
+  qla_span_search search{};
+  search.struct_size = sizeof search;
+  search.start_logits = pairs.data();
+  search.end_logits = pairs.data() + 1;
+  search.logit_stride = 2;
+  search.is_context = context.data();
+  search.offsets = windows.data();
+  search.questions = owners.data();
+  search.num_questions = owners.size() - 1;
+  search.positions = places.data();
+  search.max_tokens = max_tokens;
+  search.top_k = top_k;
+  search.score = score_rule;
+
+  const py::ssize_t count = owners.size() - 1, each = std::clamp<py::ssize_t>(top_k, 0, 1024);
+  auto counts = room<std::int32_t>({count}), window = room<std::int32_t>({count, each}),
+       first = room<std::int32_t>({count, each}), last = room<std::int32_t>({count, each});
+  auto score = room<float>({count, each}), null_score = room<float>({count});
+  const qla_spans spans{sizeof(qla_spans),        counts.mutable_data(), window.mutable_data(),
+                        first.mutable_data(),     last.mutable_data(),   score.mutable_data(),
+                        null_score.mutable_data()};
+  qla_status status;
+  {
+    const py::gil_scoped_release release;
+    status = qla_top_spans(&search, &spans);
+  }
+  check(status);
+  return py::make_tuple(counts, window, first, last, score, null_score);
+}
+
 std::uint32_t crc32c(const py::buffer& buffer) {
   Py_buffer view;
   if (PyObject_GetBuffer(buffer.ptr(), &view, PyBUF_SIMPLE) != 0) throw py::error_already_set();
@@ -419,6 +473,9 @@ PYBIND11_MODULE(_core, module) {
 
   module.def("best_spans", &best_spans, py::arg("start"), py::arg("end"), py::arg("is_context"),
              py::arg("offsets"), py::arg("questions"), py::arg("max_tokens"));
+  module.def("top_spans", &top_spans, py::arg("logits"), py::arg("is_context"), py::arg("offsets"),
+             py::arg("questions"), py::arg("positions"), py::arg("max_tokens"), py::arg("top_k"),
+             py::arg("score"));
   module.def("crc32c", &crc32c, py::arg("buffer"));
   module.def("available_isas", &available_isas);
   module.def("version", [] { return std::string(qla_version()); });

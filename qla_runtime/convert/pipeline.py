@@ -15,6 +15,7 @@ from qla_runtime.convert.card import Provenance, write_card
 from qla_runtime.convert.checkpoint import Checkpoint, open_checkpoint
 from qla_runtime.convert.lengths import default_configs, to_json, with_full
 from qla_runtime.convert.limits import check_name
+from qla_runtime.convert.no_answer import with_no_answer
 from qla_runtime.convert.pack import embedding_scale, pack, pad16, quantize_rows
 from qla_runtime.convert.package_writer import (
     FORMAT_VERSION,
@@ -62,6 +63,7 @@ def convert(
     articles: str = "all",
     skip_bad_rows: bool = False,
     compare_activations: bool = False,
+    no_answer: bool | None = None,
     provenance: Provenance | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -90,6 +92,8 @@ def convert(
         articles: of a SQuAD file, ``all`` or the ``odd`` positions only.
         skip_bad_rows: leave out rows of ``calibrate`` that cannot be used, with a warning, in place of an error.
         compare_activations: report both kinds of activations; the static one costs a calibration.
+        no_answer: of span QA, whether the model may say that there is no answer (SQuAD 2.0); None takes it from
+            the checkpoint's name and card.
         provenance: licence, base model and data for the card; gaps are filled from the checkpoint's own card.
         progress: bars and the closing table on standard error.
 
@@ -113,6 +117,7 @@ def convert(
     target = check_target(out)
     name = check_name(name or target.name)
     source = open_checkpoint(checkpoint, task=task, max_length=max_length, pooling=pooling, activation=activation)
+    source = with_no_answer(source, no_answer)
     if progress:
         for note in source.notes:
             print(f"note: {note}", file=sys.stderr)

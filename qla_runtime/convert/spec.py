@@ -84,6 +84,7 @@ class TaskSpec:
     activation: str | None = None
     doc_stride: int = 128
     max_answer_tokens: int = 30
+    no_answer: bool = False
 
     @property
     def outputs(self) -> int:
@@ -103,7 +104,8 @@ class TaskSpec:
     def to_json(self) -> dict[str, Any]:
         common = {"kind": self.kind, "max_length": self.max_length, "keep_cls": self.keep_cls}
         if self.kind == "span-qa":
-            return {**common, "doc_stride": self.doc_stride, "max_answer_tokens": self.max_answer_tokens}
+            windows = {"doc_stride": self.doc_stride, "max_answer_tokens": self.max_answer_tokens}
+            return {**common, **windows, **({"no_answer": True} if self.no_answer else {})}
         if self.kind == "embedding":
             return {
                 **common,

@@ -57,7 +57,7 @@ def _about_windows(trace: Trace) -> str:
 
 
 def _run(trace: Trace, run: Run, number: int) -> str:
-    name = _escape(run.length)
+    name, answer = _escape(run.length), _escape(run.answer) or "(no answer)"
     rows = "\n".join(
         f'<tr data-layer="{layer}"><th scope="row">{layer or "input"}</th>'
         f'<td style="--share: {kept / trace.tokens_read:.1%}">{kept:,}</td></tr>'
@@ -67,7 +67,7 @@ def _run(trace: Trace, run: Run, number: int) -> str:
     return f"""\
 <section aria-labelledby="run{number}">
 <h2 id="run{number}">{name}</h2>
-<p class="answer"><mark><bdi>{_escape(run.answer)}</bdi></mark> <small>score {run.score:.4f}</small></p>
+<p class="answer"><mark><bdi>{answer}</bdi></mark> <small>score {run.score:.4f}</small></p>
 <p class="cost" style="--share: {run.share:.1%}">{run.macs:,} MACs, {run.share:.1%} of full</p>
 <table><caption class="unseen">Tokens that each layer of {name} keeps</caption>
 <thead><tr><th scope="col">after layer</th><th scope="col">tokens kept</th></tr></thead>

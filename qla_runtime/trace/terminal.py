@@ -46,7 +46,7 @@ def plain(trace: Trace) -> str:
 
 def _heading(trace: Trace, run: Run) -> str:
     return (
-        f"{run.length}: {_visible(run.answer)}\n"
+        f"{run.length}: {_visible(run.answer) or '(no answer)'}\n"
         f"  score {run.score:.4f}, {run.macs:,} MACs, {run.share:.1%} of full"
     )
 

@@ -208,5 +208,135 @@ TEST(Spans, RefusesNullAndTakesNoQuestions) {
                              nullptr, nullptr));
 }
 
+// ---- qla_top_spans
+// ---------------------------------------------------------------------------------
+
+struct Found {
+  std::vector<int32_t> counts, window, first, last;
+  std::vector<float> score, null_score;
+};
+
+Found top(const Case& c, int32_t top_k, qla_span_score rule,
+          const std::vector<int64_t>& positions = {}) {
+  const size_t n = c.questions.size() - 1, all = n * static_cast<size_t>(std::max(top_k, 0));
+  std::vector<float> pairs;  // as qla_run gives them: (tokens, 2)
+  for (size_t i = 0; i < c.start.size(); ++i) {
+    pairs.push_back(c.start[i]);
+    pairs.push_back(c.end[i]);
+  }
+  Found found{std::vector<int32_t>(n),   std::vector<int32_t>(all), std::vector<int32_t>(all),
+              std::vector<int32_t>(all), std::vector<float>(all),   std::vector<float>(n)};
+  qla_span_search search{};
+  search.struct_size = sizeof search;
+  search.start_logits = pairs.data();
+  search.end_logits = pairs.data() + 1;
+  search.logit_stride = 2;
+  search.is_context = c.is_context.data();
+  search.offsets = c.offsets.data();
+  search.questions = c.questions.data();
+  search.num_questions = static_cast<int64_t>(n);
+  search.positions = positions.empty() ? nullptr : positions.data();
+  search.max_tokens = c.max_tokens;
+  search.top_k = top_k;
+  search.score = rule;
+  const qla_spans spans{sizeof(qla_spans),      found.counts.data(), found.window.data(),
+                        found.first.data(),     found.last.data(),   found.score.data(),
+                        found.null_score.data()};
+  top_spans(search, spans);
+  return found;
+}
+
+TEST(TopSpans, TheFirstOfAllWindowsIsBestSpansToTheBit) {
+  std::mt19937 random(12);
+  for (int round = 0; round < 200; ++round) {
+    const Case c = random_case(random);
+    const auto expected = run(c);
+    for (const int32_t top_k : {1, 4}) {
+      const Found found = top(c, top_k, QLA_SPAN_SCORE_ALL_WINDOWS);
+      for (size_t q = 0; q < expected.size(); ++q) {
+        const size_t row = q * static_cast<size_t>(top_k);
+        ASSERT_EQ(found.window[row], expected[q].window);
+        ASSERT_EQ(found.first[row], expected[q].first);
+        ASSERT_EQ(found.last[row], expected[q].last);
+        ASSERT_EQ(found.score[row], expected[q].score);
+      }
+    }
+  }
+}
+
+TEST(TopSpans, InOneWindowAllWindowsAndAgainstNullAreTheSameBits) {
+  std::mt19937 random(13);
+  std::normal_distribution<float> normal(0.0f, 6.0f);
+  for (int round = 0; round < 200; ++round) {
+    Case c;
+    std::vector<float> start(12), end(12);
+    for (float& logit : start) logit = normal(random);
+    for (float& logit : end) logit = normal(random);
+    c.add_window(start, end, {0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0});
+    c.end_question();
+    const Found a = top(c, 8, QLA_SPAN_SCORE_ALL_WINDOWS),
+                b = top(c, 8, QLA_SPAN_SCORE_AGAINST_NULL);
+    ASSERT_EQ(a.first, b.first);
+    ASSERT_EQ(a.last, b.last);
+    ASSERT_EQ(a.score, b.score);
+  }
+}
+
+TEST(TopSpans, ASpanThatTwoWindowsShareComesOnce) {
+  Case c;  // tokens 0 to 3 of the context: both windows hold 1 and 2, and find 2 the best
+  c.max_tokens = 1;
+  c.add_window({0, 1, 2, 9}, {0, 1, 2, 9}, {0, 1, 1, 1});
+  c.add_window({0, 2, 8, 1}, {0, 2, 8, 1}, {0, 1, 1, 1});
+  c.end_question();
+  const Found shared = top(c, 6, QLA_SPAN_SCORE_AGAINST_NULL, {0, 1});
+  EXPECT_EQ(shared.counts[0], 4);
+  EXPECT_EQ(shared.window, (std::vector<int32_t>{0, 0, 0, 1, -1, -1}));
+  EXPECT_EQ(shared.first, (std::vector<int32_t>{3, 2, 1, 3, -1, -1}));
+  // The second window's best span is the answer too, so the first one's softmax stands alone.
+  const double p = 1 / (1 + std::exp(-7.0) + std::exp(-8.0));
+  EXPECT_NEAR(shared.score[0], p * p, 1e-7);
+  EXPECT_EQ(top(c, 6, QLA_SPAN_SCORE_AGAINST_NULL).counts[0], 6);  // nothing known of sharing
+}
+
+TEST(TopSpans, TokensWithoutTextAreNoAnswerOfTheirOwn) {
+  Case c;
+  c.max_tokens = 2;
+  c.add_window({0, 9, 1, 1}, {0, 9, 1, 1}, {0, 2, 1, 2});
+  c.end_question();
+  const Found found = top(c, 5, QLA_SPAN_SCORE_AGAINST_NULL);
+  // All allowed spans show token 2 alone, so one is left: the best, which begins before it.
+  EXPECT_EQ(found.counts[0], 1);
+  EXPECT_EQ(found.first[0], 1);
+  EXPECT_EQ(found.last[0], 2);
+  c.is_context = {0, 2, 2, 2};
+  EXPECT_THROW(top(c, 1, QLA_SPAN_SCORE_AGAINST_NULL), Error);
+}
+
+TEST(TopSpans, NullIsTheLowestOfAllWindows) {
+  Case c;
+  c.add_window({3, 1}, {2, 1}, {0, 1});
+  c.add_window({0, 5}, {1, 5}, {0, 1});
+  c.end_question();
+  const auto p = [](double null, double token) { return 1 / (1 + std::exp(token - null)); };
+  EXPECT_NEAR(top(c, 1, QLA_SPAN_SCORE_WITH_NULL).null_score[0], p(0, 5) * p(1, 5), 1e-8);
+  EXPECT_NEAR(top(c, 1, QLA_SPAN_SCORE_WITH_NULL).score[0], p(5, 0) * p(5, 1), 1e-7);
+  c.is_context = {1, 1, 1, 1};  // no token stands for null
+  EXPECT_EQ(top(c, 1, QLA_SPAN_SCORE_WITH_NULL).null_score[0], 0.0f);
+}
+
+TEST(TopSpans, RefusesWhatItCannotMean) {
+  Case c;
+  c.add_window({0, 1}, {0, 1}, {0, 1});
+  c.end_question();
+  EXPECT_THROW(top(c, 0, QLA_SPAN_SCORE_WITH_NULL), Error);
+  EXPECT_THROW(top(c, 1025, QLA_SPAN_SCORE_WITH_NULL), Error);
+  EXPECT_THROW(top(c, 1, static_cast<qla_span_score>(3)), Error);
+  c.start[0] = NAN;  // the null's logits are read
+  EXPECT_THROW(top(c, 1, QLA_SPAN_SCORE_AGAINST_NULL), Error);
+  qla_span_search search{};
+  search.num_questions = 1;
+  EXPECT_THROW(top_spans(search, qla_spans{}), Error);
+}
+
 }  // namespace
 }  // namespace qla

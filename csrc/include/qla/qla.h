@@ -170,7 +170,8 @@ QLA_API qla_status qla_run(qla_engine* engine, const qla_batch* batch, const qla
 /* Span QA: the best answer span of each question over all of its windows.
  * Window w's tokens are [offsets[w], offsets[w+1]) of start/end/is_context (global indices);
  * question q owns windows [questions[q], questions[q+1]). One softmax over the context tokens of
- * all windows of a question; score = p_start * p_end, start <= end, at most max_tokens long.
+ * all windows of a question; score = p_start * p_end, start <= end, at most max_tokens long. That
+ * score falls with the number of windows; qla_top_spans has one that does not.
  * Ties go to the earlier window, start, end. A question whose windows hold no context token is an
  * error. Results per question: window (its index w), first and last token inside it, score. */
 QLA_API qla_status qla_best_spans(const float* start_logits, const float* end_logits,
@@ -178,6 +179,59 @@ QLA_API qla_status qla_best_spans(const float* start_logits, const float* end_lo
                                   const int64_t* questions, int64_t num_questions,
                                   int32_t max_tokens, int32_t* window, int32_t* first,
                                   int32_t* last, float* score);
+
+/* What the score of an answer span is: p_start * p_end, and what the two softmaxes run over. The
+ * first token of a window ([CLS]) stands for "no answer here", null, unless it is a context token;
+ * its logits must be finite. */
+typedef enum qla_span_score {
+  /* The context tokens of all windows, the logits of each window less those of its null: a window
+   * that holds no answer adds next to nothing, so the score keeps its meaning in long contexts.
+   * Windows whose best span is the answer too count once. The highest sum of such logits is best.
+   * With one window, this is QLA_SPAN_SCORE_ALL_WINDOWS to the bit. */
+  QLA_SPAN_SCORE_AGAINST_NULL = 0,
+  /* The context tokens of all windows, as qla_best_spans. */
+  QLA_SPAN_SCORE_ALL_WINDOWS = 1,
+  /* The context tokens of the span's own window and its null, as transformers. The highest score is
+   * best. */
+  QLA_SPAN_SCORE_WITH_NULL = 2
+} qla_span_score;
+
+/* Windows, questions and tokens are as for qla_best_spans. */
+typedef struct qla_span_search {
+  size_t struct_size;
+  const float* start_logits;
+  const float* end_logits;
+  int64_t logit_stride; /* floats from one token's logit to the next token's. 1: two arrays of their
+                           own; 2: qla_outputs.logits, with end_logits = start_logits + 1 */
+  const uint8_t* is_context; /* 0: no context token; 2: one that shows no text (white space): an
+                                answer needs another token, too; else: a context token */
+  const int64_t* offsets;
+  const int64_t* questions;
+  int64_t num_questions;
+  const int64_t* positions; /* per window: the place of its first context token in the whole
+                               context, by which spans that two windows share are found; NULL: the
+                               windows share none */
+  int32_t max_tokens;
+  int32_t top_k; /* spans per question, 1 to 1024 */
+  int32_t score; /* qla_span_score */
+} qla_span_search;
+
+/* Results; every pointer is the caller's. Q = questions. Only null_score may be NULL. */
+typedef struct qla_spans {
+  size_t struct_size;
+  int32_t* counts;   /* (Q): spans found, top_k at most */
+  int32_t* window;   /* (Q, top_k), best first; -1 behind the last */
+  int32_t* first;    /* (Q, top_k): first token inside the window; -1 behind the last */
+  int32_t* last;     /* (Q, top_k) */
+  float* score;      /* (Q, top_k) */
+  float* null_score; /* (Q): the probability that no window holds an answer: p_start * p_end of the
+                        first token, as in QLA_SPAN_SCORE_WITH_NULL, the lowest of all windows */
+} qla_spans;
+
+/* Span QA: the best answer spans of each question over all of its windows. They may overlap, but no
+ * two have the same visible tokens; the better one stays. Ties go to the earlier window, start,
+ * end. A question whose windows hold no visible context token is an error. */
+QLA_API qla_status qla_top_spans(const qla_span_search* search, const qla_spans* spans);
 
 /* CRC-32C (Castagnoli) of a buffer: the checksum of package files. */
 QLA_API uint32_t qla_crc32c(const void* data, size_t size);

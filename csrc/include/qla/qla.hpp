@@ -284,5 +284,37 @@ class Engine {
   std::unique_ptr<qla_engine, Free> engine_;
 };
 
+// An answer of span QA: tokens first..last of a window (its number in the whole batch).
+struct Span {
+  std::int32_t window, first, last;
+  float score;
+};
+
+struct Answers {
+  std::vector<Span> spans;  // best first
+  float null_score;         // the probability that no window holds an answer
+};
+
+// The best answers of each question, by qla_top_spans; fills in search.struct_size.
+inline std::vector<Answers> top_spans(qla_span_search search) {
+  search.struct_size = sizeof search;
+  const std::size_t questions = search.num_questions > 0 ? search.num_questions : 0;
+  const std::size_t each = search.top_k > 0 ? search.top_k : 0;
+  std::vector<std::int32_t> counts(questions), window(questions * each), first(questions * each),
+      last(questions * each);
+  std::vector<float> score(questions * each), null_score(questions);
+  const qla_spans spans{sizeof(qla_spans), counts.data(), window.data(),    first.data(),
+                        last.data(),       score.data(),  null_score.data()};
+  check(qla_top_spans(&search, &spans));
+  std::vector<Answers> answers(questions);
+  for (std::size_t q = 0; q < questions; ++q) {
+    answers[q].null_score = null_score[q];
+    for (std::size_t i = q * each; i < q * each + static_cast<std::size_t>(counts[q]); ++i) {
+      answers[q].spans.push_back({window[i], first[i], last[i], score[i]});
+    }
+  }
+  return answers;
+}
+
 }  // namespace v0
 }  // namespace qla

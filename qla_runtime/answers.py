@@ -1,0 +1,228 @@
+"""From span logits to answers: what a call may ask for, which spans answer it, and when there is no answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qla_runtime import _core
+from qla_runtime.errors import InputError
+from qla_runtime.text_ranges import trim
+from qla_runtime.windows import QuestionWindows
+
+SCORES = ("against-null", "all-windows", "with-null")
+"""The rules of ``score=``, in the order of ``qla_span_score`` in qla/qla.h."""
+
+MAX_TOP_K = 1024
+"""Answers per question that ``top_k=`` may ask for."""
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """What one call of ``Engine.answer`` asks for, checked, with the package's own values in the gaps.
+
+    Attributes:
+        top_k: answers per question.
+        max_answer_tokens: tokens of an answer at most.
+        doc_stride: context tokens that two neighbouring windows share.
+        handle_impossible_answer: whether "no answer" competes with the spans.
+        null_threshold: the null score above which there is no answer; None: above the best span's score.
+        score: one of :data:`SCORES`.
+    """
+
+    top_k: int
+    max_answer_tokens: int
+    doc_stride: int
+    handle_impossible_answer: bool
+    null_threshold: float | None
+    score: str
+
+    @classmethod
+    def checked(
+        cls,
+        task: Mapping[str, Any],
+        *,
+        top_k: Any = 1,
+        max_answer_tokens: Any = None,
+        doc_stride: Any = None,
+        handle_impossible_answer: Any = None,
+        null_threshold: Any = None,
+        score: Any = None,
+    ) -> AnswerOptions:
+        """The arguments of ``Engine.answer`` for a package whose ``task`` this is; None takes the package's.
+
+        Raises:
+            InputError: a value out of range, or two that exclude each other.
+        """
+        longest = task["max_length"]
+        _check_whole("top_k", top_k, 1, MAX_TOP_K, "1 gives the best answer alone")
+        if max_answer_tokens is None:
+            max_answer_tokens = task["max_answer_tokens"]
+        _check_whole("max_answer_tokens", max_answer_tokens, 1, None, "None takes the package's own limit")
+        if doc_stride is None:
+            doc_stride = task["doc_stride"]
+        _check_whole(
+            "doc_stride",
+            doc_stride,
+            0,
+            longest - 1,
+            f"windows have {longest} tokens, and None takes the package's own stride",
+        )
+        impossible = _impossible(task, handle_impossible_answer, null_threshold)
+        return cls(
+            top_k=int(top_k),
+            max_answer_tokens=min(int(max_answer_tokens), longest),
+            doc_stride=int(doc_stride),
+            handle_impossible_answer=impossible,
+            null_threshold=None if null_threshold is None else float(null_threshold),
+            score=_score(score, impossible),
+        )
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What was found for one question.
+
+    Attributes:
+        entries: ``top_k`` dicts at most, best first: ``"answer"`` (str), ``"score"`` (0 to 1), ``"start"``,
+            ``"end"`` (characters of the context). "No answer" is ``""`` at 0 to 0, with the null score.
+        null_score: the probability that no window holds an answer.
+        window: the window (its global number) of the best span.
+    """
+
+    entries: list[dict[str, Any]]
+    null_score: float
+    window: int
+
+    @property
+    def no_answer(self) -> bool:
+        """Whether the best entry is "no answer"."""
+        return self.entries[0]["answer"] == ""
+
+
+def read_answers(
+    windows: QuestionWindows, logits: NDArray[np.float32], contexts: Sequence[str], options: AnswerOptions
+) -> list[Answers]:
+    """The answers of several questions.
+
+    Args:
+        windows: of these questions. Context tokens that show no text may be marked in it.
+        logits: float32 (tokens, 2): start and end, of the windows' tokens.
+        contexts: one per question.
+        options: how many answers, how long, and what their scores mean.
+
+    Raises:
+        InputError: a context in which no token shows any text.
+    """
+    spans = _Spans.search(windows, logits, options)
+    invisible = [q for q in range(len(contexts)) if any(a == b for a, b in spans.ranges(q, contexts[q]))]
+    if invisible:
+        for q in invisible:
+            windows.mark_invisible(q, contexts[q])
+        spans = _Spans.search(windows, logits, options)
+    return [spans.answers(q, context, options) for q, context in enumerate(contexts)]
+
+
+@dataclass(frozen=True)
+class _Spans:
+    """Spans as tokens; row ``q`` of an array holds those of question ``q``, best first, ``counts[q]`` of them."""
+
+    windows: QuestionWindows
+    counts: NDArray[np.int32]
+    window: NDArray[np.int32]
+    first: NDArray[np.int32]
+    last: NDArray[np.int32]
+    score: NDArray[np.float32]
+    null_score: NDArray[np.float32]
+
+    @classmethod
+    def search(cls, windows: QuestionWindows, logits: NDArray[np.float32], options: AnswerOptions) -> _Spans:
+        found = _core.top_spans(
+            logits,
+            windows.is_context,
+            windows.batch.offsets,
+            windows.questions,
+            windows.positions,
+            options.max_answer_tokens,
+            options.top_k,
+            SCORES.index(options.score),
+        )
+        return cls(windows, *found)
+
+    def ranges(self, question: int, context: str) -> list[tuple[int, int]]:
+        """The character ranges of a question's spans, without white space at their ends."""
+        rows = [
+            column[question, : self.counts[question]].tolist() for column in (self.window, self.first, self.last)
+        ]
+        return [trim(context, *self.windows.characters(question, *span)) for span in zip(*rows, strict=True)]
+
+    def answers(self, question: int, context: str, options: AnswerOptions) -> Answers:
+        entries: dict[tuple[int, int], dict[str, Any]] = {}
+        scores = self.score[question].tolist()
+        for (start, end), score in zip(self.ranges(question, context), scores, strict=False):
+            # Tokens that are parts of one character have the same range.
+            entries.setdefault(
+                (start, end), {"answer": context[start:end], "score": score, "start": start, "end": end}
+            )
+        null = float(self.null_score[question])
+        best = list(entries.values())
+        if options.handle_impossible_answer:
+            best = _with_null(best, null, options.null_threshold)[: options.top_k]
+        return Answers(best, null, int(self.window[question, 0]))
+
+
+def _with_null(spans: list[dict[str, Any]], score: float, threshold: float | None) -> list[dict[str, Any]]:
+    """Spans, best first, with "no answer" where its score puts it; the threshold rules the first place alone."""
+    null = {"answer": "", "score": score, "start": 0, "end": 0}
+    if threshold is None:
+        return sorted([*spans, null], key=lambda entry: -entry["score"])  # stable: a span before an equal null
+    if score > threshold:
+        return [null, *spans]
+    return [spans[0], *sorted([*spans[1:], null], key=lambda entry: -entry["score"])]
+
+
+def _impossible(task: Mapping[str, Any], asked: Any, threshold: Any) -> bool:
+    if asked is not None and not isinstance(asked, (bool, np.bool_)):
+        raise InputError(
+            f"handle_impossible_answer is {asked!r}; it must be True or False, or None for what the package says"
+        )
+    if threshold is None:
+        return bool(task.get("no_answer", False) if asked is None else asked)
+    number = isinstance(threshold, Real) and not isinstance(threshold, bool)
+    if not number or not math.isfinite(threshold) or not 0 <= threshold <= 1:
+        raise InputError(
+            f"null_threshold is {threshold!r}; it must be a number from 0 to 1, which the null score is compared "
+            "with, or None to compare it with the best span's score"
+        )
+    if asked is not None and not asked:
+        raise InputError(
+            f"null_threshold is {threshold!r} with handle_impossible_answer=False, which gives an answer always; "
+            "leave one of them out"
+        )
+    return True
+
+
+def _score(asked: Any, impossible: bool) -> str:
+    if asked is None:
+        return "with-null" if impossible else "against-null"
+    if not isinstance(asked, str) or asked not in SCORES:
+        raise InputError(f"score is {asked!r}; it must be one of {', '.join(SCORES)}, or None")
+    if impossible and asked != "with-null":
+        raise InputError(
+            f"score is {asked!r}, which cannot be compared with the null score; use score='with-null', or "
+            "handle_impossible_answer=False"
+        )
+    return asked
+
+
+def _check_whole(name: str, value: Any, least: int, most: int | None, remedy: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise InputError(f"{name} is {value!r}; it must be an integer of at least {least}; {remedy}")
+    if most is not None and value > most:
+        raise InputError(f"{name} is {value}; it must be at most {most}; {remedy}")
