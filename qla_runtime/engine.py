@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from qla_runtime import _core, heads, inputs, policies, stages, tags
 from qla_runtime.cost_model import CostModel, Pace, load_or_fit
-from qla_runtime.errors import InputError, UnsupportedError
+from qla_runtime.errors import InputError, UnsupportedError, brief
 from qla_runtime.hub import find_package
 from qla_runtime.length import (
     Escalate,
@@ -911,9 +911,9 @@ def _check_count(name: str, value: Any, remedy: str, most: int | None = None) ->
     if value is None and name != "streams":
         return
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise InputError(f"{name} is {value!r}; it must be an integer of at least 1; {remedy}")
+        raise InputError(f"{name} is {brief(value)}; it must be an integer of at least 1; {remedy}")
     if most is not None and value > most:
-        raise InputError(f"{name} is {value}; it must be at most {most}; {remedy}")
+        raise InputError(f"{name} is {brief(value)}; it must be at most {most}; {remedy}")
 
 
 def _amount(texts: list[str], single: bool) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class QlaError(Exception):
     """Base of every error that qla_runtime raises on purpose."""
@@ -17,3 +19,12 @@ class PackageError(QlaError):
 
 class UnsupportedError(QlaError):
     """Well formed, but this runtime, this build or this CPU cannot do it."""
+
+
+def brief(value: Any, width: int = 60) -> str:
+    """How messages quote a value that a caller passed: its ``repr``, shortened in the middle."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to spell out integers of thousands of digits
+        return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
+    return text if len(text) <= width else f"{text[: width - 15]}...{text[-12:]}"
