@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import string
@@ -10,15 +9,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from qla_runtime.data_sets import read_scored_pairs
 from qla_runtime.engine import Engine
-from qla_runtime.errors import InputError
+from qla_runtime.errors import InputError, QlaError
 from qla_runtime.length import LatencyBudget, Length
+from qla_runtime.text_files import read_json
 
 ARTICLES = ("all", "odd", "even")
 """Which articles of a SQuAD file count: by position, and the first one is odd."""
@@ -146,30 +146,45 @@ def answers(
 
 
 def sts(
-    engine: Engine, path: str | os.PathLike[str], length: Length = None, *, progress: Progress | None = None
+    engine: Engine,
+    path: str | os.PathLike[str],
+    length: Length = None,
+    *,
+    progress: Progress | None = None,
+    skip_bad_rows: bool = False,
 ) -> StsScore:
     """Spearman correlation of cosine similarities with the human scores of an STS benchmark file.
 
     Args:
         engine: an embedding model.
-        path: the tab-separated file (``sts-test.csv``).
+        path: an STS benchmark file (``sts-test.csv``), or a table whose columns are named (GLUE's STS-B).
         length: a length config for all sentences.
         progress: called with the number of pairs done since the last call.
+        skip_bad_rows: leave out rows that cannot be used, with a warning, in place of an error.
 
     Raises:
-        InputError: the file is missing or not laid out like the STS benchmark.
+        InputError: the file is missing or laid out otherwise, or all its scores are equal.
+        QlaError: the model gives every pair the same similarity, which correlates with nothing.
         UnsupportedError: the model gives no embeddings.
     """
-    scores, firsts, seconds = read_sts(path)
+    scores, firsts, seconds = read_sts(path, skip_bad_rows=skip_bad_rows)
+    check_varied(scores, str(path))
     cosines = np.empty(len(scores))
     began = time.perf_counter()
     for part in _steps(len(scores)):
         a = engine.encode(firsts[part], length).astype(np.float64)
         b = engine.encode(seconds[part], length).astype(np.float64)
-        cosines[part] = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        cosines[part] = (a * b).sum(1) / np.maximum(norms, np.finfo(np.float64).tiny)
         if progress:
             progress(len(a))
-    return StsScore(100 * spearman(cosines, scores), len(scores), time.perf_counter() - began)
+    found = spearman(cosines, scores)
+    if not np.isfinite(found):
+        raise QlaError(
+            f"{engine.name}: gives all {len(scores)} pairs the same similarity, so there is no correlation to "
+            "report; the model tells no sentence from another"
+        )
+    return StsScore(100 * found, len(scores), time.perf_counter() - began)
 
 
 def read_squad(path: str | os.PathLike[str], articles: str = "all") -> list[Question]:
@@ -181,10 +196,7 @@ def read_squad(path: str | os.PathLike[str], articles: str = "all") -> list[Ques
     """
     if articles not in ARTICLES:
         raise InputError(f"articles is {articles!r}; it must be one of {', '.join(ARTICLES)}")
-    try:
-        data = json.loads(_read(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{path}: no JSON ({error}); give a SQuAD 1.1 file") from None
+    data = read_json(path)
     skip = {"all": None, "odd": 1, "even": 0}[articles]
     questions = []
     for a, article in enumerate(_list(data, "data", str(path))):
@@ -207,35 +219,16 @@ def read_squad(path: str | os.PathLike[str], articles: str = "all") -> list[Ques
     return questions
 
 
-def read_sts(path: str | os.PathLike[str]) -> tuple[list[float], list[str], list[str]]:
-    """Human scores (0 to 5), first and second sentences of an STS benchmark file.
+def read_sts(
+    path: str | os.PathLike[str], *, skip_bad_rows: bool = False
+) -> tuple[list[float], list[str], list[str]]:
+    """Human scores (0 to 5), first and second sentences of an STS benchmark file or of GLUE's STS-B.
 
     Raises:
-        InputError: no such file, no pairs, or a line without its seven columns or with a score that is no
+        InputError: no such file, fewer than two pairs, or a line without its columns or with a score that is no
             number.
     """
-    scores: list[float] = []
-    firsts: list[str] = []
-    seconds: list[str] = []
-    # Quotation marks are text here, not csv quoting, and only a line feed ends a line.
-    for number, line in enumerate(_read(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        columns = line.rstrip("\r").split("\t")
-        try:
-            score = float(columns[4])
-            first, second = columns[5], columns[6]
-        except (IndexError, ValueError):
-            raise InputError(
-                f"{path}: line {number} is no STS benchmark line; it must have 7 columns separated by tabs, "
-                "with the score in the 5th and the sentences in the 6th and 7th"
-            ) from None
-        scores.append(score)
-        firsts.append(first)
-        seconds.append(second)
-    if len(scores) < 2:
-        raise InputError(f"{path}: holds {len(scores)} sentence pairs; a correlation needs at least 2")
-    return scores, firsts, seconds
+    return read_scored_pairs(path, skip_bad_rows=skip_bad_rows)
 
 
 def normalize_answer(text: str) -> str:
@@ -250,6 +243,25 @@ def spearman(a: ArrayLike, b: ArrayLike) -> float:
     x, y = x - x.mean(), y - y.mean()
     spread = np.sqrt((x @ x) * (y @ y))
     return float(x @ y / spread) if spread else float("nan")
+
+
+def correlation(found: ArrayLike, truth: ArrayLike) -> float:
+    """:func:`spearman`, and 0 for a model that says the same of everything: it orders nothing."""
+    value = spearman(found, truth)
+    return value if np.isfinite(value) else 0.0
+
+
+def check_varied(answers: Sequence[Any], data: str) -> None:
+    """Refuses test data whose answers are all the same.
+
+    Raises:
+        InputError: no item has another answer than the rest, which tells no model or config from another.
+    """
+    if len(set(answers)) < 2:
+        same = f"have the answer {answers[0]!r}" if len(answers) else "are missing"
+        raise InputError(
+            f"{data}: all {len(answers)} items {same}, which tells no config from another; give more varied data"
+        )
 
 
 _PUNCTUATION = frozenset(string.punctuation)
@@ -275,18 +287,6 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 def _steps(count: int, step: int = STEP) -> Iterator[slice]:
     return (slice(start, min(start + step, count)) for start in range(0, count, step))
-
-
-def _read(path: str | os.PathLike[str]) -> str:
-    try:
-        # Bytes, not text mode: universal newlines would break a line at a lone carriage return.
-        return Path(path).read_bytes().decode()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of the test set") from None
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: byte {error.start} is no UTF-8; give the test set as its authors publish it"
-        ) from None
 
 
 def _list(value: Any, key: str, where: str) -> list[Any]:

@@ -22,7 +22,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qla_runtime.errors import InputError
@@ -68,6 +68,8 @@ class Table:
     header: tuple[str, ...] | None
     rows: list[Row]
     bad: list[BadRow]
+    unit: str = "line"
+    """What :attr:`Row.line` counts; in a .json file rows, as its lines say nothing about them."""
 
 
 def read_lines(path: Path) -> list[str]:
@@ -226,8 +228,7 @@ def records(value: Any, name: str) -> Table:
     items = value.get("data") if isinstance(value, dict) else value
     if not isinstance(items, list):
         raise InputError(f"{name}: holds no list of rows; give a list of objects, or one object per line (.jsonl)")
-    # The lines of a .json file say nothing about its rows, so rows are counted.
-    return _objects(list(enumerate(items, 1)), [])
+    return replace(_objects(list(enumerate(items, 1)), []), unit="row")
 
 
 def _tab_separated(text: str) -> Table:

@@ -24,10 +24,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "package", metavar="PACKAGE", help="folder of the package; its length configs are replaced"
     )
     parser.add_argument(
-        "data", metavar="DATA", help="selection data: SQuAD .json, STS benchmark .csv, or GLUE-like .tsv"
+        "data",
+        metavar="DATA",
+        help="selection data: SQuAD .json, STS benchmark .csv, or GLUE-like .tsv, .csv or .jsonl",
     )
     parser.add_argument("--run", metavar="FOLDER", help="of the measurements (default: PACKAGE-search, here)")
     parser.add_argument("--threads", type=int, metavar="N", help="of the engine (default: what it may use)")
+    parser.add_argument(
+        "--skip-bad-rows", action="store_true", help="leave out rows of DATA that cannot be read, and count them"
+    )
     parser.add_argument("--no-plot", action="store_true", help="do not draw FOLDER/frontier.png")
 
     measure = parser.add_argument_group("what is measured")
@@ -94,6 +99,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         run=arguments.run,
         num_threads=arguments.threads,
         draw=not arguments.no_plot,
+        skip_bad_rows=arguments.skip_bad_rows,
     )
 
 

@@ -20,6 +20,7 @@ from qla_runtime.search.package import Package
 from qla_runtime.search.plot import plot, require_matplotlib
 from qla_runtime.search.run_folder import RunFolder
 from qla_runtime.search.selection import Selection, read_selection
+from qla_runtime.text_files import read_bytes
 from qla_runtime.training.bars import bar
 
 _RESULT_ONLY = ("generations", "balanced_loss", "fast_loss")
@@ -35,6 +36,7 @@ def search(
     num_threads: int | None = None,
     draw: bool = True,
     progress: bool = True,
+    skip_bad_rows: bool = False,
 ) -> dict[str, Any]:
     """Finds length configs on the Pareto frontier of accuracy and cost, and writes them into the package.
 
@@ -43,12 +45,13 @@ def search(
 
     Args:
         package: the package's folder; its length configs are replaced at the end.
-        data: the selection data: SQuAD json, STS csv or GLUE-like tsv, as the package's task asks.
+        data: the selection data: SQuAD json, STS csv or a GLUE-like table, as the package's task asks.
         options: what to search for, and how long.
         run: folder of the measurements; None is the package's name with ``-search`` behind it, here.
         num_threads: of the engine.
         draw: draw the frontier into the run folder.
         progress: show a bar on standard error.
+        skip_bad_rows: leave out rows of a table that cannot be used, with a warning, in place of an error.
 
     Returns:
         What ``result.json`` holds; see docs/search.md.
@@ -66,9 +69,9 @@ def search(
     searched = Package(package, num_threads)
     searched.check_writable()
     space = Space(searched.engine.layers, options.grid, options.lowest_step, options.drop_bound)
-    selection = read_selection(searched, Path(data), options.articles)
+    selection = read_selection(searched, Path(data), options.articles, skip_bad_rows=skip_bad_rows)
     whole, first = selection.sample(options.sample), selection.sample(options.screen or options.sample)
-    settings = _settings(searched, Path(data), options)
+    settings = _settings(searched, Path(data), options) | ({"skip_bad_rows": True} if skip_bad_rows else {})
     folder = Path(f"{searched.path.name}-search" if run is None else run)
     with RunFolder(folder, settings) as log:
         expected = (
@@ -238,7 +241,7 @@ def _write(bench: Bench, outcome: Outcome, package: Package) -> None:
 def _settings(package: Package, data: Path, options: SearchOptions) -> dict[str, Any]:
     """What measurements depend on; a run goes on only under the same."""
     settings = {name: value for name, value in vars(options).items() if name not in _RESULT_ONLY}
-    settings |= {"package": package.identity(), "data": f"{crc32c(data.read_bytes()):08x}"}
+    settings |= {"package": package.identity(), "data": f"{crc32c(read_bytes(data)):08x}"}
     settings["version"] = _core.version()
     if options.cost == "time":
         settings["num_threads"] = package.engine.num_threads

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from qla_runtime.data_sets import read_labelled, read_scored_pairs
 from qla_runtime.engine import Engine
 from qla_runtime.errors import InputError, UnsupportedError
-from qla_runtime.evaluate import read_squad, read_sts, spearman
+from qla_runtime.evaluate import check_varied, correlation, read_squad
 from qla_runtime.length import LengthConfig
 from qla_runtime.search.package import Package
-from qla_runtime.training.data import read_labelled
 from qla_runtime.windows import Ragged, TextEncoder, batches
 
 
@@ -103,13 +102,13 @@ class Pairs(Selection):
 
     def check(self) -> None:
         super().check()
-        _check_different([score for score, _, _ in self.items], self.data)
+        check_varied([score for score, _, _ in self.items], self.data)
 
     def score(self, engine: Engine, config: LengthConfig) -> float:
         truth, firsts, seconds = zip(*self.items, strict=True)
         a, b = (engine.encode(texts, config).astype(np.float64) for texts in (list(firsts), list(seconds)))
         cosines = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-        return _correlation(cosines, truth)
+        return 100 * correlation(cosines, truth)
 
     def sequences(self, encoder: TextEncoder) -> Ragged:
         _, firsts, seconds = zip(*self.items, strict=True)
@@ -123,7 +122,7 @@ class Labels(Selection):
 
     def check(self) -> None:
         super().check()
-        _check_different([label for label, _ in self.items], self.data)
+        check_varied([label for label, _ in self.items], self.data)
 
     def score(self, engine: Engine, config: LengthConfig) -> float:
         labels = [label for label, _ in self.items]
@@ -148,10 +147,10 @@ class Numbers(Labels):
 
     def score(self, engine: Engine, config: LengthConfig) -> float:
         found = [result["score"] for result in self._results(engine, config)]
-        return _correlation(found, [label for label, _ in self.items])
+        return 100 * correlation(found, [label for label, _ in self.items])
 
 
-def read_selection(package: Package, path: Path, articles: str) -> Selection:
+def read_selection(package: Package, path: Path, articles: str, *, skip_bad_rows: bool = False) -> Selection:
     """The selection data that fits the package's task.
 
     Args:
@@ -159,6 +158,7 @@ def read_selection(package: Package, path: Path, articles: str) -> Selection:
         path: SQuAD 1.1 json for span QA, an STS benchmark csv for embeddings, a GLUE-like tsv with labels or
             scores for sequence classification.
         articles: of a SQuAD file.
+        skip_bad_rows: leave out rows of a table that cannot be used, with a warning, in place of an error.
 
     Raises:
         InputError: the file is missing, empty, or laid out otherwise, or has a label that the model has not.
@@ -170,18 +170,18 @@ def read_selection(package: Package, path: Path, articles: str) -> Selection:
         where = path.name if articles == "all" else f"{path.name}, articles at {articles} positions"
         return Questions(questions, where, len(questions), task["doc_stride"])
     if task["kind"] == "embedding":
-        pairs = list(zip(*read_sts(path), strict=True))
+        pairs = list(zip(*read_scored_pairs(path, skip_bad_rows=skip_bad_rows), strict=True))
         return Pairs(pairs, path.name, len(pairs))
     if task["kind"] == "sequence-classification" and task["problem"] != "multi_label":
-        return _labelled(task, path)
+        return _labelled(task, path, skip_bad_rows)
     problem = task.get("problem", task["kind"]).replace("_", "-")
     raise UnsupportedError(
         f"a search measures span-qa, embedding, single-label and regression models; this is a {problem} model"
     )
 
 
-def _labelled(task: dict[str, Any], path: Path) -> Selection:
-    table = read_labelled(path)
+def _labelled(task: dict[str, Any], path: Path, skip_bad_rows: bool) -> Selection:
+    table = read_labelled(path, skip_bad_rows=skip_bad_rows)
     if task["problem"] == "regression":
         items = [(_number(label, path), text) for label, text in zip(table.labels, table.texts, strict=True)]
         return Numbers(items, path.name, len(items))
@@ -206,20 +206,6 @@ def _number(label: str, path: Path) -> float:
     if not np.isfinite(number):
         raise InputError(f"{path.name}: label {label!r} is no number, and the model predicts numbers")
     return number
-
-
-def _check_different(answers: Sequence[Any], data: str) -> None:
-    if len(set(answers)) < 2:
-        raise InputError(
-            f"{data}: all {len(answers)} items have the answer {answers[0]!r}, which tells no config from "
-            "another; give more varied data"
-        )
-
-
-def _correlation(found: Sequence[float] | NDArray[np.float64], truth: Sequence[float]) -> float:
-    """Spearman correlation in percent; a model that says the same of everything correlates with nothing."""
-    value = 100 * spearman(found, truth)
-    return value if np.isfinite(value) else 0.0
 
 
 def _encode(texts: Sequence[str] | Sequence[tuple[str, str]], encoder: TextEncoder) -> Ragged:

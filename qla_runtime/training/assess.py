@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from qla_runtime.data_sets import read_labelled, read_scored_pairs
 from qla_runtime.errors import InputError
-from qla_runtime.evaluate import read_squad, read_sts, spearman
+from qla_runtime.evaluate import check_varied, correlation, read_squad
 from qla_runtime.length import LengthConfig
 from qla_runtime.modeling import Model
-from qla_runtime.training.data import Features, encode_labels, read_labelled, text_features
+from qla_runtime.training.data import Features, encode_labels, text_features
 from qla_runtime.training.device import Device
 from qla_runtime.windows import QuestionWindows, TextEncoder, batches
 
@@ -36,6 +37,7 @@ def assessor(
     lengths: Mapping[str, LengthConfig | None],
     device: Device,
     sample: int | None = 1000,
+    skip_bad_rows: bool = False,
 ) -> Callable[[], dict[str, float]]:
     """A function that measures the model as it stands when called, at each length config.
 
@@ -48,6 +50,7 @@ def assessor(
         device: where it runs.
         sample: about this many of the file's items, evenly spaced; None for all. Of a SQuAD file only the
             articles at odd positions are taken, which are there to choose by.
+        skip_bad_rows: leave out rows that cannot be used, with a warning, in place of an error.
 
     Returns:
         A function without arguments; its figures are called after metric and config, such as ``f1 full``.
@@ -59,7 +62,7 @@ def assessor(
         if config is not None:
             config.check_layers(model.encoder.spec.layers)
     prepare = {"span-qa": _squad, "embedding": _sts}.get(model.task.kind, _labelled)
-    metric, measure = prepare(model, encoder, path, sample)
+    metric, measure = prepare(model, encoder, path, sample, skip_bad_rows)
 
     def assess() -> dict[str, float]:
         runs = {name: partial(_run, model, device, config) for name, config in lengths.items()}
@@ -68,7 +71,7 @@ def assessor(
     return assess
 
 
-def _squad(model: Model, encoder: TextEncoder, path: Path, sample: int | None) -> tuple[str, Measure]:
+def _squad(model: Model, encoder: TextEncoder, path: Path, sample: int | None, _: bool) -> tuple[str, Measure]:
     questions = _sampled(read_squad(path, "odd"), sample, path)
     parts = []
     for part in batches([q.context for q in questions], [q.question for q in questions]):
@@ -89,26 +92,31 @@ def _squad(model: Model, encoder: TextEncoder, path: Path, sample: int | None) -
     return "f1", measure
 
 
-def _sts(model: Model, encoder: TextEncoder, path: Path, sample: int | None) -> tuple[str, Measure]:
-    pairs = _sampled(list(zip(*read_sts(path), strict=True)), sample, path)
+def _sts(model: Model, encoder: TextEncoder, path: Path, sample: int | None, skip: bool) -> tuple[str, Measure]:
+    found = read_scored_pairs(path, skip_bad_rows=skip)
+    pairs = _sampled(list(zip(*found, strict=True)), sample, path)
     scores, firsts, seconds = (list(column) for column in zip(*pairs, strict=True))
+    check_varied(scores, path.name)
     features = text_features(firsts + seconds, None, encoder, model.encoder.spec, False)
 
     def measure(run: Run) -> float:
         vectors = np.stack(run(features)).astype(np.float64)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        return spearman((vectors[: len(scores)] * vectors[len(scores) :]).sum(1), scores)
+        return correlation((vectors[: len(scores)] * vectors[len(scores) :]).sum(1), scores)
 
     return "spearman", measure
 
 
-def _labelled(model: Model, encoder: TextEncoder, path: Path, sample: int | None) -> tuple[str, Measure]:
-    data = read_labelled(path)
+def _labelled(
+    model: Model, encoder: TextEncoder, path: Path, sample: int | None, skip: bool
+) -> tuple[str, Measure]:
+    data = read_labelled(path, skip_bad_rows=skip)
     rows = _sampled(list(zip(data.texts, encode_labels(data, model.task, path), strict=True)), sample, path)
     texts, labels = (list(column) for column in zip(*rows, strict=True))
     features = text_features(texts, None, encoder, model.encoder.spec, False)
     if model.task.problem == "regression":
-        return "spearman", lambda run: spearman(np.stack(run(features))[:, 0], labels)
+        check_varied(labels, path.name)
+        return "spearman", lambda run: correlation(np.stack(run(features))[:, 0], labels)
     return "accuracy", lambda run: float((np.stack(run(features)).argmax(1) == labels).mean())
 
 

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "data",
         metavar="DATA",
-        help="SQuAD .json, GLUE-like .tsv, or .txt with a sentence per line (embeddings)",
+        help="SQuAD .json; GLUE-like .tsv, .csv or .jsonl; or .txt with a sentence per line (embeddings)",
     )
     parser.add_argument("out", metavar="OUT", help="folder of the run; OUT/final will hold the trained checkpoint")
 
@@ -49,6 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument("--max-length", type=int, metavar="N", help="tokens of a sequence (span-qa: 384)")
     model.add_argument("--new-head", action="store_true", help="replace a head made for another task")
+    model.add_argument(
+        "--skip-bad-rows",
+        action="store_true",
+        help="leave out rows of the data that cannot be read, and count them",
+    )
     model.add_argument("--train-word-embeddings", action="store_true", help="train them too; slower")
 
     drop = parser.add_argument_group("LengthDrop")
@@ -180,6 +185,7 @@ def run(arguments: argparse.Namespace, read_length: Callable[[str], str | Length
         task=arguments.task,
         max_length=arguments.max_length,
         new_head=arguments.new_head,
+        skip_bad_rows=arguments.skip_bad_rows,
         teacher=arguments.teacher,
         live_teacher=arguments.live_teacher,
         precision=arguments.precision,

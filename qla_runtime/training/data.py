@@ -6,7 +6,6 @@ the windows that ``answer`` runs.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qla_runtime.convert.spec import EncoderSpec, TaskSpec
+from qla_runtime.data_sets import Labelled
+from qla_runtime.data_sets import read_labelled as read_labelled  # the trainer's callers find it here, too
 from qla_runtime.errors import InputError
+from qla_runtime.text_files import read_json
 from qla_runtime.training.bars import bar
 from qla_runtime.windows import Ragged, TextEncoder, batches
 
@@ -27,11 +29,6 @@ if TYPE_CHECKING:
 
 PAD_TO = 16
 """Batches are as wide as a multiple of this many tokens: fewer shapes for the matrix library to prepare."""
-
-_LABEL_COLUMNS = ("label", "quality", "gold_label")
-_SCORE_COLUMNS = ("score", "similarity")
-_TEXT_COLUMNS = ("sentence1", "question1", "question", "premise", "sentence", "text", "#1 string")
-_PAIR_COLUMNS = ("sentence2", "question2", "hypothesis", "text_pair", "#2 string")
 
 
 @dataclass(frozen=True)
@@ -44,21 +41,6 @@ class SpanQuestion:
     end: int
     place: str
     """Where it stands in its file, for error messages."""
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Texts of a classification or regression file.
-
-    Attributes:
-        texts: a text, or a pair of texts, per row.
-        labels: as the file spells them, one per row.
-        scores: the labels are real numbers (a column called ``score``).
-    """
-
-    texts: list[str] | list[tuple[str, str]]
-    labels: list[str]
-    scores: bool
 
 
 @dataclass(frozen=True)
@@ -256,14 +238,14 @@ def read_questions(path: Path) -> list[SpanQuestion]:
             its context does not hold; the message names the place.
     """
     try:
-        articles = json.loads(_read(path))["data"]
+        articles = read_json(path)["data"]
         entries = [
             (f"{path.name}: data[{a}].paragraphs[{p}].qas[{q}]", paragraph["context"], entry)
             for a, article in enumerate(articles)
             for p, paragraph in enumerate(article["paragraphs"])
             for q, entry in enumerate(paragraph["qas"])
         ]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (KeyError, TypeError) as error:
         raise InputError(
             f"{path.name}: not laid out like SQuAD 1.1 (data > paragraphs > context, qas): "
             f"{type(error).__name__}: {error}"
@@ -296,70 +278,6 @@ def _question(place: str, context: object, entry: object) -> SpanQuestion:
 
 def _occurrences(context: str, text: str) -> list[int]:
     return [i for i in range(len(context)) if text and context.startswith(text, i)]
-
-
-def read_labelled(path: Path) -> Labelled:
-    """A GLUE-like table: tab-separated, a header that names its columns (or CoLA's four columns, without).
-
-    Raises:
-        InputError: no such file, no such columns, no rows, or a row without its columns.
-    """
-    # Quotation marks are text in GLUE, and only a line feed ends a line.
-    lines = [line.rstrip("\r").split("\t") for line in _read(path).split("\n") if line.strip()]
-    if not lines:
-        raise InputError(f"{path.name}: is empty; give a table with a header and rows")
-    header = [name.strip().lower() for name in lines[0]]
-    label = _column(header, _LABEL_COLUMNS + _SCORE_COLUMNS)
-    text, pair = _column(header, _TEXT_COLUMNS), _column(header, _PAIR_COLUMNS)
-    if text is not None and pair is None and header[text] in ("question", "premise"):
-        pair = _column(header, ("sentence",))  # QNLI: question, sentence
-    if label is not None and text is not None:
-        rows, first, scores = lines[1:], 2, header[label] in _SCORE_COLUMNS
-    elif len(header) == 4 and header[1] in ("0", "1"):
-        rows, first, label, text, pair, scores = lines, 1, 1, 3, None, False
-    else:
-        raise InputError(
-            f"{path.name}: the header {' | '.join(lines[0])[:80]!r} names no label column "
-            f"({', '.join(_LABEL_COLUMNS + _SCORE_COLUMNS)}) or no text column ({', '.join(_TEXT_COLUMNS)}); "
-            "give a tab-separated GLUE-like file"
-        )
-    if not rows:
-        raise InputError(f"{path.name}: has a header and no rows; give some")
-    for number, row in enumerate(rows, first):
-        if len(row) <= max(label, text, pair or 0):
-            raise InputError(
-                f"{path.name}: row {number} has {len(row)} columns and the header {len(header)}; "
-                "columns are separated by tabs"
-            )
-    texts = [row[text] if pair is None else (row[text], row[pair]) for row in rows]
-    return Labelled(texts, [row[label].strip() for row in rows], scores)
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file that hold something.
-
-    Raises:
-        InputError: no such file, or no such line.
-    """
-    lines = [line.strip() for line in _read(path).split("\n")]
-    lines = [line for line in lines if line]
-    if not lines:
-        raise InputError(f"{path.name}: holds no text; give one sentence per line")
-    return lines
-
-
-def _read(path: Path) -> str:
-    try:
-        # Bytes, not text mode: universal newlines would break a line at a lone carriage return.
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of the data") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path.name}: byte {error.start} is no UTF-8; convert the file first") from None
-
-
-def _column(header: list[str], names: Sequence[str]) -> int | None:
-    return next((header.index(name) for name in names if name in header), None)
 
 
 def _score(label: str, path: Path) -> float:

@@ -229,6 +229,7 @@ def train_length_drop(
     task: str | None = None,
     max_length: int | None = None,
     new_head: bool = False,
+    skip_bad_rows: bool = False,
     teacher: str | Path | None = None,
     live_teacher: bool = False,
     precision: str = "auto",
@@ -241,12 +242,12 @@ def train_length_drop(
 
     Args:
         checkpoint: a fine-tuned Hugging Face checkpoint, or a pretrained encoder, which gets a new head.
-        data: SQuAD json (span QA), a GLUE-like tsv (classification, regression), or a text file with a
-            sentence per line (embeddings).
+        data: SQuAD json (span QA), a GLUE-like table (classification, regression), or sentences, one per line or
+            in a table (embeddings).
         out: the run's folder; ``out/final`` will hold the trained checkpoint.
         loop: duration, learning rate and the like.
         options: the sandwich; None for the defaults.
-        task, max_length, new_head: see :meth:`qla_runtime.training.start.Start.open`.
+        task, max_length, new_head, skip_bad_rows: see :meth:`qla_runtime.training.start.Start.open`.
         teacher: a checkpoint to distil every pass from; None distils in place. For embeddings the frozen
             starting model is the teacher, whose full-length vectors all passes learn: there are no labels.
         live_teacher: run the teacher batch by batch instead of over all data beforehand.
@@ -268,7 +269,8 @@ def train_length_drop(
     """
     options = options or LengthDropOptions()
     device = Device.choose(precision)
-    start = Start.open(checkpoint, data, task=task, max_length=max_length, new_head=new_head)
+    chosen = {"task": task, "max_length": max_length, "new_head": new_head, "skip_bad_rows": skip_bad_rows}
+    start = Start.open(checkpoint, data, **chosen)
     options.bounds(start.source.encoder.layers)  # refuse a config of another model now
     embedding = start.source.task.kind == "embedding"
     if teacher is not None:
@@ -291,6 +293,7 @@ def train_length_drop(
         "live_teacher": live_teacher,
         "device": device.device.type,
         "precision": "bf16" if device.bf16 else "fp32",
+        **({"skip_bad_rows": True} if skip_bad_rows else {}),
     }
     with RunFolder(out, settings) as folder:
         encoder = start.tokenizer(folder.path)
@@ -305,7 +308,7 @@ def train_length_drop(
         assess = None
         if assess_file is not None:
             lengths = {"full": None, **(assess_lengths or {})}
-            assess = assessor(model, encoder, Path(assess_file), lengths, device, assess_sample)
+            assess = assessor(model, encoder, Path(assess_file), lengths, device, assess_sample, skip_bad_rows)
         recipe = LengthDrop(model, features, device, options, fixed)
         steps = Loop(recipe, device, folder, loop, assess, progress).run()
         final = folder.path / "final"

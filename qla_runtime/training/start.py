@@ -12,15 +12,13 @@ import torch
 
 from qla_runtime.convert.checkpoint import Checkpoint, open_checkpoint
 from qla_runtime.convert.spec import TASK_OF_ARCHITECTURE
+from qla_runtime.data_sets import Labelled, read_labelled, read_sentences
 from qla_runtime.errors import InputError
 from qla_runtime.modeling import Model
 from qla_runtime.training.data import (
     Features,
-    Labelled,
     SpanQuestion,
     encode_labels,
-    read_labelled,
-    read_lines,
     read_questions,
     span_features,
     text_features,
@@ -54,16 +52,18 @@ class Start:
         task: str | None = None,
         max_length: int | None = None,
         new_head: bool = False,
+        skip_bad_rows: bool = False,
     ) -> Start:
         """Reads checkpoint and data, all but the weights.
 
         Args:
             checkpoint: a fine-tuned checkpoint, or a pretrained encoder, which gets a new head.
-            data: SQuAD json for span QA, a GLUE-like table for classification and regression, plain lines
-                for embeddings.
+            data: SQuAD json for span QA, a GLUE-like table for classification and regression, texts (one per
+                line, or in a table) for embeddings; see :mod:`qla_runtime.data_sets`.
             task: a task kind; None reads it from the checkpoint.
             max_length: tokens of a sequence; None takes the checkpoint's limit (span QA: 384).
             new_head: replace a head that the checkpoint has.
+            skip_bad_rows: leave out rows of ``data`` that cannot be used, with a warning, in place of an error.
 
         Raises:
             InputError: a file is missing or laid out otherwise, or the checkpoint's head does not fit.
@@ -80,8 +80,8 @@ class Start:
         if kind == "span-qa":
             return cls(source, fresh, path, read_questions(path))
         if kind == "embedding":
-            return cls(source, fresh, path, read_lines(path))
-        items = read_labelled(path)
+            return cls(source, fresh, path, read_sentences(path, skip_bad_rows=skip_bad_rows))
+        items = read_labelled(path, skip_bad_rows=skip_bad_rows)
         if fresh:
             names = ("score",) if items.scores else tuple(sorted(set(items.labels), key=_label_order))
             problem = "regression" if items.scores else "single_label"
