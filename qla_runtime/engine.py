@@ -35,6 +35,7 @@ from qla_runtime.length import (
 from qla_runtime.lifetime import Lifetime, while_open
 from qla_runtime.output import EncoderOutput
 from qla_runtime.progress import Progress, in_steps, reported
+from qla_runtime.terminal import visible
 from qla_runtime.text_inputs import check_texts
 from qla_runtime.windows import Encoded, QuestionWindows, Ragged, TextEncoder, batches
 
@@ -263,7 +264,7 @@ class Engine:
             measured = entry.accuracy
             figure = f"   {measured.metric} {measured.value:g} on {measured.data}" if measured else ""
             lines.append(f"  {entry.name:<10} {entry.macs_share:6.1%} of full, {entry.macs:,} MACs{figure}")
-        return "\n".join(lines)
+        return visible("\n".join(lines))
 
     def __repr__(self) -> str:
         return f"<Engine {self.name!r}: {self.task}, {self.layers} layers, {self.num_threads} threads>"
