@@ -93,10 +93,8 @@ def classification(
         UnsupportedError: the model is no classifier of one label per text.
     """
     if engine.task != "sequence-classification" or len(engine.labels) < 2:
-        kind = engine.task if engine.task != "sequence-classification" else "model of one label, a reranker"
-        raise UnsupportedError(
-            f"classification needs a classifier of two labels or more; {engine.name!r} is a {kind}"
-        )
+        kind = "reranker, of one label" if engine.task == "sequence-classification" else f"{engine.task} model"
+        raise UnsupportedError(f"this needs a classifier of two labels or more; {engine.name!r} is a {kind}")
     if engine._task["problem"] != "single_label":
         raise UnsupportedError(
             f"{engine.name!r} gives any number of labels to a text ({engine._task['problem']}); files with one "

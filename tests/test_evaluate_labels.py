@@ -139,7 +139,7 @@ def test_word_labels_are_those_of_first_tokens():
 
 
 def test_tagging_by_hand(engines, monkeypatch):
-    """2 of the file's 3 entities are found, 2 of the model's 5 are right; the file is in BIOES, the model in BIO."""
+    """2 of the file's 3 entities are found, 2 of the model's 5 are right; BIOES and BIO."""
     engine = engines["tagger"]
     said = {
         "ada": "B-PER",
