@@ -63,6 +63,12 @@ class Engine:
     number of entries than inputs, a config of another number than layers, both arguments), and those that take
     texts PackageError for a tokenizer that cannot be read.
 
+    Where a method takes a list of texts, it takes any ordered collection: a tuple, an array, a pandas Series, a
+    generator. A text without a visible character runs as the tokenizer's special tokens alone and so keeps its
+    index; a question, its context and a query need words. ``progress=True`` shows a bar on standard error.
+
+    Close an engine with :meth:`close`, or use it in a ``with`` block; else its memory goes with its last reference.
+
     Args:
         path: a package folder, or what else :meth:`from_pretrained` takes.
         num_threads: threads per call; None takes what this process may use (``explain()`` says where that

@@ -131,7 +131,10 @@ def test_escalate_reads_a_generator_once(engines, call):
 
 @pytest.mark.parametrize("blank", ["", " ", "\t\n"])
 def test_a_blank_text_keeps_its_index(engines, blank):
-    """It runs as its special tokens alone, as in transformers and sentence-transformers."""
+    """It runs as its special tokens alone, as in transformers and sentence-transformers.
+
+    So its vector is that of no other text: with mean pooling not even nearly that of a single letter.
+    """
     texts = ["ada", blank, "bob"]
     encoder = engines["embedding"]
     vectors = encoder.encode(texts)
