@@ -67,7 +67,7 @@ class Engine:
     generator. A text without a visible character runs as the tokenizer's special tokens alone and so keeps its
     index; a question, its context and a query need words. ``progress=True`` shows a bar on standard error.
 
-    Close an engine with :meth:`close`, or use it in a ``with`` block; else its memory goes with its last reference.
+    Close an engine with :meth:`close` or a ``with`` block; else its memory goes with its last reference.
 
     Args:
         path: a package folder, or what else :meth:`from_pretrained` takes.
