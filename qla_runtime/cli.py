@@ -6,17 +6,19 @@ Exit status: 0 done, 2 a wrong call or a wrong file (one line says what), 130 in
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import errno
 import json
+import math
 import os
 import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from qla_runtime import (
     Engine,
@@ -28,49 +30,90 @@ from qla_runtime import (
     QlaError,
     UnsupportedError,
     __version__,
+    cli_words,
     cmake_dir,
     evaluate,
+    evaluate_labels,
     render,
+    text_files,
 )
 from qla_runtime.answers import SCORES
+from qla_runtime.errors import shown
+from qla_runtime.label_schemes import SCHEMES
 from qla_runtime.length import Length
+from qla_runtime.progress import bar as _progress
 from qla_runtime.search import command as searching
+from qla_runtime.tags import STRATEGIES
+from qla_runtime.terminal import visible
 from qla_runtime.trace import trace
 from qla_runtime.training import command as training
+
+Read = TypeVar("Read")
 
 STEP = 256
 """Texts per engine call, between two moves of the progress bar."""
 
-_TEXTS_HELP = "a text, @FILE for one text per line, or - for the lines of standard input (@@ begins a literal @)"
+_CONTEXT_HELP = "the text that holds the answer, @FILE for a file's, or - for standard input's"
+_TEXTS_HELP = (
+    "a text, @FILE for one text per line, or - for the lines of standard input (@@ begins a literal @, and texts "
+    "that begin with - stand after --)"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit status."""
+    _replace_closed_streams()
     if hasattr(sys.stdout, "reconfigure"):
         # A terminal that cannot show a character of an answer should not cost the answer.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        arguments = _parser().parse_args(argv)
+        status = _run(argv)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader (head, less) has gone: nothing is wrong
+        _discard(sys.stdout)
+        return 0
+    except OSError as error:
+        _discard(sys.stdout)
+        return _fail(f"standard output cannot be written ({error.strerror}); send it elsewhere")
+    return status
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    parser = _parser()
+    try:
+        arguments = parser.parse_args(argv)
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             arguments.command(arguments)
-            sys.stdout.flush()
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # The reader (head, less) has gone: nothing is wrong, but Python would complain again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except SystemExit as stop:  # --help, --version, or a command line that does not parse
+        return stop.code if isinstance(stop.code, int) else 0
     except (QlaError, MemoryError, OSError) as error:
-        return _fail(str(error) or type(error).__name__)
+        if isinstance(error, OSError) and error.filename is None and error.errno in (errno.EPIPE, errno.ENOSPC):
+            raise  # of standard output
+        return _fail(cli_words.in_flags(str(error) or type(error).__name__, cli_words.flags_of(parser)))
     return 0
+
+
+def _replace_closed_streams() -> None:
+    """Output that the caller has closed (``>&-``) goes nowhere; Python would have None in its place."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  lives as long as the process
+
+
+def _discard(stream: Any) -> None:
+    """Sends what is left in a stream nowhere; Python would complain again at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 # ---------------------------------------------------------------------------------------- commands
 
 
 def _answer(arguments: argparse.Namespace) -> None:
-    context = _file_or_text(arguments.context)
+    context = _text(arguments.context)
     opened, engine = _timed(lambda: _open(arguments))
     ready = "open and warm up" if arguments.latency_ms is not None else "open"
     seconds, result = _timed(
@@ -84,7 +127,7 @@ def _answer(arguments: argparse.Namespace) -> None:
         _print_json(result | {"kept": counts, "tokens": tokens, "seconds": seconds, "open_seconds": opened})
         return
     block = "█" if "utf" in (sys.stdout.encoding or "").lower() else "#"
-    print(
+    _say(
         render.answer(
             result,
             time=f"{1e3 * seconds:.1f} ms for the call, {1e3 * opened:.1f} ms to {ready} the model",
@@ -96,6 +139,8 @@ def _answer(arguments: argparse.Namespace) -> None:
 
 def _encode(arguments: argparse.Namespace) -> None:
     texts = _texts(arguments.texts)
+    if arguments.out:
+        _check_writable(arguments.out)
     engine = _open(arguments)
     length = _chosen_length(arguments)
     options = {
@@ -108,16 +153,13 @@ def _encode(arguments: argparse.Namespace) -> None:
         row for part in _parts(len(texts), "encode") for row in engine.encode(texts[part], length, **options)
     ]
     if arguments.out:
-        import numpy as np
-
-        with open(arguments.out, "wb") as file:
-            np.save(file, np.stack(vectors))
-        print(f"wrote {len(vectors)} x {len(vectors[0])} float32 to {arguments.out}", file=sys.stderr)
+        _save(arguments.out, vectors)
+        _say(f"wrote {len(vectors)} x {len(vectors[0])} float32 to {arguments.out}", sys.stderr)
     if arguments.json:
         _print_json([[float(value) for value in row] for row in vectors])
     elif not arguments.out:
         for text, row in zip(texts, vectors, strict=True):
-            print(f"{render.one_line(text)}\t{render.vector(row)}")
+            _say(f"{render.one_line(text)}\t{render.vector(row)}")
 
 
 def _classify(arguments: argparse.Namespace) -> None:
@@ -140,7 +182,7 @@ def _classify(arguments: argparse.Namespace) -> None:
     _warn_of_cut([result["truncated"] for result in results])
     for text, result in zip(texts, results, strict=True):
         scores = result.get("scores", [result])
-        print(f"{render.one_line(text)}\t" + "  ".join(f"{s['label']} {s['score']:.4f}" for s in scores))
+        _say(f"{render.one_line(text)}\t" + "  ".join(f"{s['label']} {s['score']:.4f}" for s in scores))
 
 
 def _rank(arguments: argparse.Namespace) -> None:
@@ -164,14 +206,19 @@ def _rank(arguments: argparse.Namespace) -> None:
         _print_json(results)
         return
     for result in results:
-        print(f"{result['score']:9.4f}  {result['index']:>4}  {render.one_line(documents[result['index']])}")
+        _say(f"{result['score']:9.4f}  {result['index']:>4}  {render.one_line(documents[result['index']])}")
 
 
 def _tag(arguments: argparse.Namespace) -> None:
     texts = _texts(arguments.texts)
     engine = _open(arguments)
     length = _chosen_length(arguments)
-    results = [spans for part in _parts(len(texts), "tag") for spans in engine.tag(texts[part], length)]
+    options = {
+        "aggregation_strategy": arguments.aggregation_strategy,
+        "label_scheme": arguments.label_scheme,
+        "ignore_labels": arguments.ignore_labels,
+    }
+    results = [spans for part in _parts(len(texts), "tag") for spans in engine.tag(texts[part], length, **options)]
     if arguments.json:
         _print_json(
             [
@@ -191,19 +238,19 @@ def _tag(arguments: argparse.Namespace) -> None:
         return
     _warn_of_cut([spans.truncated for spans in results])
     for text, spans in zip(texts, results, strict=True):
-        print(render.one_line(text))
+        _say(render.one_line(text))
         for span in spans:
             place = f"{span['start']}-{span['end']}"
-            print(f"  {span['label']:<8} {span['score']:.4f}  {place:>9}  {render.one_line(span['text'])}")
+            _say(f"  {span['label']:<8} {span['score']:.4f}  {place:>9}  {render.one_line(span['text'])}")
 
 
 def _trace(arguments: argparse.Namespace) -> None:
-    context = _file_or_text(arguments.context)
+    context = _text(arguments.context)
     lengths = [_length(text) for text in arguments.length] if arguments.length else None
     found = trace(_open(arguments), arguments.question, context, lengths)
     if arguments.html is not None:
         found.write_html(arguments.html)
-        print(f"wrote {arguments.html}", file=sys.stderr)
+        _say(f"wrote {arguments.html}", sys.stderr)
     if arguments.json:
         _print_json(found.json())
     elif arguments.html is None:
@@ -214,7 +261,7 @@ def _trace(arguments: argparse.Namespace) -> None:
 def _explain(arguments: argparse.Namespace) -> None:
     engine = _open(arguments)
     if not arguments.json:
-        print(engine.explain())
+        _say(engine.explain())
         return
     lengths = {name: dataclasses.asdict(entry) for name, entry in engine.lengths.items()}
     facts = {
@@ -249,7 +296,7 @@ def _convert(arguments: argparse.Namespace) -> None:
     if arguments.json:
         _print_json(report)
     else:
-        print(f"wrote {arguments.out}")
+        _say(f"wrote {arguments.out}")
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -257,7 +304,7 @@ def _train(arguments: argparse.Namespace) -> None:
     if arguments.json:
         _print_json(report)
     else:
-        print(f"wrote {report['checkpoint']}")
+        _say(f"wrote {report['checkpoint']}")
 
 
 def _search(arguments: argparse.Namespace) -> None:
@@ -265,7 +312,7 @@ def _search(arguments: argparse.Namespace) -> None:
     if arguments.json:
         _print_json(report)
     else:
-        print(searching.text(report))
+        _say(searching.text(report))
 
 
 def _eval_squad(arguments: argparse.Namespace) -> None:
@@ -314,11 +361,24 @@ def _eval_sts(arguments: argparse.Namespace) -> None:
     print(f"Spearman {score.spearman:.2f} over {score.pairs} pairs, {score.seconds:.1f} s")
 
 
+def _eval_labels(arguments: argparse.Namespace) -> None:
+    examples = arguments.read(arguments.file, skip_bad_rows=arguments.skip_bad_rows)[: arguments.limit]
+    engine = _open(arguments)
+    with _progress(len(examples), arguments.what) as progress:
+        score = arguments.measure(engine, examples, _chosen_length(arguments), progress)
+    if arguments.json:
+        _print_json(dataclasses.asdict(score) | {"model": engine.name, "length": _length_in_words(arguments)})
+    else:
+        _say(str(score))
+
+
 # ------------------------------------------------------------------------------------ command line
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments"):
+            message += "; a text that begins with - stands after --"
         self.exit(_fail(f"{message} (see {self.prog} --help)"))
 
 
@@ -347,9 +407,13 @@ def _parser() -> argparse.ArgumentParser:
     engine = argparse.ArgumentParser(add_help=False)
     engine.add_argument("--model", help="package folder or hub id (default: the packaged SQuAD model)")
     engine.add_argument(
-        "--threads", type=int, metavar="N", help="threads per call (default: what this process may use)"
+        "--threads", type=positive, metavar="N", help="threads per call (default: what this process may use)"
     )
-    engine.add_argument("--isa", help="force an instruction set: ref, avx2, avxvnni, avx512vnni or amx")
+    engine.add_argument(
+        "--isa",
+        choices=("ref", "avx2", "avxvnni", "avx512vnni", "amx"),
+        help="force an instruction set (default: the best that this CPU has)",
+    )
     output = argparse.ArgumentParser(add_help=False)
     output.add_argument("--json", action="store_true", help="print JSON, and nothing else, on standard output")
     lengths = argparse.ArgumentParser(add_help=False)
@@ -363,20 +427,27 @@ def _parser() -> argparse.ArgumentParser:
         text: str,
         to: Any = commands,
     ):
-        added = to.add_parser(name, parents=parents, help=text, description=text[0].upper() + text[1:] + ".")
+        added = to.add_parser(
+            name,
+            parents=parents,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        added.epilog = cli_words.example(added.prog.removeprefix("qla "))
         added.set_defaults(command=command)
         return added
 
     answer = add("answer", _answer, run, "find the answer to a question in a text")
     answer.add_argument("question", metavar="QUESTION")
-    answer.add_argument("--context", required=True, metavar="TEXT|@FILE", help="the text that holds the answer")
+    answer.add_argument("--context", required=True, metavar="TEXT|@FILE|-", help=_CONTEXT_HELP)
     answer.add_argument("--top-k", type=positive, default=1, metavar="N", help="answers to show (default: 1)")
     _add_answer_options(answer)
     answer.add_argument("--show-kept", action="store_true", help="draw the tokens that each layer keeps")
 
     follow = add("trace", _trace, [engine, output], "show which words survive each layer")
     follow.add_argument("question", metavar="QUESTION")
-    follow.add_argument("--context", required=True, metavar="TEXT|@FILE", help="the text that holds the answer")
+    follow.add_argument("--context", required=True, metavar="TEXT|@FILE|-", help=_CONTEXT_HELP)
     follow.add_argument(
         "--length",
         action="append",
@@ -416,6 +487,22 @@ def _parser() -> argparse.ArgumentParser:
 
     tag = add("tag", _tag, run, "find labelled spans, such as names, in texts")
     tag.add_argument("texts", nargs="+", metavar="TEXT|@FILE|-", help=_TEXTS_HELP)
+    tag.add_argument(
+        "--aggregation-strategy",
+        choices=STRATEGIES,
+        default="words",
+        help="how labels of word pieces become spans; docs/tags.md compares them (default: %(default)s)",
+    )
+    tag.add_argument(
+        "--label-scheme", choices=tuple(SCHEMES), help="how labels are written (default: as their names say)"
+    )
+    tag.add_argument(
+        "--ignore-label",
+        action="append",
+        dest="ignore_labels",
+        metavar="LABEL",
+        help="a label to leave out; repeat it for several (default: O)",
+    )
 
     add(
         "explain",
@@ -440,13 +527,17 @@ def _parser() -> argparse.ArgumentParser:
         "--skip-bad-rows", action="store_true", help="leave out rows that cannot be read, and count them"
     )
 
+    evaluate_labels.add_commands(lambda name, text: add(name, _eval_labels, run, text, kinds), positive)
+
     train = commands.add_parser("train", help="fine-tune a checkpoint", description="Fine-tune a checkpoint.")
     recipes = train.add_subparsers(title="recipes", metavar="RECIPE", required=True)
     drop = add("length-drop", _train, [output], "make a model that works at any length config", recipes)
     training.add_arguments(drop)
+    drop.epilog = f"{cli_words.example('train length-drop')}\n\n{drop.epilog}"
 
     find = add("search", _search, [output], "find the length configs worth having, by evolution")
     searching.add_arguments(find)
+    find.epilog = f"{cli_words.example('search')}\n\n{find.epilog}"
     _add_bench(commands)
     return parser
 
@@ -692,6 +783,8 @@ def _length(text: str | None) -> str | LengthConfig | None:
         ) from None
     if any(c in text for c in ".eE"):
         return LengthConfig.ratio(values)
+    if not all(map(math.isfinite, values)):
+        raise InputError(f"--length {shown(text)} holds a number of too many digits; token counts are below 2^31")
     if set(values) == {1.0}:
         raise InputError(
             f"--length {text!r} would keep 1 token per layer; write ratios with a point (1.0), or use 'full'"
@@ -700,45 +793,72 @@ def _length(text: str | None) -> str | LengthConfig | None:
 
 
 def _texts(arguments: Sequence[str]) -> list[str]:
-    """Texts of the command line, with the lines of ``@FILE`` and ``-`` in their place."""
+    """Texts of the command line, with the lines of ``@FILE`` and ``-`` in their place. Blank lines count."""
     texts: list[str] = []
     for argument in arguments:
-        if argument == "-":
-            texts += _lines(_read("standard input", sys.stdin.buffer.read))
-        elif argument.startswith("@") and not argument.startswith("@@"):
-            texts += _lines(_file_or_text(argument))
+        path = _path(argument)
+        if path is None:
+            texts.append(_literal(argument))
         else:
-            texts.append(_file_or_text(argument))
+            texts += _from_file(path, text_files.read_lines)
     if not texts:
-        raise InputError("there are no texts; give at least one line that is not empty")
+        raise InputError("there are no texts; give at least one line")
     return texts
 
 
-def _lines(text: str) -> list[str]:
-    return [line for line in text.split("\n") if line.strip()]
+def _text(argument: str) -> str:
+    """A text of the command line, or the whole text of ``@FILE`` or ``-``."""
+    path = _path(argument)
+    return _literal(argument) if path is None else _from_file(path, text_files.read_text)
 
 
-def _file_or_text(argument: str) -> str:
-    """``@FILE`` is the file's text, ``@@...`` a text that begins with @."""
-    if argument.startswith("@@"):
-        return argument[1:]
-    if argument.startswith("@"):
-        return _read(argument[1:], Path(argument[1:]).read_bytes)
-    return argument
+def _path(argument: str) -> str | None:
+    """The file that an argument stands for, ``-`` for standard input; None where it is a text."""
+    if argument == text_files.STANDARD_INPUT:
+        return argument
+    return argument[1:] if argument.startswith("@") and not argument.startswith("@@") else None
 
 
-def _read(name: str, read: Callable[[], bytes]) -> str:
+def _literal(argument: str) -> str:
+    return argument[1:] if argument.startswith("@@") else argument
+
+
+def _from_file(path: str, read: Callable[[str], Read]) -> Read:
     try:
-        return read().decode()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name}: byte {error.start} is no UTF-8; convert the text first") from None
-    except OSError as error:
-        raise InputError(
-            f"{name}: cannot be read ({error.strerror}); @ means a file, write @@ for a literal @"
-        ) from None
+        return read(path)
+    except InputError as error:
+        if os.path.exists(path) or path == text_files.STANDARD_INPUT:
+            raise
+        raise InputError(f"{error}; @ means a file, write @@ for a literal @") from None
 
 
 # ----------------------------------------------------------------------------------------- outputs
+
+
+def _say(text: str, stream: Any = None) -> None:
+    """Prints what a person reads; nothing in it is obeyed by the terminal."""
+    print(visible(text), file=stream or sys.stdout)
+
+
+def _check_writable(path: str) -> None:
+    """Refuses, before the work, a file that could not be written after it."""
+    folder = os.path.dirname(path) or "."
+    if (
+        os.path.isdir(path)
+        or not os.path.isdir(folder)
+        or not os.access(path if os.path.exists(path) else folder, os.W_OK)
+    ):
+        raise InputError(f"--out {path}: cannot be written; give a file in a folder that you may write to")
+
+
+def _save(path: str, vectors: Sequence[Any]) -> None:
+    import numpy as np
+
+    try:
+        with open(path, "wb") as file:
+            np.save(file, np.stack(vectors))
+    except OSError as error:
+        raise InputError(f"--out {path}: cannot be written ({error.strerror}); give another file") from None
 
 
 def _print_json(value: Any) -> None:
@@ -751,17 +871,6 @@ def _jsonable(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     return str(value)
-
-
-@contextmanager
-def _progress(total: int, what: str) -> Iterator[Callable[[int], Any]]:
-    """A bar on standard error, which appears when the work takes longer than two seconds."""
-    from tqdm import tqdm
-
-    # On a terminal the bar is redrawn; in a log each state is text to scroll past.
-    interval = 0.2 if sys.stderr.isatty() else 10
-    with tqdm(total=total, desc=what, delay=2, mininterval=interval, file=sys.stderr) as bar:
-        yield bar.update
 
 
 def _parts(count: int, what: str) -> Iterable[slice]:
@@ -785,12 +894,20 @@ def _warn_of_cut(truncated: Sequence[bool]) -> None:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"qla: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    _complain("warning", str(message))
 
 
 def _fail(message: str) -> int:
-    print(f"qla: error: {' '.join(message.split())}", file=sys.stderr)
+    _complain("error", message)
     return 2
+
+
+def _complain(kind: str, message: str) -> None:
+    """One line on standard error."""
+    words = (word if len(word) <= 300 else f"{word[:200]}...{word[-50:]}" for word in message.split())
+    with contextlib.suppress(OSError):  # nobody reads
+        _say(f"qla: {kind}: {' '.join(words)}", sys.stderr)
+        sys.stderr.flush()
 
 
 if __name__ == "__main__":

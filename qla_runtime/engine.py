@@ -10,12 +10,13 @@ from functools import cached_property
 from operator import attrgetter, itemgetter
 from pathlib import Path
 from time import perf_counter
+from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qla_runtime import _core, heads, inputs, policies, stages, vectors
+from qla_runtime import _core, heads, inputs, policies, stages, tags, vectors
 from qla_runtime.activations import activate
 from qla_runtime.answers import AnswerOptions, read_answers
 from qla_runtime.cost_model import CostModel
@@ -32,11 +33,15 @@ from qla_runtime.length import (
     resolve,
 )
 from qla_runtime.length_table import LengthTable
+from qla_runtime.lifetime import Lifetime, while_open
 from qla_runtime.output import EncoderOutput
+from qla_runtime.progress import Progress, in_steps, reported
 from qla_runtime.prompts import Prompts
+from qla_runtime.terminal import visible
+from qla_runtime.text_inputs import check_texts
 from qla_runtime.timekeeper import Timekeeper
 from qla_runtime.tokenizer import TextRules
-from qla_runtime.windows import Encoded, QuestionWindows, Ragged, TextEncoder, batches, check_texts
+from qla_runtime.windows import Encoded, QuestionWindows, Ragged, TextEncoder, batches
 
 Tokenized = TypeVar("Tokenized", Encoded, QuestionWindows)
 Result = TypeVar("Result")
@@ -61,6 +66,12 @@ class Engine:
     batch. Every method raises InputError for a length that does not fit (an unknown name, a list of another
     number of entries than inputs, a config of another number than layers, both arguments), and those that take
     texts PackageError for a tokenizer that cannot be read.
+
+    Where a method takes a list of texts, it takes any ordered collection: a tuple, an array, a pandas Series, a
+    generator. A text without a visible character runs as the tokenizer's special tokens alone and so keeps its
+    index; a question, its context and a query need words. ``progress=True`` shows a bar on standard error.
+
+    Close an engine with :meth:`close` or a ``with`` block; else its memory goes with its last reference.
 
     Args:
         path: a package folder, or what else :meth:`from_pretrained` takes.
@@ -117,6 +128,7 @@ class Engine:
         self._times = Timekeeper(
             self._path, self._core.explain, self._prepared, self._info, self._task["max_length"]
         )
+        self._lifetime = Lifetime()
 
     @classmethod
     def from_pretrained(
@@ -148,6 +160,34 @@ class Engine:
         """
         path = find_package(model, revision=revision)
         return cls(path, num_threads=num_threads, streams=streams, isa=isa)
+
+    def close(self) -> None:
+        """Gives up the model: its memory is unmapped, and later calls raise InputError.
+
+        A call that another thread is in ends as usual, and the memory is given up after it. Closing twice does
+        nothing. ``with Engine(path) as engine:`` closes at the end of the block.
+        """
+        if self._lifetime.close():
+            self._release()
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._lifetime.closed
+
+    @while_open
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _release(self) -> None:
+        # The native engine goes with its last reference.
+        self.__dict__.pop("_core", None)
+        self.__dict__.pop("_texts", None)
 
     # ------------------------------------------------------------------------------------ what it is
 
@@ -197,6 +237,7 @@ class Engine:
         return self._info["num_threads"]
 
     @property
+    @while_open
     def lengths(self) -> dict[str, NamedLength]:
         """The named length configs, with MACs at ``max_length`` and the accuracy measured with each."""
         return dict(self._table.named)
@@ -216,6 +257,7 @@ class Engine:
         return policies.best_first(self._table.distinct)
 
     @property
+    @while_open
     def cost_model(self) -> CostModel:
         """What calls take on this machine, for ``LatencyBudget``.
 
@@ -225,6 +267,7 @@ class Engine:
         """
         return self._times.model
 
+    @while_open
     def warm_up(self) -> None:
         """Does now what would slow down first calls: :attr:`cost_model`, the tokenizer, and the memory to work in.
         A cost model that turned out wrong is measured again.
@@ -239,6 +282,7 @@ class Engine:
         self._times.refresh()
         _ = self._best_first
 
+    @while_open
     def explain(self) -> str:
         """What runs here and why: CPU features, kernels, threads and their source, package and lengths, and how
         old and how good the cost model is that latency budgets rest on."""
@@ -252,7 +296,7 @@ class Engine:
             lines.append(
                 "  no accuracy of 'full' and of another config on the same data: more MACs count as better"
             )
-        return "\n".join(lines)
+        return visible("\n".join(lines))
 
     def __repr__(self) -> str:
         return f"<Engine {self.name!r}: {self.task}, {self.layers} layers, {self.num_threads} threads>"
@@ -262,6 +306,7 @@ class Engine:
 
     # ----------------------------------------------------------------------------------------- tasks
 
+    @while_open
     def answer(
         self,
         question: str | Sequence[str],
@@ -276,6 +321,7 @@ class Engine:
         handle_impossible_answer: bool | None = None,
         null_threshold: float | None = None,
         score: str | None = None,
+        progress: Progress = False,
     ) -> Any:
         """Finds the answer to a question in a context.
 
@@ -299,6 +345,8 @@ class Engine:
                 span's score; None compares the two.
             score: ``"against-null"`` (the default), ``"all-windows"``, or ``"with-null"`` (the default where "no
                 answer" may win).
+            progress: True shows a bar on standard error; a function is called with the number of questions done
+                since the last call. ``Escalate`` counts those that it repeats once more.
 
         Returns:
             For a single question a dict, else a list of them: ``"answer"`` (str; ``""`` for no answer),
@@ -342,13 +390,14 @@ class Engine:
 
             def again(which: list[int]) -> list[dict[str, Any]]:
                 chosen = [questions[i] for i in which], [contexts[i] for i in which]
-                return self.answer(*chosen, plan.dear, details=details, **asked)
+                return self.answer(*chosen, plan.dear, details=details, progress=progress, **asked)
 
             first = self.answer(
                 questions[0] if single else questions,
                 contexts[0] if single else contexts,
                 plan.cheap,
                 details=details,
+                progress=progress,
                 **asked,
             )
             return _escalated(plan, first, single, again)
@@ -358,9 +407,11 @@ class Engine:
             batches(questions, contexts),
             lambda part: self._windows(questions, contexts, part, single, options.doc_stride),
             lambda part, windows, plan: self._answers(contexts, part, windows, plan, options, details),
+            progress,
         )
         return _stamped(results, _budget_met(plan, began), single)
 
+    @while_open
     def encode(
         self,
         sentences: str | Sequence[str],
@@ -372,6 +423,7 @@ class Engine:
         prompt: str | None = None,
         truncate_dim: int | None = None,
         normalize_embeddings: bool = False,
+        progress: Progress = False,
     ) -> NDArray[np.float32]:
         """Sentence embeddings, pooled and normalized as the model's own config says.
 
@@ -387,6 +439,8 @@ class Engine:
             truncate_dim: give the first so many numbers of each vector; None gives as many as the model's own
                 config says. A vector of length 1 is shorter afterwards.
             normalize_embeddings: bring vectors to length 1 in the end, also where the model's config does not.
+            progress: True shows a bar on standard error; a function is called with the number of sentences done
+                since the last call. ``Escalate`` counts those that it repeats once more.
 
         Returns:
             float32 (width,) for a single sentence, else (sentences, width). ``width`` is the model's hidden size,
@@ -399,7 +453,7 @@ class Engine:
         """
         began = perf_counter()
         self._require("embedding", "encode")
-        texts, single = check_texts(sentences, "sentences")
+        texts, single = check_texts(sentences, "sentences", blank=True)
         chosen = self._prompts.choose(prompt, prompt_name)
         texts = [chosen + text for text in texts]
         width = vectors.check_truncate_dim(truncate_dim, self._info["hidden"]) or self._task.get("truncate_dim")
@@ -419,13 +473,14 @@ class Engine:
                 batches(texts),
                 lambda part: self._encoded(texts[part], "sentences", part, single, truncate),
                 embed,
+                progress,
             )
         )
         if cut_texts:
             warnings.warn(
                 f"{cut_texts} of {len(texts)} sentences have more than {self.max_length} tokens and were cut "
                 "there; split them, or pass truncate=False to be refused",
-                stacklevel=2,
+                stacklevel=3,  # past while_open
             )
         return out[0] if single else out
 
@@ -480,6 +535,7 @@ class Engine:
         self._require("embedding", "similarity")
         return vectors.similarity(self._task.get("similarity", "cosine"), first, second)
 
+    @while_open
     def classify(
         self,
         texts: str | Sequence[str],
@@ -489,6 +545,7 @@ class Engine:
         latency_ms: float | None = None,
         top_k: int | None = 1,
         truncate: bool = True,
+        progress: Progress = False,
     ) -> Any:
         """Labels for texts, or for pairs of texts.
 
@@ -499,6 +556,8 @@ class Engine:
             latency_ms: sugar for ``length=LatencyBudget(latency_ms)``.
             top_k: more than 1 adds ``"scores"``, the best ``top_k`` labels; None adds all of them.
             truncate: cut longer texts at :attr:`max_length` tokens and say so; False raises instead.
+            progress: True shows a bar on standard error; a function is called with the number of texts done
+                since the last call. ``Escalate`` counts those that it repeats once more.
 
         Returns:
             For a single text a dict, else a list of them: ``"label"`` and ``"score"`` of the best label (a
@@ -513,10 +572,10 @@ class Engine:
         """
         began = perf_counter()
         self._require("sequence-classification", "classify")
-        firsts, single = check_texts(texts, "texts")
+        firsts, single = check_texts(texts, "texts", blank=True)
         seconds = None
         if text_pairs is not None:
-            seconds, single_pair = check_texts(text_pairs, "text_pairs")
+            seconds, single_pair = check_texts(text_pairs, "text_pairs", blank=True)
             if single != single_pair or len(firsts) != len(seconds):
                 raise InputError(
                     f"there are {_amount(firsts, single)} for {_amount(seconds, single_pair)} in text_pairs; "
@@ -530,9 +589,10 @@ class Engine:
 
             def again(which: list[int]) -> list[dict[str, Any]]:
                 chosen = [firsts[i] for i in which], seconds and [seconds[i] for i in which]
-                return self.classify(*chosen, plan.dear, top_k=top_k, truncate=truncate)
+                return self.classify(*chosen, plan.dear, top_k=top_k, truncate=truncate, progress=progress)
 
-            first = self.classify(texts, text_pairs, plan.cheap, top_k=top_k, truncate=truncate)
+            given = (firsts[0], seconds and seconds[0]) if single else (firsts, seconds)
+            first = self.classify(*given, plan.cheap, top_k=top_k, truncate=truncate, progress=progress)
             return _escalated(plan, first, single, again)
         pairs = firsts if seconds is None else list(zip(firsts, seconds, strict=True))
         results = self._in_parts(
@@ -541,9 +601,11 @@ class Engine:
             batches(firsts, seconds),
             lambda part: self._encoded(pairs[part], "texts", part, single, truncate),
             lambda part, encoded, plan: self._labels(part, encoded, plan, top_k),
+            progress,
         )
         return _stamped(results, _budget_met(plan, began), single)
 
+    @while_open
     def rank(
         self,
         query: str,
@@ -556,6 +618,7 @@ class Engine:
         raw_scores: bool = False,
         prompt_name: str | None = None,
         prompt: str | None = None,
+        progress: Progress = False,
     ) -> list[dict[str, Any]]:
         """Orders documents by how well they answer a query, with a cross-encoder (a model of one label).
 
@@ -574,6 +637,8 @@ class Engine:
             prompt_name: the name in :attr:`prompts` of a text to put before the query; None takes
                 :attr:`default_prompt`.
             prompt: that text itself; ``""`` for none.
+            progress: True shows a bar on standard error; a function is called with the number of documents done
+                since the last call. ``Escalate`` counts those that it repeats once more.
 
         Returns:
             dicts, best first (equal scores in the order of ``documents``): ``"index"`` (into ``documents``),
@@ -599,7 +664,7 @@ class Engine:
         if isinstance(documents, str):
             raise InputError("documents is one text; it must be a list of texts. Wrap it in a list")
         check_texts(query, "query")
-        texts, _ = check_texts(documents, "documents")
+        texts, _ = check_texts(documents, "documents", blank=True)
         _check_count("top_k", top_k, "None gives all documents")
         activation = "identity" if raw_scores else self._task.get("activation")
         plan = self._plan(length, latency_ms, len(texts), no_confidence="rank() gives relevances")
@@ -611,6 +676,7 @@ class Engine:
             batches(texts),
             lambda part: self._encoded(pairs[part], "documents", part, False, truncate),
             lambda part, encoded, plan: self._labels(part, encoded, plan, 1, activation),
+            progress,
         )
         _stamped(results, _budget_met(plan, began), False)
         # Stable, so that equal scores stay in the caller's order.
@@ -618,13 +684,18 @@ class Engine:
         keys = ("score", "length", "length_config", "accuracy", "macs", "truncated", "budget_met")
         return [{"index": i, **{key: results[i][key] for key in keys}} for i in order]
 
+    @while_open
     def tag(
         self,
-        texts: str | Sequence[str],
+        texts: str | Iterable[str],
         length: Length = None,
         *,
         latency_ms: float | None = None,
         truncate: bool = True,
+        aggregation_strategy: str = "words",
+        label_scheme: str | None = None,
+        ignore_labels: Sequence[str] | None = None,
+        progress: Progress = False,
     ) -> Any:
         """Finds labelled spans, such as names, in texts.
 
@@ -633,38 +704,58 @@ class Engine:
             length: a name, a length config, a policy, or a list of the first two, one per text.
             latency_ms: sugar for ``length=LatencyBudget(latency_ms)``.
             truncate: cut longer texts at :attr:`max_length` tokens and say so; False raises instead.
+            aggregation_strategy: how labels of pieces become spans. ``"words"``: each word has the label of its
+                first piece, and neighbours join as the label scheme says. ``"pieces"``: the same with a label
+                for each piece. ``"none"``, ``"simple"``, ``"first"``, ``"average"``, ``"max"``: as in
+                transformers. docs/tags.md compares them.
+            label_scheme: ``"bio"``, ``"iob1"``, ``"bioes"``, ``"bilou"`` or ``"plain"``; None reads it from the
+                labels' names. For ``"words"`` and ``"pieces"``.
+            ignore_labels: labels, without ``B-`` and the like, that are left out; None: those that stand for no
+                entity (``O``).
+            progress: True shows a bar on standard error; a function is called with the number of texts done
+                since the last call. ``Escalate`` counts those that it repeats once more.
 
         Returns:
             For a single text :class:`heads.Spans`, else a list of them: a list of dicts with ``"label"``,
-            ``"score"`` (mean probability of its word pieces), ``"start"`` and ``"end"`` (characters),
+            ``"score"`` (mean probability of its words or pieces), ``"start"`` and ``"end"`` (characters),
             ``"text"``; and attributes ``truncated``, ``confidence``, and ``length``, ``length_config``,
             ``accuracy``, ``macs``, ``budget_met`` and ``ran`` as in :meth:`answer`.
+            With ``"none"`` one dict per token that is not ignored, with ``"index"`` (among the tokens) and
+            ``"word"`` (the token). A text without a visible character has no spans.
 
         Raises:
-            InputError: an empty or missing text, or one too long with ``truncate=False``.
+            InputError: a missing text, one too long with ``truncate=False``, an unknown strategy or scheme, or a
+                scheme that the labels are not written in.
             UnsupportedError: the model does not label tokens, or ``length`` is a policy that it cannot follow.
         """
         began = perf_counter()
         self._require("token-classification", "tag")
-        checked, single = check_texts(texts, "texts")
+        checked, single = check_texts(texts, "texts", blank=True)
+        rules = tags.tag_rules(self.labels, aggregation_strategy, label_scheme, ignore_labels)
         plan = self._plan(length, latency_ms, len(checked))
         if isinstance(plan, Escalate):
-            first = self.tag(texts, plan.cheap, truncate=truncate)
+            options: dict[str, Any] = {
+                "truncate": truncate,
+                "aggregation_strategy": aggregation_strategy,
+                "label_scheme": label_scheme,
+                "ignore_labels": ignore_labels,
+                "progress": progress,
+            }
+            first = self.tag(checked[0] if single else checked, plan.cheap, **options)
             return _escalated(
-                plan,
-                first,
-                single,
-                lambda which: self.tag([checked[i] for i in which], plan.dear, truncate=truncate),
+                plan, first, single, lambda which: self.tag([checked[i] for i in which], plan.dear, **options)
             )
         results = self._in_parts(
             plan,
             began,
             batches(checked),
             lambda part: self._encoded(checked[part], "texts", part, single, truncate, with_offsets=True),
-            lambda part, encoded, plan: self._spans(checked[part], part, encoded, plan),
+            lambda part, encoded, plan: self._spans(checked[part], part, encoded, plan, rules),
+            progress,
         )
         return _stamped(results, _budget_met(plan, began), single)
 
+    @while_open
     def forward(
         self,
         input_ids: inputs.Ids,
@@ -723,8 +814,19 @@ class Engine:
         parts: Iterable[slice],
         tokenize: Callable[[slice], Tokenized],
         finish: Callable[[slice, Tokenized, LengthPlan], list[Result]],
+        progress: Progress = False,
     ) -> list[Result]:
         """The results of a call over texts: each part tokenized, run and finished."""
+        if progress is not False:
+            parts = in_steps(parts)
+            with reported(progress, parts[-1].stop) as done:
+
+                def finish_and_tell(part: slice, tokenized: Tokenized, plan: LengthPlan) -> list[Result]:
+                    results = finish(part, tokenized, plan)
+                    done(part.stop - part.start)
+                    return results
+
+                return self._in_parts(plan, began, parts, tokenize, finish_and_tell)
         if isinstance(plan, LengthPlan):  # one part after the other, so that memory does not grow with the call
             return [result for part in parts for result in finish(part, tokenize(part), plan)]
         ready = [(part, tokenize(part)) for part in parts]
@@ -845,23 +947,23 @@ class Engine:
             results.append(result)
         return results
 
-    def _spans(self, texts: list[str], part: slice, encoded: Encoded, plan: LengthPlan) -> list[heads.Spans]:
+    def _spans(
+        self, texts: list[str], part: slice, encoded: Encoded, plan: LengthPlan, rules: tags.TagRules
+    ) -> list[heads.Spans]:
         """``tag`` for the texts of one slice."""
         arrays = self._run(encoded.batch, plan.index[part], plan, {"logits", "macs"})
-        probabilities = heads.softmax(arrays["logits"])
-        best = arrays["logits"].argmax(axis=1)
+        tokenizer = self._texts.load()
         results = []
         for i, (text, encoding) in enumerate(zip(texts, encoded.encodings, strict=True)):
-            rows = slice(*encoded.batch.offsets[i : i + 2])
-            names = [self.labels[j] for j in best[rows]]
-            scores, words = probabilities[rows].max(axis=1), encoding.word_ids
+            logits = arrays["logits"][slice(*encoded.batch.offsets[i : i + 2])]
+            spans, confidence = tags.find_spans(rules, tokenizer, text, encoding, logits)
             results.append(
                 heads.Spans(
-                    heads.merge_spans(text, names, scores, encoding.offsets, words),
+                    spans,
                     truncated=bool(encoded.cut[i]),
                     **plan.report(part.start + i),
                     macs=int(arrays["macs"][i]),
-                    confidence=heads.lowest_score(scores, words),
+                    confidence=confidence,
                 )
             )
         return results

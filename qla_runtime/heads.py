@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ class Spans(list[dict[str, Any]]):
         length_config: the length config in plain JSON types: a dict of ``rule``, ``values``, ``keep_cls``.
         accuracy: what the package measured with it, a dict of ``metric``, ``value``, ``data``; else None.
         macs: multiply-accumulates that the text cost.
-        confidence: the lowest probability of the best label of a word's piece; 1.0 where there is no word.
+        confidence: the lowest score of a word, or of a piece where pieces have labels of their own; 1.0 where
+            there is none.
         budget_met: whether the call kept within its latency budget; None where there was none.
         ran: with ``Escalate`` the lengths that ran, in order; else empty.
     """
@@ -61,61 +62,3 @@ def label_scores(logits: NDArray[np.float32], problem: str) -> NDArray[np.floati
     if problem == "single_label":
         return softmax(logits)
     return sigmoid(logits) if problem == "multi_label" else logits
-
-
-def merge_spans(
-    text: str,
-    labels: Sequence[str],
-    scores: NDArray[np.float32],
-    offsets: Sequence[tuple[int, int]],
-    words: Sequence[int | None],
-) -> list[dict[str, Any]]:
-    """Labels of word pieces -> spans of text.
-
-    Neighbouring pieces join where their entity is the same and nothing says that a new one begins: ``B-``
-    begins one, but not in the middle of a word. Labels without ``B-``/``I-`` join while they stay the same.
-    ``O`` belongs to none.
-
-    Args:
-        text: the text that the offsets point into.
-        labels: the best label of each piece.
-        scores: its probability.
-        offsets: the character range of each piece.
-        words: the word of each piece; None for special tokens, which belong to no span.
-
-    Returns:
-        dicts of label (without its prefix), score (mean over the pieces), start, end (characters), text.
-    """
-    spans: list[tuple[str, int, int]] = []  # entity, first piece, last piece
-    previous: int | None = None  # the piece before, if it belongs to the last span
-    for i, (label, word) in enumerate(zip(labels, words, strict=True)):
-        prefix, entity = _parts(label)
-        if word is None or label == "O":
-            previous = None
-            continue
-        begins = prefix == "B" and (previous is None or words[previous] != word)
-        if previous is not None and spans[-1][0] == entity and not begins:
-            spans[-1] = (entity, spans[-1][1], i)
-        else:
-            spans.append((entity, i, i))
-        previous = i
-    return [
-        {
-            "label": entity,
-            "score": float(scores[first : last + 1].mean()),
-            "start": offsets[first][0],
-            "end": offsets[last][1],
-            "text": text[offsets[first][0] : offsets[last][1]],
-        }
-        for entity, first, last in spans
-    ]
-
-
-def lowest_score(scores: NDArray[np.float32], words: Sequence[int | None]) -> float:
-    """The lowest score of a piece that belongs to a word; 1.0 where there is none."""
-    return min((float(s) for s, word in zip(scores, words, strict=True) if word is not None), default=1.0)
-
-
-def _parts(label: str) -> tuple[str, str]:
-    """``"B-PER"`` -> ``("B", "PER")``; a label of another shape has no prefix."""
-    return (label[0], label[2:]) if label[:2] in ("B-", "I-") and len(label) > 2 else ("", label)

@@ -277,37 +277,6 @@ def batches(texts: Sequence[Any], others: Sequence[Any] | None = None) -> Iterat
         yield slice(start, len(texts))
 
 
-def check_texts(value: Any, what: str) -> tuple[list[str], bool]:
-    """A text or a list of texts -> the list, and whether a single text was given.
-
-    Raises:
-        InputError: None, an empty list, anything that is no text, or a text without a visible character.
-    """
-    single = isinstance(value, str)
-    texts = [value] if single else value
-    if not isinstance(texts, (list, tuple)):
-        raise InputError(f"{what} is {_shown(value)}; it must be a text or a list of texts")
-    if not texts:
-        raise InputError(f"{what} is an empty list; give at least one text")
-    for i, text in enumerate(texts):
-        where = what if single else f"{what}[{i}]"
-        if not isinstance(text, str):
-            raise InputError(f"{where} is {_shown(text)}; it must be a text (str)")
-        if not text or text.isspace():
-            raise InputError(
-                f"{where} is {text[:20]!r}, a text without a visible character; give it words or leave it out"
-            )
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise InputError(
-                    f"{where} holds a lone surrogate at character {error.start}, which no tokenizer reads; "
-                    "decode the text's bytes with errors='replace'"
-                ) from None
-    return list(texts), single
-
-
 def _context_range(encoding: Encoding) -> tuple[int, int]:
     """Where the second sequence of a pair stands among the tokens."""
     sequences = encoding.sequence_ids
@@ -315,7 +284,3 @@ def _context_range(encoding: Encoding) -> tuple[int, int]:
         return len(sequences), len(sequences)
     begin = sequences.index(1)
     return begin, begin + sequences.count(1)
-
-
-def _shown(value: Any) -> str:
-    return "None" if value is None else f"of type {type(value).__name__}"

@@ -167,12 +167,10 @@ LONG = "a b c d e f g h i j k l m n o p q r s t"
     "kind, call, words",
     [
         ("embedding", lambda e: e.encode([]), ["sentences is an empty list", "at least one"]),
-        ("embedding", lambda e: e.encode(["a", ""]), ["sentences[1]", "visible character"]),
         ("embedding", lambda e: e.encode(None), ["sentences is None"]),
         ("embedding", lambda e: e.encode(["a", LONG], truncate=False), ["[1]", "16 tokens", "truncate=True"]),
         ("sequence-classification", lambda e: e.classify(["a"], ["b", "c"]), ["list of 1", "list of 2"]),
         ("sequence-classification", lambda e: e.classify("a", ["b"]), ["single text", "list of 1"]),
-        ("sequence-classification", lambda e: e.classify("a", ""), ["text_pairs", "visible character"]),
         ("sequence-classification", lambda e: e.classify("a", top_k=0), ["top_k is 0", "at least 1", "None"]),
         ("sequence-classification", lambda e: e.classify(LONG, truncate=False), ["texts has", "16 tokens"]),
         ("token-classification", lambda e: e.tag({"a": 1}), ["texts", "dict", "list of texts"]),

@@ -108,10 +108,10 @@ def test_json_is_alone_on_standard_output(packages, tmp_path):
 def test_encode(packages, tmp_path):
     engine = Engine(packages["embedding"])
     texts = tmp_path / "texts.txt"
-    texts.write_text("first\n\nsecond one\n", encoding="utf-8")
+    texts.write_text("first\n\nsecond one\r\n", encoding="utf-8-sig")
     model = ["--model", packages["embedding"]]
     vectors = json.loads(ok("encode", f"@{texts}", "@@home", "-", *model, "--json", text="from a pipe\n"))
-    expected = engine.encode(["first", "second one", "@home", "from a pipe"])
+    expected = engine.encode(["first", "", "second one", "@home", "from a pipe"])
     assert np.array_equal(np.array(vectors, np.float32), expected)
     done = run("encode", "first", *model, "--out", str(tmp_path / "v.npy"))
     assert (done.returncode, done.stdout) == (0, "") and "wrote 1 x 64" in done.stderr
@@ -243,9 +243,9 @@ def test_eval_sts(packages, tmp_path):
         ),
         ("span-qa", ["answer", "a", "--context", "b", "--length", "1,1"], ["'1,1'", "'full'"]),
         ("span-qa", ["answer", "a", "--context", "b", "--length", "1,,1"], ["'1,,1'", "one ratio"]),
-        ("span-qa", ["answer", "a", "--context", "b", "--threads", "0"], ["num_threads is 0", "at least 1"]),
+        ("span-qa", ["answer", "a", "--context", "b", "--threads", "0"], ["--threads", "0 is below 1"]),
         ("span-qa", ["answer", "a", "--context", "b", "--isa", "mmx"], ["'mmx'", "avx2"]),
-        ("span-qa", ["encode", "a"], ["encode()", "engine.answer("]),
+        ("span-qa", ["encode", "a"], ["qla encode needs", "Call qla answer"]),
         ("span-qa", ["eval", "squad", "/no/such/file"], ["/no/such/file", "cannot be read"]),
         ("embedding", ["encode", "-"], ["no texts", "at least one"]),
         ("sequence-classification", ["classify", "a", "--pair", "b", "--pair", "c"], ["1 texts", "2 texts"]),
@@ -255,7 +255,7 @@ def test_eval_sts(packages, tmp_path):
 )
 def test_refusals_are_one_line(packages, kind, arguments, words):
     model = ["--model", packages[kind]] if kind else []
-    line = refused(*arguments, *model, text="\n")
+    line = refused(*arguments, *model, text="")
     assert all(word in line for word in words), line
 
 

@@ -318,28 +318,6 @@ def test_tag_gives_spans_of_the_text(tiny):
 
 
 @pytest.mark.parametrize(
-    "labels, words, expected",
-    [
-        (["O", "B-PER", "I-PER", "O"], [None, 0, 1, None], [("PER", 1, 2)]),
-        (["B-PER", "B-PER"], [0, 1], [("PER", 0, 0), ("PER", 1, 1)]),
-        (["B-PER", "B-PER"], [0, 0], [("PER", 0, 1)]),  # two pieces of one word are one name
-        (["B-PER", "I-LOC"], [0, 1], [("PER", 0, 0), ("LOC", 1, 1)]),
-        (["I-PER", "O", "I-PER"], [0, 1, 2], [("PER", 0, 0), ("PER", 2, 2)]),
-        (["NOUN", "NOUN", "VERB"], [0, 1, 2], [("NOUN", 0, 1), ("VERB", 2, 2)]),
-        (["B-PER", "B-PER"], [None, None], []),
-    ],
-)
-def test_word_pieces_merge(labels, words, expected):
-    text = "abcd"
-    scores = np.linspace(0.5, 0.9, len(labels)).astype(np.float32)
-    spans = heads.merge_spans(text, labels, scores, [(i, i + 1) for i in range(len(labels))], words)
-    assert [(span["label"], span["start"], span["end"] - 1) for span in spans] == expected
-    for span in spans:
-        assert span["score"] == pytest.approx(scores[span["start"] : span["end"]].mean())
-        assert span["text"] == text[span["start"] : span["end"]]
-
-
-@pytest.mark.parametrize(
     "task, call, words",
     [
         ("embedding", lambda e: e.answer("a", "b"), ["answer()", "span-qa", "embedding", "engine.encode("]),

@@ -32,6 +32,14 @@ def html(trace: Trace) -> str:
     )
 
 
+def frame(trace: Trace) -> str:
+    """The page in an ``iframe``, for a document that is somebody else's, which the page's script cannot touch."""
+    return (
+        f'<iframe srcdoc="{markup.escape(html(trace))}" sandbox="allow-scripts" title="qla trace" '
+        'style="width: 100%; height: 40rem; border: 0"></iframe>'
+    )
+
+
 def _escape(text: str) -> str:
     """Text for an element or a quoted attribute. NUL has no spelling in HTML."""
     return markup.escape(text).replace("\0", "\ufffd")

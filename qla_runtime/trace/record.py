@@ -144,6 +144,12 @@ class Trace:
 
         return page.html(self)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: :meth:`html` in a frame of its own, whose styles and script do not reach out."""
+        from qla_runtime.trace import page
+
+        return page.frame(self)
+
     def write_html(self, path: str | os.PathLike[str]) -> None:
         """Writes :meth:`html` to a file, in UTF-8.
 

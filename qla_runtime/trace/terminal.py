@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
+
+from qla_runtime.terminal import visible
 
 if TYPE_CHECKING:
     from qla_runtime.trace.record import Part, Run, Trace
 
 BOLD, DIM, UNDERLINE, RESET = "\x1b[1m", "\x1b[2m", "\x1b[4m", "\x1b[0m"
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def styled(trace: Trace, width: int) -> str:
@@ -46,7 +45,7 @@ def plain(trace: Trace) -> str:
 
 def _heading(trace: Trace, run: Run) -> str:
     return (
-        f"{run.length}: {_visible(run.answer) or '(no answer)'}\n"
+        f"{visible(run.length)}: {visible(run.answer) or '(no answer)'}\n"
         f"  score {run.score:.4f}, {run.macs:,} MACs, {run.share:.1%} of full"
     )
 
@@ -71,7 +70,7 @@ def _layers(trace: Trace, run: Run) -> list[str]:
 def _words(trace: Trace, run: Run, depth: int) -> str:
     """The texts of the tokens that ``depth`` layers kept, and no more; neighbours stand together."""
     return " ".join(
-        " ".join(_visible(piece.text).split())
+        " ".join(visible(piece.text).split())
         for part in trace.parts(run)
         for piece in part.pieces
         if piece.depth == depth
@@ -95,7 +94,7 @@ def _faded(part: Part, layers: int, width: int) -> str:
 
 def _wrapped(text: str, width: int) -> str:
     """The text with line breaks in place of some of its blanks, so that it keeps its length."""
-    characters = list(_visible(text))
+    characters = list(visible(text))
     line, last_blank = 0, -1
     for i, character in enumerate(characters):
         if character == "\n":
@@ -106,8 +105,3 @@ def _wrapped(text: str, width: int) -> str:
             characters[last_blank] = "\n"
             line = last_blank + 1
     return "".join(characters)
-
-
-def _visible(text: str) -> str:
-    """The text without control characters, which a terminal would obey; replaced one for one."""
-    return _CONTROL.sub("\ufffd", text)
