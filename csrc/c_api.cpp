@@ -147,7 +147,8 @@ qla_status qla_best_spans(const float* start_logits, const float* end_logits,
 
 qla_status qla_top_spans(const qla_span_search* search, const qla_spans* spans) {
   return guarded([&] {
-    qla::top_spans(qla::read_struct(search, "qla_span_search"), qla::read_struct(spans, "qla_spans"));
+    qla::top_spans(qla::read_struct(search, "qla_span_search"),
+                   qla::read_struct(spans, "qla_spans"));
   });
 }
 

@@ -51,6 +51,23 @@ inline std::initializer_list<size_t> field_ends(const qla_outputs*) {
       QLA_END(qla_outputs, stage_seconds)};
   return kEnds;
 }
+inline std::initializer_list<size_t> field_ends(const qla_span_search*) {
+  static constexpr std::initializer_list<size_t> kEnds = {
+      QLA_END(qla_span_search, struct_size), QLA_END(qla_span_search, start_logits),
+      QLA_END(qla_span_search, end_logits),  QLA_END(qla_span_search, logit_stride),
+      QLA_END(qla_span_search, is_context),  QLA_END(qla_span_search, offsets),
+      QLA_END(qla_span_search, questions),   QLA_END(qla_span_search, num_questions),
+      QLA_END(qla_span_search, positions),   QLA_END(qla_span_search, max_tokens),
+      QLA_END(qla_span_search, top_k),       QLA_END(qla_span_search, score)};
+  return kEnds;
+}
+inline std::initializer_list<size_t> field_ends(const qla_spans*) {
+  static constexpr std::initializer_list<size_t> kEnds = {
+      QLA_END(qla_spans, struct_size), QLA_END(qla_spans, counts), QLA_END(qla_spans, window),
+      QLA_END(qla_spans, first),       QLA_END(qla_spans, last),   QLA_END(qla_spans, score),
+      QLA_END(qla_spans, null_score)};
+  return kEnds;
+}
 #undef QLA_END
 
 // The size that the caller gives its struct, which is one that a header has or may have had.
