@@ -271,7 +271,7 @@ def _notes(left: Collection[str], stored: Mapping[str, str], encoder: EncoderSpe
     layers = [int(match[1]) for match in (re.match(r"encoder\.layer\.(\d+)\.", name) for name in unknown) if match]
     if layers and max(layers) >= encoder.layers:
         raise UnsupportedError(
-            f"the weights hold {max(layers) + 1} layers ({_listed(unknown)}), but config.json says "
+            f"the weights hold {max(layers) + 1} layers ({_listed([stored[name] for name in unknown])}), but config.json says "
             f"num_hidden_layers is {encoder.layers}; correct the one that is wrong"
         )
     if unknown:
