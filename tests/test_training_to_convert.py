@@ -96,9 +96,7 @@ def test_pickles_wrappers_and_cut_positions(tmp_path):
     config = json.loads((start / "config.json").read_text())
     (start / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "layer_norm_eps"}))
     data = table(tmp_path / "t.tsv", labels=("no", "yes"))
-    out = train(start, data, tmp_path / "run", task="sequence-classification", max_length=32, loop=LOOP)[
-        "checkpoint"
-    ]
+    out = train(start, data, tmp_path / "run", task="sequence-classification", max_length=32)["checkpoint"]
     _, info = transformers.AutoModelForSequenceClassification.from_pretrained(out, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert open_checkpoint(out).encoder.max_positions == 32

@@ -3,7 +3,12 @@
 =================== =====================================================================
 ``pipeline``        the way through: check, read, find scales, pack, compare, publish
 ``spec``            what the runtime can run, and the refusal of everything else (no torch)
-``checkpoint``      Hugging Face and sentence-transformers folders, safetensors only
+``limits``          the limits of a package, once
+``config_keys``     every key of a Hugging Face config: understood, harmless, refused or named (no torch)
+``checkpoint``      Hugging Face and sentence-transformers folders
+``companions``      what beside the weights says that the model is more than they are
+``weights``         safetensors and pickles, whole and in shards
+``tensors``         every tensor: used, named or refused
 ``calibration``     which texts, cut into which token sequences
 ``sample_texts``    sentences for a report that was given none
 ``scales``          how a linear layer is quantized

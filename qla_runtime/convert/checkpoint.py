@@ -209,15 +209,13 @@ def _config_notes(config: dict[str, Any], encoder: EncoderSpec, rows: int) -> li
         shown = ", ".join(key if key.isprintable() else ascii(key) for key in unknown[:20])
         notes.append(
             f"config.json: unknown keys, not used: {shown}{', ...' if len(unknown) > 20 else ''}. If one of "
-            "them changes "
-            "what the model computes, the package computes something else"
+            "them changes what the model computes, the package computes something else"
         )
     positions = rows - encoder.position_offset
     if positions > encoder.max_positions:
         notes.append(
             f"positions: the checkpoint has {positions}, the package keeps the first {encoder.max_positions} "
-            "(at most "
-            f"{limits.MAX_POSITIONS}; --max-length says how many)"
+            f"(at most {limits.MAX_POSITIONS}; --max-length says how many)"
         )
     return notes
 

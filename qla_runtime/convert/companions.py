@@ -22,8 +22,7 @@ def companion_notes(root: Path, source: str, task: str | None) -> list[str]:
     if (root / "adapter_config.json").exists():
         raise UnsupportedError(
             f"{source}: adapter_config.json says that this is an adapter (PEFT, LoRA), not a whole model. Load "
-            "it on its "
-            "base model, merge it (merge_and_unload()) and save the result with save_pretrained()"
+            "it on its base model, merge it (merge_and_unload()) and save the result with save_pretrained()"
         )
     heads = [
         name for name in ("model_head.pkl", "model_head.joblib", "config_setfit.json") if (root / name).exists()
@@ -33,8 +32,7 @@ def companion_notes(root: Path, source: str, task: str | None) -> list[str]:
     if task is None:
         raise UnsupportedError(
             f"{source}: {heads[0]} says that this is a SetFit classifier, whose scikit-learn head the engine "
-            "does not "
-            "have. To convert its sentence encoder alone, pass the task embedding (task=, --task)"
+            "does not have. To convert its sentence encoder alone, pass the task embedding (task=, --task)"
         )
     return [f"{heads[0]}: the SetFit head is not used"]
 
@@ -49,6 +47,5 @@ def check_modules(modules: list[dict[str, Any]]) -> None:
     if not any(kind.endswith("Pooling") for kind in kinds) and kinds != ["Transformer"]:
         raise UnsupportedError(
             f"modules.json: modules are {' > '.join(kinds) or 'none'}; supported are a lone Transformer and "
-            "Transformer > "
-            "Pooling [> Normalize]. Convert a model that has no other modules"
+            "Transformer > Pooling [> Normalize]. Convert a model that has no other modules"
         )

@@ -257,8 +257,7 @@ def _task_of(config: dict[str, Any], sentence: SentenceSpec | None) -> str:
     if kind is None:
         raise InputError(
             f"config.json: architectures[0] is {architecture(config)!r}, which does not say what the model is "
-            "for; "
-            f"pass task= (--task), one of {', '.join(TASK_KINDS)}"
+            f"for; pass task= (--task), one of {', '.join(TASK_KINDS)}"
         )
     return kind
 

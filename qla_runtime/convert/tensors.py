@@ -121,8 +121,7 @@ def canonical_names(names: Iterable[str], family: str | None) -> dict[str, str]:
         if name in found:
             raise InputError(
                 f"the weights hold both {found[name]!r} and {stored!r}, which are one tensor to this model; "
-                "remove "
-                "the one that does not belong to it"
+                "remove the one that does not belong to it"
             )
         found[name] = stored
     return found
@@ -268,17 +267,17 @@ def _notes(left: Collection[str], stored: Mapping[str, str], encoder: EncoderSpe
             unknown.append(name)
         else:
             kinds.setdefault(what, []).append(stored[name])
+    shown = _listed([stored[name] for name in unknown])
     layers = [int(match[1]) for match in (re.match(r"encoder\.layer\.(\d+)\.", name) for name in unknown) if match]
     if layers and max(layers) >= encoder.layers:
         raise UnsupportedError(
-            f"the weights hold {max(layers) + 1} layers ({_listed(unknown)}), but config.json says "
-            f"num_hidden_layers is {encoder.layers}; correct the one that is wrong"
+            f"the weights hold {max(layers) + 1} layers ({shown}), but config.json says num_hidden_layers is "
+            f"{encoder.layers}; correct the one that is wrong"
         )
     if unknown:
         raise UnsupportedError(
-            f"the weights hold {_listed([stored[name] for name in unknown])}, which this kind of model does not "
-            "have "
-            f"and the engine would leave out. {_GENERIC_REMEDY}"
+            f"the weights hold {shown}, which this kind of model does not have and the engine would leave out. "
+            f"{_GENERIC_REMEDY}"
         )
     return tuple(f"weights not used ({what}): {_listed(found)}" for what, found in kinds.items())
 

@@ -83,8 +83,7 @@ class WeightFiles:
                     other = self.tensors[name].file.name
                     raise InputError(
                         f"tensor {name!r} is in two weight files, {other} and {file.name}; delete the file that "
-                        "does "
-                        "not belong to this checkpoint, or save the checkpoint again with save_pretrained()"
+                        "does not belong to this checkpoint, or save the checkpoint again with save_pretrained()"
                     )
                 self.tensors[name] = tensor
         for name, file_name in index.items():
@@ -111,11 +110,6 @@ class WeightFiles:
         return loaded
 
 
-def has_weights(folder: Path) -> bool:
-    """Whether there is a safetensors or pickle file that :class:`WeightFiles` reads."""
-    return any((folder / name).is_file() or (folder / f"{name}.index.json").is_file() for name in _WHOLE)
-
-
 def _find(folder: Path, source: str) -> tuple[dict[str, str], list[Path]]:
     """What an index says (tensor -> file), and the files: safetensors before pickles, whole before shards."""
     for name in _WHOLE:
@@ -129,8 +123,7 @@ def _find(folder: Path, source: str) -> tuple[dict[str, str], list[Path]]:
             if missing:
                 raise InputError(
                     f"{source}: {len(missing)} of {len(files)} weight files are missing, such as {missing[0]}; "
-                    "fetch "
-                    "the rest of the checkpoint"
+                    "fetch the rest of the checkpoint"
                 )
             return shards, files
     found = [
@@ -140,8 +133,7 @@ def _find(folder: Path, source: str) -> tuple[dict[str, str], list[Path]]:
         path, kind = found[0]
         raise UnsupportedError(
             f"{source}: the weights come as {path.name} ({kind}); only model.safetensors and pytorch_model.bin "
-            "are "
-            "read. Load the checkpoint in the library that wrote it, and save it with transformers' "
+            "are read. Load the checkpoint in the library that wrote it, and save it with transformers' "
             "save_pretrained()"
         )
     raise InputError(
@@ -203,8 +195,7 @@ def _load_pickle(file: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise UnsupportedError(
             f"{file.name}: this pickle holds more than tensors, and loading it could run code; nothing of it "
-            "was run. "
-            "Where you trust the file, load it with transformers and save it again with save_pretrained()"
+            "was run. Where you trust the file, load it with transformers and save it again with save_pretrained()"
         ) from error
     except Exception as error:  # a damaged file raises many kinds
         raise InputError(f"{file.name}: not a file of torch.save: {first_line(error)}") from error
@@ -215,7 +206,6 @@ def _load_pickle(file: Path) -> dict[str, Tensor]:
         if not isinstance(name, str) or not plain:
             raise UnsupportedError(
                 f"{file.name}: entry {str(name)[:80]!r} is a {type(tensor).__name__}; a checkpoint maps names "
-                "to plain "
-                "tensors. Save the model's state_dict() alone"
+                "to plain tensors. Save the model's state_dict() alone"
             )
     return content
