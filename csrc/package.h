@@ -86,7 +86,7 @@ class Package {
   std::string source;  // folder, or "memory"
   std::string config_json, length_configs_json;
   std::string_view tokenizer_json;  // as opened; not parsed here
-  size_t weight_bytes = 0;  // size of model.safetensors
+  size_t weight_bytes = 0;          // size of model.safetensors
 
  private:
   Package() = default;

@@ -1,20 +1,20 @@
 """Checkpoint in, package out: the room of ``qla convert``.
 
-=================== =====================================================================
-``pipeline``        the way through: read, calibrate, pack, compare, publish
-``spec``            what the runtime can run, and the refusal of everything else (no torch)
-``checkpoint``      Hugging Face and sentence-transformers folders, safetensors only
-``tokenizer``       tokenizer files to the package's tokenizer, compared with transformers'
-``plain_tokenizer`` the same without transformers, from a tokenizer.json
-``sentence_settings`` sentence_bert_config.json and its siblings
-``calibration``     which texts, cut into which token sequences
-``quantize``        neural-compressor's static INT8, read back as scales and zero points
-``pack``            float32 weights to the kernels' bytes
-``package_writer``  the files of docs/file-format.md, and their atomic appearance
-``lengths``         the length configs a package starts with
-``report``          INT8 engine against float32 original
-``card``            the package's README.md
-=================== =====================================================================
+====================== =====================================================================
+``pipeline``           the way through: read, calibrate, pack, compare, publish
+``spec``               what the runtime can run, and the refusal of everything else (no torch)
+``checkpoint``         Hugging Face and sentence-transformers folders, safetensors only
+``tokenizer``          tokenizer files to the package's tokenizer, compared with transformers'
+``plain_tokenizer``    the same without transformers, from a tokenizer.json
+``sentence_settings``  sentence_bert_config.json and its siblings
+``calibration``        which texts, cut into which token sequences
+``quantize``           neural-compressor's static INT8, read back as scales and zero points
+``pack``               float32 weights to the kernels' bytes
+``package_writer``     the files of docs/file-format.md, and their atomic appearance
+``lengths``            the length configs a package starts with
+``report``             INT8 engine against float32 original
+``card``               the package's README.md
+====================== =====================================================================
 
 Importing this package imports neither torch nor anything else of the ``[convert]`` extra.
 """
