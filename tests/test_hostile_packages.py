@@ -293,6 +293,11 @@ LINEAR = {"type": "w8a8", "activation": "static", "scale": 0.1, "zero_point": 3}
         ("task.max_answer_tokens", 0, "task.max_answer_tokens is 0"),
         ("task.no_answer", 1, "task.no_answer is 1; it must be true or false"),
         ("task.labels", ["a"], "unknown key 'labels' in task"),
+        ("text", [], "text is an array; it must be an object"),
+        ("text", {"lower_case": True}, "unknown key 'lower_case' in text"),
+        ("text", {"truncation_side": 1}, "text.truncation_side is 1; it must be a text"),
+        ("text", {"token_types": 0}, "text.token_types is 0; it must be true or false"),
+        ("text", {"split_special_tokens": "no"}, "text.split_special_tokens is 'no'; it must be true or false"),
     ],
 )
 def test_config_rules(folder, path, value, rule):
@@ -315,6 +320,11 @@ def test_config_rules(folder, path, value, rule):
 def test_config_of_a_later_version(folder, path, value):
     tools.edit_json(folder, "config.json", put(path, value))
     refused(folder, "config.json", f"{path.split('.')[-1]} is '?{value}", UnsupportedError)
+
+
+def test_a_truncation_side_of_a_later_version(folder):
+    tools.edit_json(folder, "config.json", put("text", {"truncation_side": "middle"}))
+    refused(folder, "config.json", "text.truncation_side is 'middle'", UnsupportedError)
 
 
 @pytest.mark.parametrize(

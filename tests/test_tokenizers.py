@@ -14,6 +14,9 @@ import tokenizer_tools as tools  # noqa: E402
 from tokenizers import AddedToken, models  # noqa: E402
 
 from qla_runtime.convert import tokenizer as made_by  # noqa: E402
+from qla_runtime.convert.calibration import pick_samples  # noqa: E402
+from qla_runtime.convert.checkpoint import open_checkpoint  # noqa: E402
+from qla_runtime.convert.pipeline import package_config  # noqa: E402
 from qla_runtime.convert.tokenizer import CheckpointTokenizer, read_tokenizer  # noqa: E402
 from qla_runtime.convert.transformer_settings import TransformerSettings, transformer_settings  # noqa: E402
 from qla_runtime.errors import InputError, UnsupportedError  # noqa: E402
@@ -365,3 +368,79 @@ def test_settings_that_cannot_be_followed(tmp_path, content, error, word):
     tools.write(tmp_path / "sentence_bert_config.json", content)
     with pytest.raises(error, match=word):
         transformer_settings(tmp_path)
+
+
+# ---- the whole checkpoint -------------------------------------------------------------------------
+
+
+def _checkpoint(folder: Path, tokenizer, kind: str = "bert", sentence: dict | None = None, **settings) -> Path:
+    """A tiny random encoder with its tokenizer, in sentence-transformers' layout where ``sentence`` is given."""
+    shape = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 128}
+    config = transformers.AutoConfig.for_model(
+        kind, vocab_size=400, max_position_embeddings=66, pad_token_id=1, **shape
+    )
+    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    tools.save(folder, tokenizer, **settings)
+    if sentence is not None:
+        names = ("Transformer", "Pooling")
+        paths = zip(("", "1_Pooling"), names, strict=True)
+        listing = [{"path": path, "type": f"sentence_transformers.models.{name}"} for path, name in paths]
+        tools.write(
+            folder / "modules.json", [{"idx": i, "name": str(i)} | entry for i, entry in enumerate(listing)]
+        )
+        (folder / "1_Pooling").mkdir()
+        pooling = {"word_embedding_dimension": 64, "pooling_mode_mean_tokens": True}
+        tools.write(folder / "1_Pooling" / "config.json", pooling)
+        tools.write(folder / "sentence_bert_config.json", sentence)
+    return folder
+
+
+def test_rules_reach_the_package_and_the_samples(tmp_path):
+    inputs = ["input_ids", "attention_mask"]
+    folder = _checkpoint(
+        tmp_path / "c",
+        tools.word_piece(),
+        truncation_side="left",
+        model_input_names=inputs,
+        tokenizer_class="BertTokenizer",
+    )
+    source = open_checkpoint(folder, task="embedding", max_length=12)
+    config = package_config("name", source, {}, "per_token")
+    assert config["text"] == {"truncation_side": "left", "token_types": False}
+    text = "The river runs through the old town; people walk along the river every day."
+    samples = pick_samples([(text, text)], source.tokenizer_json, source.text, max_length=12, type_vocab_size=2)
+    own = transformers.AutoTokenizer.from_pretrained(str(folder))
+    assert samples.check[0].ids.tolist() == own(text, text, truncation=True, max_length=12)["input_ids"]
+    assert not samples.check[0].type_ids.any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence", "settings"),
+    [
+        ("bert", {"max_seq_length": 16, "do_lower_case": True}, {"do_lower_case": False}),
+        ("bert", {"max_seq_length": None}, {"truncation_side": "left", "model_max_length": 20}),
+        ("bert", {"tokenizer_args": {"do_lower_case": False, "model_max_length": 14}}, {}),
+        ("bert", {"max_seq_length": 30, "processing_kwargs": {"text": {"max_length": 10}}}, {}),
+        ("xlm-roberta", {"max_seq_length": 24, "do_lower_case": True}, {}),
+        ("roberta", {"max_seq_length": 24, "do_lower_case": True}, {"add_prefix_space": True}),
+    ],
+    ids=str,
+)
+def test_ids_of_sentence_transformers(tmp_path, kind, sentence, settings):
+    library = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    tokenizer = {"bert": tools.word_piece, "roberta": tools.byte_level, "xlm-roberta": tools.metaspace}[kind]()
+    folder = _checkpoint(tmp_path / "c", tokenizer, kind, sentence, **settings)
+    source = open_checkpoint(folder)
+    encoder = TextEncoder(
+        source.tokenizer_json.encode,
+        source.task.max_length,
+        cut=True,
+        vocab_size=source.encoder.vocab_size,
+        type_vocab_size=source.encoder.type_vocab_size,
+        rules=source.text,
+    )
+    model = library.SentenceTransformer(str(folder), device="cpu")
+    batch = encoder.encode(tools.TEXTS).batch
+    for i, text in enumerate(tools.TEXTS):
+        theirs = model.preprocess([text])["input_ids"][0].tolist()
+        assert batch.ids[slice(*batch.offsets[i : i + 2])].tolist() == theirs, text

@@ -1,25 +1,32 @@
 """Checkpoint in, package out: the room of ``qla convert``.
 
-=================== =====================================================================
-``pipeline``        the way through: check, read, find scales, pack, compare, publish
-``spec``            what the runtime can run, and the refusal of everything else (no torch)
-``limits``          the limits of a package, once
-``config_keys``     every key of a Hugging Face config: understood, harmless, refused or named (no torch)
-``checkpoint``      Hugging Face and sentence-transformers folders
-``companions``      what beside the weights says that the model is more than they are
-``weights``         safetensors and pickles, whole and in shards
-``tensors``         every tensor: used, named or refused
-``calibration``     which texts, cut into which token sequences
-``sample_texts``    sentences for a report that was given none
-``scales``          how a linear layer is quantized
-``quantize``        neural-compressor's static INT8, read back as scales and zero points
-``noise``           keeps what other libraries print out of our output
-``pack``            float32 weights to the kernels' bytes
-``package_writer``  the files of docs/file-format.md, and their atomic appearance
-``lengths``         the length configs a package starts with
-``report``          INT8 engine against float32 original
-``card``            the package's README.md
-=================== =====================================================================
+======================== =====================================================================================
+``pipeline``             the way through: check, read, find scales, pack, compare, publish
+``spec``                 what the runtime can run, and the refusal of everything else (no torch)
+``limits``               the limits of a package, once
+``config_keys``          every key of a Hugging Face config: understood, harmless, refused or named (no torch)
+``checkpoint``           Hugging Face and sentence-transformers folders
+``companions``           what beside the weights says that the model is more than they are
+``weights``              safetensors and pickles, whole and in shards
+``tensors``              every tensor: used, named or refused
+``tokenizer``            tokenizer files to the package's tokenizer, compared with transformers'
+``plain_tokenizer``      the same without transformers, from a tokenizer.json
+``transformer_settings`` sentence_bert_config.json and its siblings
+``sentence_settings``    what else sentence-transformers saves: prompts, similarity, width, activation
+``pooling``              how token states become one vector
+``no_answer``            whether a question answering model may say that there is no answer
+``calibration``          which texts, cut into which token sequences
+``sample_texts``         sentences for a report that was given none
+``scales``               how a linear layer is quantized
+``quantize``             neural-compressor's static INT8, read back as scales and zero points
+``noise``                keeps what other libraries print out of our output
+``pack``                 float32 weights to the kernels' bytes
+``package_writer``       the files of docs/file-format.md, and their atomic appearance
+``lengths``              the length configs a package starts with
+``report``               INT8 engine against float32 original
+``card``                 the package's README.md
+``json_files``           JSON files of a checkpoint, with errors that name them
+======================== =====================================================================================
 
 Importing this package imports neither torch nor anything else of the ``[convert]`` extra.
 """

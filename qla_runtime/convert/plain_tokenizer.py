@@ -77,9 +77,15 @@ def tokenizer_class(folder: Path, config: Mapping[str, Any]) -> str:
 
 
 def fits_class(folder: Path, name: str) -> bool:
-    """Whether tokenizer.json, where there is one, holds the kind of model that the class is made of."""
-    content = read_object(folder / "tokenizer.json")
-    return name not in _CLASSES or not content or _model_kind(content) == _CLASSES[name].model
+    """Whether tokenizer.json, where there is one, holds the kind of model that the class is made of.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        return True
+    kind = _model_kind(read_object(folder / "tokenizer.json"))
+    return name not in _CLASSES or kind == _CLASSES[name].model
 
 
 def plain_tokenizer(folder: Path, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> BuiltTokenizer:
@@ -100,38 +106,40 @@ def plain_tokenizer(folder: Path, config: Mapping[str, Any], arguments: Mapping[
             f"{folder.name}: reading its tokenizer, {name}, needs transformers; without it only a tokenizer.json "
             f"of {', '.join(_CLASSES)} or {_GENERIC[0]} is read. Run: pip install 'transformers>=5,<6'"
         )
+    fits = fits_class(folder, name)
+    kind = _CLASSES[name] if name in _CLASSES and fits else None
     content = read_object(folder / "tokenizer.json")
-    _model_kind(content)
-    kind = _CLASSES[name] if name in _CLASSES and fits_class(folder, name) else None
     settings = read_object(folder / "tokenizer_config.json") | arguments
-    listed = [
-        settings["added_tokens_decoder"][i] for i in sorted(settings.get("added_tokens_decoder", {}), key=int)
-    ]
-    if not listed:
+    if not settings.get("added_tokens_decoder"):
         settings |= read_object(folder / "special_tokens_map.json")
-    tokens = dict(kind.tokens) if kind else {}
-    tokens |= {key: _added(settings[key]) for key in _ROBERTA_TOKENS if settings.get(key)}
-    extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
     try:
-        if kind:
-            if listed:
-                content["added_tokens"] = []
-            tokenizer = kind.build(content, settings, tokens)
-        else:
-            tokenizer = Tokenizer.from_str(json.dumps(content))
-        tokenizer.add_tokens([_added(entry) for entry in listed])
-        special = [*tokens.values(), *map(_added, extra)]
-        tokenizer.add_special_tokens([token for token in special if not _has(tokenizer, token)])
+        tokenizer, named = _build(kind, content, settings)
+        rules = _rules(content, settings, token_types=gives_types(name))
     except InputError:
         raise
     except Exception as error:  # the tokenizers library raises Exception itself
         raise InputError(f"{folder.name}: its tokenizer's files do not fit together: {error}") from error
-    return BuiltTokenizer(
-        tokenizer,
-        _rules(content, settings, token_types=gives_types(name)),
-        frozenset(str(getattr(token, "content", token)) for token in tokens.values()),
-        settings.get("model_max_length", settings.get("max_len")),
-    )
+    return BuiltTokenizer(tokenizer, rules, named, settings.get("model_max_length", settings.get("max_len")))
+
+
+def _build(kind: _Class | None, content: Json, settings: Json) -> tuple[Tokenizer, frozenset[str]]:
+    """The tokenizer of a class, or of tokenizer.json as it stands, with the tokens that other files add; and its
+    named special tokens."""
+    tokens: Json = dict(kind.tokens) if kind else {}
+    tokens |= {key: _added(settings[key]) for key in _ROBERTA_TOKENS if settings.get(key)}
+    listed = [entry for _, entry in sorted(settings.get("added_tokens_decoder", {}).items(), key=_by_id)]
+    if kind and listed:
+        content["added_tokens"] = []
+    tokenizer = kind.build(content, settings, tokens) if kind else Tokenizer.from_str(json.dumps(content))
+    tokenizer.add_tokens([_added(entry) for entry in listed])
+    extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
+    special = [*tokens.values(), *map(_added, extra)]
+    tokenizer.add_special_tokens([token for token in special if not _has(tokenizer, token)])
+    return tokenizer, frozenset(_text(tokens, key) for key in tokens)
+
+
+def _by_id(entry: tuple[str, Any]) -> int:
+    return int(entry[0])
 
 
 def read_object(path: Path) -> Json:

@@ -79,8 +79,8 @@ def read_tokenizer(
     """
     settings = settings or TransformerSettings()
     _require_vocabulary(folder)
-    own = importlib.util.find_spec("transformers") is not None
-    loaded = _by_transformers(folder, config, settings.tokenizer_arguments) if own else None
+    with_transformers = _installed("transformers")
+    loaded = _by_transformers(folder, config, settings.tokenizer_arguments) if with_transformers else None
     built = plain_tokenizer(folder, config, settings.tokenizer_arguments) if loaded is None else _built(loaded)
     vocab_size = config["vocab_size"]
     content = json.loads(built.tokenizer.to_str())
@@ -116,7 +116,7 @@ def _require_vocabulary(folder: Path) -> None:
     if there == ["vocab.json"] and not (folder / "merges.txt").is_file():
         raise InputError(f"{folder.name} holds vocab.json without merges.txt; copy merges.txt beside it, too")
     if set(there) <= set(SENTENCEPIECE_FILES):
-        missing = [p for p, module in _FOR_SENTENCEPIECE.items() if importlib.util.find_spec(module) is None]
+        missing = [package for package, module in _FOR_SENTENCEPIECE.items() if not _installed(module)]
         if missing:
             raise UnsupportedError(
                 f"{folder.name}: its tokenizer is {there[0]}, a SentencePiece model, and reading that needs "
@@ -125,6 +125,13 @@ def _require_vocabulary(folder: Path) -> None:
 
 
 _FOR_SENTENCEPIECE = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even its parent package
+        return False
 
 
 def _by_transformers(folder: Path, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> Any:
