@@ -196,7 +196,7 @@ def read_squad(path: str | os.PathLike[str], articles: str = "all") -> list[Ques
     """
     if articles not in ARTICLES:
         raise InputError(f"articles is {articles!r}; it must be one of {', '.join(ARTICLES)}")
-    data = read_json(path)
+    data = read_json(path, "give a SQuAD 1.1 file")
     skip = {"all": None, "odd": 1, "even": 0}[articles]
     questions = []
     for a, article in enumerate(_list(data, "data", str(path))):
