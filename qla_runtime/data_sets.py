@@ -266,7 +266,7 @@ def _fault(row: Row, columns: _Columns) -> str | None:
     count = len(row.cells)
     surplus = columns.width is not None and any(str(cell).strip() for cell in row.cells[columns.width :])
     if count < columns.least or surplus:
-        expected = f"the header {columns.width}" if columns.named else f"should have {columns.width or 7}"
+        expected = f"the header {columns.width}" if columns.named else f"should have {columns.width or 7} columns"
         return f"has {count} columns and {expected}"
     for place in (columns.text, columns.pair):
         if place is None:

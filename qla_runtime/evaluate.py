@@ -226,7 +226,7 @@ def read_squad(path: str | os.PathLike[str], articles: str = "all") -> list[Ques
     """
     if articles not in ARTICLES:
         raise InputError(f"articles is {articles!r}; it must be one of {', '.join(ARTICLES)}")
-    data = read_json(path)
+    data = read_json(path, "give a SQuAD 1.1 file")
     skip = {"all": None, "odd": 1, "even": 0}[articles]
     version2 = isinstance(data, dict) and str(data.get("version", "")).lower().lstrip("v").startswith("2")
     questions = []

@@ -197,8 +197,12 @@ def shown(path: Path) -> str:
 # ------------------------------------------------------------------------------------------- tables
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, remedy: str = "correct the file") -> Any:
     """The value of a JSON file.
+
+    Args:
+        path: the file.
+        remedy: what an error advises where the file is no JSON.
 
     Raises:
         InputError: the file cannot be read, or is no JSON; the message names the line.
@@ -206,11 +210,11 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(read_text(path))
     except RecursionError:
-        raise InputError(f"{shown(path)}: no JSON that can be read: it is nested too deeply") from None
+        raise InputError(f"{shown(path)}: no JSON (nested too deeply); {remedy}") from None
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{shown(path)}: no JSON ({error}); correct the file") from None
+        raise InputError(f"{shown(path)}: no JSON ({error}); {remedy}") from None
 
 
 def read_table(path: Path) -> Table:

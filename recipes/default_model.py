@@ -238,6 +238,7 @@ def main() -> None:
         name=DEFAULT.name,
         articles="odd",
         length_configs=lengths.named if lengths else None,
+        compare_activations=True,
         provenance=Provenance(**{**vars(PROVENANCE), "training_data": args.training_data}),
     )
     scores = finish(args.out, args.dev, lengths.frontier if lengths else [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -33,6 +34,7 @@ from qla_runtime.convert.scales import ALGORITHMS, LINEARS, LinearScales
 from qla_runtime.data_sets import read_texts
 from qla_runtime.errors import InputError
 from qla_runtime.length import LengthConfig
+from qla_runtime.text_files import shown
 
 if TYPE_CHECKING:
     from qla_runtime.modeling import Model
@@ -127,7 +129,7 @@ def convert(
         texts, origin = sample_texts(pairs=source.task.kind == "span-qa"), SAMPLE_NAME
     else:
         texts = read_texts(calibrate, articles=articles, skip_bad_rows=skip_bad_rows)
-        origin = Path(calibrate).name
+        origin = os.path.basename(shown(calibrate))
     samples = pick_samples(
         texts,
         source.tokenizer_json,

@@ -108,7 +108,6 @@ def text(report: dict[str, Any]) -> str:
     metric = report["metric"]
     lines = [
         f"{report['data']}; {report['measurements']} measurements, {len(report['frontier'])} on the frontier",
-        f"sampling error of {metric}: {report['sampling_error']:.2f} points (one standard error)",
         f"{'':<10} {'cost':>7} {'MACs':>7} {metric:>9} {'loss':>6}   {'constant rate':>13}   per layer",
     ]
     for name, entry in report["configs"].items():
@@ -119,7 +118,8 @@ def text(report: dict[str, Any]) -> str:
             f"{name:<10} {entry['cost']:>7.1%} {entry['macs_share']:>7.1%} {entry['accuracy']:>9.2f} "
             f"{entry['loss']:>6.2f}   {beside:>13}   {values}"
         )
-    return "\n".join([*lines, f"wrote {report['package']}"])
+    error = f"sampling error of {metric}: {report['sampling_error']:.2f} points (one standard error)"
+    return "\n".join([*lines, error, f"wrote {report['package']}"])
 
 
 def _count_or_all(text: str) -> int | None:

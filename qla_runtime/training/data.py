@@ -238,7 +238,7 @@ def read_questions(path: Path) -> list[SpanQuestion]:
             its context does not hold; the message names the place.
     """
     try:
-        articles = read_json(path)["data"]
+        articles = read_json(path, "it is not laid out like SQuAD 1.1; correct the file")["data"]
         entries = [
             (f"{path.name}: data[{a}].paragraphs[{p}].qas[{q}]", paragraph["context"], entry)
             for a, article in enumerate(articles)
