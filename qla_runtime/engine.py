@@ -20,7 +20,7 @@ from qla_runtime import _core, heads, inputs, policies, stages, vectors
 from qla_runtime.activations import activate
 from qla_runtime.cost_model import CostModel, Pace, load_or_fit
 from qla_runtime.errors import InputError, UnsupportedError
-from qla_runtime.hub import find_package
+from qla_runtime.hub import PACKAGED, find_package
 from qla_runtime.length import (
     Escalate,
     LatencyBudget,
@@ -863,9 +863,10 @@ class Engine:
 
     def _require(self, task: str, method: str) -> None:
         if self.task != task:
+            packaged = f", such as {PACKAGED[task]!r}, which is packaged" if task in PACKAGED else ""
             raise UnsupportedError(
                 f"{method}() needs a {task} model; {self.name!r} is a {self.task} model. Call "
-                f"{_FITTING_CALL[self.task]}, or open another model"
+                f"{_FITTING_CALL[self.task]}, or open another model{packaged}"
             )
 
     def _refuse_cut(self, cut: NDArray[np.bool_], truncate: bool, what: str, part: slice, single: bool) -> None:
