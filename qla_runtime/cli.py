@@ -309,7 +309,7 @@ def _parser() -> argparse.ArgumentParser:
     engine = argparse.ArgumentParser(add_help=False)
     engine.add_argument(
         "--model",
-        help="package folder, packaged model (minilm-l6-squad, all-minilm-l6-v2) or hub id (default: minilm-l6-squad)",
+        help="package folder, minilm-l6-squad, all-minilm-l6-v2, or hub id (default: minilm-l6-squad)",
     )
     engine.add_argument(
         "--threads", type=int, metavar="N", help="threads per call (default: what this process may use)"
