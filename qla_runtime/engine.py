@@ -334,7 +334,7 @@ class Engine:
                 False raises instead.
             prompt_name: the name in :attr:`prompts` of a text to put before every sentence; None takes
                 :attr:`default_prompt`.
-            prompt: that text itself; ``""`` for none.
+            prompt: that text itself, ``""`` for none; ``prompt_name`` is then ignored, with a warning.
             truncate_dim: give the first so many numbers of each vector; None gives as many as the model's own
                 config says. A vector of length 1 is shorter afterwards.
             normalize_embeddings: bring vectors to length 1 in the end, also where the model's config does not.
@@ -344,8 +344,8 @@ class Engine:
             or ``truncate_dim``.
 
         Raises:
-            InputError: an empty or missing text, or one too long with ``truncate=False``; no prompt of that name,
-                or a prompt and a name; a ``truncate_dim`` that is no width of this model.
+            InputError: an empty or missing text, or one too long with ``truncate=False``; no prompt of that name; a
+                ``truncate_dim`` that is no width of this model.
             UnsupportedError: the model gives no embeddings, or ``length`` is a policy that it cannot follow.
         """
         began = perf_counter()
@@ -454,9 +454,8 @@ class Engine:
         Returns:
             For a single text a dict, else a list of them: ``"label"`` and ``"score"`` of the best label (a
             probability; for a regression model, and any other of one label, the value itself), ``"length"``,
-            ``"macs"``, ``"truncated"``,
-            ``"budget_met"`` (None where there was no budget), and if asked ``"scores"``, a list of
-            ``{"label", "score"}``, best first.
+            ``"macs"``, ``"truncated"``, ``"budget_met"`` (None where there was no budget), and if asked
+            ``"scores"``, a list of ``{"label", "score"}``, best first.
 
         Raises:
             InputError: an empty or missing text, unequal numbers, ``top_k`` below 1, or too long with
@@ -534,7 +533,7 @@ class Engine:
 
         Raises:
             InputError: an empty or missing text, ``top_k`` below 1, or too long with ``truncate=False``; no prompt
-                of that name, or a prompt and a name.
+                of that name.
             UnsupportedError: the model is no cross-encoder, or ``length`` is a policy that it cannot follow.
         """
         began = perf_counter()
