@@ -344,8 +344,8 @@ class Engine:
             or ``truncate_dim``.
 
         Raises:
-            InputError: an empty or missing text, or one too long with ``truncate=False``; no prompt of that name; a
-                ``truncate_dim`` that is no width of this model.
+            InputError: an empty or missing text, or one too long with ``truncate=False``; no prompt of that name;
+                a ``truncate_dim`` that is no width of this model.
             UnsupportedError: the model gives no embeddings, or ``length`` is a policy that it cannot follow.
         """
         began = perf_counter()
