@@ -405,7 +405,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     engine = argparse.ArgumentParser(add_help=False)
-    engine.add_argument("--model", help="package folder or hub id (default: the packaged SQuAD model)")
+    engine.add_argument(
+        "--model",
+        help="package folder, minilm-l6-squad, all-minilm-l6-v2, or hub id (default: minilm-l6-squad)",
+    )
     engine.add_argument(
         "--threads", type=positive, metavar="N", help="threads per call (default: what this process may use)"
     )

@@ -21,7 +21,7 @@ from qla_runtime.activations import activate
 from qla_runtime.answers import AnswerOptions, read_answers
 from qla_runtime.cost_model import CostModel
 from qla_runtime.errors import InputError, UnsupportedError, shown
-from qla_runtime.hub import find_package
+from qla_runtime.hub import PACKAGED, find_package
 from qla_runtime.length import (
     Escalate,
     LatencyBudget,
@@ -435,7 +435,7 @@ class Engine:
                 False raises instead.
             prompt_name: the name in :attr:`prompts` of a text to put before every sentence; None takes
                 :attr:`default_prompt`.
-            prompt: that text itself; ``""`` for none.
+            prompt: that text itself, ``""`` for none; ``prompt_name`` is then ignored, with a warning.
             truncate_dim: give the first so many numbers of each vector; None gives as many as the model's own
                 config says. A vector of length 1 is shorter afterwards.
             normalize_embeddings: bring vectors to length 1 in the end, also where the model's config does not.
@@ -447,8 +447,8 @@ class Engine:
             or ``truncate_dim``.
 
         Raises:
-            InputError: an empty or missing text, or one too long with ``truncate=False``; no prompt of that name,
-                or a prompt and a name; a ``truncate_dim`` that is no width of this model.
+            InputError: an empty or missing text, or one too long with ``truncate=False``; no prompt of that name;
+                a ``truncate_dim`` that is no width of this model.
             UnsupportedError: the model gives no embeddings, or ``length`` is a policy that it cannot follow.
         """
         began = perf_counter()
@@ -647,7 +647,7 @@ class Engine:
 
         Raises:
             InputError: an empty or missing text, ``top_k`` below 1, or too long with ``truncate=False``; no prompt
-                of that name, or a prompt and a name.
+                of that name.
             UnsupportedError: the model is no cross-encoder, or ``length`` is a policy that it cannot follow.
         """
         began = perf_counter()
@@ -1012,9 +1012,10 @@ class Engine:
 
     def _require(self, task: str, method: str) -> None:
         if self.task != task:
+            packaged = f", such as {PACKAGED[task]!r}, which is packaged" if task in PACKAGED else ""
             raise UnsupportedError(
                 f"{method}() needs a {task} model; {self.name!r} is a {self.task} model. Call "
-                f"{_FITTING_CALL[self.task]}, or open another model"
+                f"{_FITTING_CALL[self.task]}, or open another model{packaged}"
             )
 
     def _refuse_cut(self, cut: NDArray[np.bool_], truncate: bool, what: str, part: slice, single: bool) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from qla_runtime.errors import InputError, PackageError, UnsupportedError, shown
 
 DEFAULT_PACKAGE = "minilm-l6-squad"
-PACKAGED = ("minilm-l6-squad", "all-minilm-l6-v2")
-"""The models that come with the package: they open by name, offline."""
+PACKAGED = {"span-qa": "minilm-l6-squad", "embedding": "all-minilm-l6-v2"}
+"""Task -> the model for it that comes with the package: it opens by name, offline."""
 PACKAGE_FILES = ("manifest.json", "config.json", "model.safetensors", "tokenizer.json", "length_configs.json")
 """What a package holds besides its card; the hub download takes these and the card alone."""
 
@@ -29,7 +29,7 @@ def find_package(source: str | os.PathLike[str] | None, *, revision: str | None 
     """The folder of a package.
 
     Args:
-        source: a package folder, a name of :data:`PACKAGED`, a hub id (``owner/name``), or None for the default
+        source: a package folder, a name in :data:`PACKAGED`, a hub id (``owner/name``), or None for the default
             model. A folder of that name in the working directory comes before a packaged model.
         revision: branch, tag or commit of a hub id.
 
@@ -64,7 +64,7 @@ def find_package(source: str | os.PathLike[str] | None, *, revision: str | None 
         return _checked_folder(path, text)
     if exists:
         raise _not_a_folder(path)
-    if text in PACKAGED:
+    if text in PACKAGED.values():
         if revision is not None:
             raise InputError(f"revision is {revision!r}, but {text!r} is a packaged model; leave it out")
         return _packaged(text)
@@ -74,7 +74,7 @@ def find_package(source: str | os.PathLike[str] | None, *, revision: str | None 
         return _download(text, revision, (*PACKAGE_FILES, "README.md"))
     raise PackageError(
         f"there is no package at {text!r}: no such folder, no hub id (owner/name), and no packaged model "
-        f"({', '.join(PACKAGED)}). Check the path, or call Engine.from_pretrained() for the default model"
+        f"({', '.join(PACKAGED.values())}). Check the path, or call Engine.from_pretrained() for the default model"
     )
 
 

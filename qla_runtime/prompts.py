@@ -5,6 +5,7 @@ The rules are those of sentence-transformers, so that both give the same vectors
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,14 +31,12 @@ class Prompts:
         """The text to put before every input: ``prompt``, the one called ``prompt_name``, or the default.
 
         Raises:
-            InputError: both are given, one is no text, or there is no prompt of that name.
+            InputError: the prompt is no text, or there is none of that name.
         """
         if prompt is not None and prompt_name is not None:
-            raise InputError("a prompt is given and the name of one, too; give only one of them")
+            warnings.warn("a prompt is given and the name of one, too; the name is ignored", stacklevel=4)
         if prompt is not None:
-            if not isinstance(prompt, str):
-                raise InputError(f"the prompt is of type {type(prompt).__name__}; it must be a text (str)")
-            return prompt
+            return _checked(prompt)
         if prompt_name is None:
             return "" if self.default is None else self.texts[self.default]
         if not isinstance(prompt_name, str) or prompt_name not in self.texts:
@@ -59,3 +58,16 @@ class Prompts:
         if prompt is None and prompt_name is None:
             prompt_name = next((name for name in names if name in self.texts), None)
         return self.choose(prompt, prompt_name)
+
+
+def _checked(prompt: Any) -> str:
+    if not isinstance(prompt, str):
+        raise InputError(f"the prompt is of type {type(prompt).__name__}; it must be a text (str)")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the prompt holds a lone surrogate at character {error.start}, which no tokenizer reads; decode the "
+            "text's bytes with errors='replace'"
+        ) from None
+    return prompt

@@ -197,7 +197,7 @@ def _activation(saved: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[st
     else:
         key = "sbert_ce_default_activation_function"
         places.append(("config.json", key, config.get(key)))
-    notes = []
+    notes: list[str] = []
     for file, key, path in places:
         if path is None:
             continue
