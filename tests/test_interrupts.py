@@ -220,6 +220,36 @@ def test_calls_on_other_threads_go_on_when_the_main_thread_is_interrupted(path, 
     assert results == [want]
 
 
+def test_ctrl_c_ends_a_long_call_in_a_child_forked_by_another_thread(path):
+    """The forking thread is the child's main thread."""
+    process = script(
+        """
+        import os, signal, threading, time, warnings
+        import raw
+        from qla_runtime import _core
+        warnings.simplefilter("ignore", DeprecationWarning)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        engine = _core.Engine(sys.argv[1], num_threads=1)
+        def fork():
+            child = os.fork()
+            if child == 0:
+                signal.setitimer(signal.ITIMER_REAL, 0.5)
+                try:
+                    raw.run(engine, raw.random_batch([512] * 50_000, 101, 2), want={"logits"})
+                except KeyboardInterrupt:
+                    os._exit(0)
+                os._exit(1)
+            print(os.waitpid(child, 0)[1])
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        thread = threading.Thread(target=fork)
+        thread.start()
+        thread.join()
+        """,
+        path,
+    )
+    assert finished(process) == "0\n"
+
+
 # ---- close -----------------------------------------------------------------------------------------
 
 

@@ -85,11 +85,10 @@ def check_python(readme: str, folder: Path) -> list[str]:
     if status:
         return [f"the Python block ends with exit status {status}"]
     lines = iter(printed.splitlines())
-    return [
-        f"the Python block does not print {text!r} where its comment says so; it printed\n{printed}"
-        for text in re.findall(r"# -> (.*)$", code, re.MULTILINE)
-        if text not in lines  # looks on from the line found before: the order counts
-    ]
+    for text in re.findall(r"# -> (.*)$", code, re.MULTILINE):
+        if text not in lines:  # this looks on behind the line found before: the order counts
+            return [f"the Python block does not print {text!r} where it says so; it prints\n{printed}"]
+    return []
 
 
 def check_tests(readme: str, folder: Path) -> list[str]:

@@ -4,8 +4,10 @@
 
 #include <Python.h>
 #include <cxxabi.h>
+#include <pthread.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 
@@ -27,25 +29,23 @@ inline void take_gil(PyThreadState* thread) {
   }
 }
 
-// Whether Python runs signal handlers on this thread. Needs the GIL.
-inline bool on_main_thread() {
-  bool is_main = false;
-  PyObject* threading = PyImport_ImportModule("threading");
-  PyObject* main = threading ? PyObject_CallMethod(threading, "main_thread", nullptr) : nullptr;
-  PyObject* ident = main ? PyObject_GetAttrString(main, "ident") : nullptr;
-  if (ident) is_main = PyLong_AsUnsignedLong(ident) == PyThread_get_thread_ident();
-  Py_XDECREF(ident);
-  Py_XDECREF(main);
-  Py_XDECREF(threading);
-  PyErr_Clear();
-  return is_main;
+// The thread that Python runs signal handlers on; after fork() the child's only one. Kept here, as
+// asking Python runs Python code, in which a thread may meet the interpreter's exit.
+inline std::atomic<unsigned long> main_thread{0};
+
+inline void remember_main_thread(unsigned long ident) {
+  main_thread = ident;
+  static const int once =
+      pthread_atfork(nullptr, nullptr, [] { main_thread = PyThread_get_thread_ident(); });
+  (void)once;
 }
 
 // A native call without the GIL. On the main thread the engine's stop callback comes back now and
 // then to run Python's signal handlers: Ctrl-C then ends the call by its KeyboardInterrupt.
 class WithoutGil {
  public:
-  WithoutGil() : asks_(on_main_thread()), next_(Clock::now() + kInterval) {
+  WithoutGil()
+      : asks_(main_thread == PyThread_get_thread_ident()), next_(Clock::now() + kInterval) {
     thread_ = PyEval_SaveThread();
   }
   // Not a destructor: those are noexcept, and take_gil() must be able to catch an unwinding.
