@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, partial
 from operator import attrgetter, itemgetter
 from pathlib import Path
 from time import perf_counter
@@ -126,7 +126,11 @@ class Engine:
         )
         self._profile = stages.asked_for()
         self._times = Timekeeper(
-            self._path, self._core.explain, self._prepared, self._info, self._task["max_length"]
+            self._path,
+            self._core.explain,
+            partial(_prepared, self._core, self._info),  # not a method: a cycle would keep the memory
+            self._info,
+            self._task["max_length"],
         )
         self._lifetime = Lifetime()
 
@@ -185,9 +189,7 @@ class Engine:
         self.close()
 
     def _release(self) -> None:
-        # The native engine goes with its last reference.
-        self.__dict__.pop("_core", None)
-        self.__dict__.pop("_texts", None)
+        self._core.close()
 
     # ------------------------------------------------------------------------------------ what it is
 
@@ -278,7 +280,7 @@ class Engine:
             PackageError: the tokenizer cannot be read.
         """
         self._texts.load()
-        self._prepared([self.max_length], self._table.configs["full"])()
+        _prepared(self._core, self._info, [self.max_length], self._table.configs["full"])()
         self._times.refresh()
         _ = self._best_first
 
@@ -991,13 +993,6 @@ class Engine:
             return policies.within_loss(plan, self._table.distinct).plan(count)
         return self._table.with_accuracies(plan) if isinstance(plan, LengthPlan) else plan
 
-    def _prepared(self, lengths: Sequence[int], config: LengthConfig) -> Callable[[], object]:
-        """A native call over random ids, ready to be timed."""
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        ids = np.random.default_rng(0).integers(0, self._info["vocab_size"], offsets[-1], dtype=np.int32)
-        plan = LengthPlan((config,), (0,) * len(lengths), (str(config),))
-        return lambda: self._run(Ragged(ids, offsets), plan.index, plan, {"logits", "macs"})
-
     def _run(
         self, batch: Ragged, index: Sequence[int] | NDArray[np.int64], plan: LengthPlan, want: set[str]
     ) -> dict[str, NDArray[Any]]:
@@ -1026,6 +1021,16 @@ class Engine:
             f"{where} has more than {self.max_length} tokens, the most that this model reads; shorten or "
             "split it, or pass truncate=True"
         )
+
+
+def _prepared(
+    core: _core.Engine, info: Mapping[str, Any], lengths: Sequence[int], config: LengthConfig
+) -> Callable[[], object]:
+    """A native call over random ids, ready to be timed."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    ids = np.random.default_rng(0).integers(0, info["vocab_size"], offsets[-1], dtype=np.int32)
+    native = [config.to_native()]
+    return lambda: core.run(ids, offsets, None, native, None, {"logits", "macs"})
 
 
 def _reopen(path: str, options: dict[str, Any]) -> Engine:

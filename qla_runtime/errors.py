@@ -19,11 +19,11 @@ class UnsupportedError(QlaError):
     """Well formed, but this runtime, this build or this CPU cannot do it."""
 
 
-def shown(value: object) -> str:
-    """``repr(value)`` for a message: on one line, cut at 100 characters, and never an error of its own."""
+def shown(value: object, width: int = 60) -> str:
+    """How messages quote a value that a caller passed: its ``repr`` on one line, shortened in the middle."""
     try:
         text = " ".join(repr(value).split())
-    except Exception:  # Python writes no integer of more than some thousand digits; a __repr__ may fail
-        bits = f" of {value.bit_length()} bits" if isinstance(value, int) else ""
-        text = f"of type {type(value).__name__}{bits}"
-    return text if len(text) <= 100 else f"{text[:97]}..."
+    except Exception:  # Python refuses to spell out integers of thousands of digits; a __repr__ may fail
+        whole = isinstance(value, int)
+        text = f"an integer of {value.bit_length()} bits" if whole else f"of type {type(value).__name__}"
+    return text if len(text) <= width else f"{text[: width - 15]}...{text[-12:]}"
