@@ -242,7 +242,8 @@ def test_a_second_run_keeps_the_options(engine):
     options = {"top_k": 3, "max_answer_tokens": 4, "doc_stride": 5, "null_threshold": 0.01}
     cheap, dear = (engine.answer(QUESTIONS, CONTEXT, length, **options) for length in ("fast", "full"))
     always = engine.answer(QUESTIONS, CONTEXT, Escalate("fast", "full", 1.0), **options)
-    assert always == [b | {"macs": a["macs"] + b["macs"]} for a, b in zip(cheap, dear, strict=True)]
+    both = {"ran": ["fast", "full"]}
+    assert always == [b | both | {"macs": a["macs"] + b["macs"]} for a, b in zip(cheap, dear, strict=True)]
     assert engine.answer(QUESTIONS[0], CONTEXT, Escalate("fast", "full", 0.0), **options) == cheap[0]
 
 
