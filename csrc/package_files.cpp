@@ -186,7 +186,7 @@ PackageFiles files_in_memory(const qla_file* given, size_t num_files) {
   return files;
 }
 
-void check_manifest(const PackageFiles& files) {
+WeightLayout check_manifest(const PackageFiles& files) {
   const std::string_view text = files.find(kManifestFile)->second.text();
   if (text.size() > kMaxJsonSize) bad_package(kManifestFile, "is longer than 1 MiB");
   check_self_checksum(text);
@@ -196,13 +196,14 @@ void check_manifest(const PackageFiles& files) {
   if (manifest["format"].text() != "qla-package") manifest["format"].bad("'qla-package'");
   manifest.check_version();
   manifest.check_keys({"format", "format_version", "weight_layout", "files", "self_crc32c"});
-  manifest["weight_layout"].one_of({"k64n16k4"});
+  const int layout = manifest["weight_layout"].one_of({"n64k4", "k64n16k4"});
   manifest["self_crc32c"].text();
   const JsonEntry listed = manifest["files"];
   listed.check_keys({kConfigFile, kWeightsFile, kTokenizerFile, kLengthsFile});
   for (const char* name : kListedFiles) {
     check_listed_file(name, files.find(name)->second, listed[name]);
   }
+  return layout == 0 ? WeightLayout::kN64K4 : WeightLayout::kK64N16K4;
 }
 
 }  // namespace qla

@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "qla/qla.h"
+#include "resident_weights.h"
 
 namespace qla {
 
@@ -72,7 +73,8 @@ class Folder {
 // The package's files among those given.
 PackageFiles files_in_memory(const qla_file* files, size_t num_files);
 
-// The manifest is sound, and every file it lists has its size and checksum.
-void check_manifest(const PackageFiles& files);
+// The manifest is sound, and every file it lists has its size and checksum. Returns how the
+// weights are packed.
+WeightLayout check_manifest(const PackageFiles& files);
 
 }  // namespace qla
