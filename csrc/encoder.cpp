@@ -15,6 +15,12 @@ namespace {
 
 constexpr int kToL2 = 2;  // of __builtin_prefetch: a block of rows is more than L1 holds
 
+// Where threads share out columns (by_columns): few rows, and a layer's weights too large for L2.
+// Below 16 rows a thread, streaming weights takes longer than multiplying by them; and at MiniLM's
+// 1.8 MB a layer, rows that travel between cores cost more than weights that are read twice.
+constexpr int kRowsByColumns = 16;  // a thread
+constexpr size_t kBytesByColumns = size_t{4} << 20;
+
 // Wall time by stage, on member 0, when somebody asked.
 class StageClock {
  public:
@@ -37,21 +43,41 @@ class StageClock {
   double last_ = 0.0;
 };
 
-// What one thread needs for one block of rows.
+// What a run of rows needs on its way through a layer: the block that one thread has in hand, or
+// all rows of the chunk while the threads share out columns.
 struct RowScratch {
-  uint8_t* a;            // u8 activations: (block rows padded, max(hidden, intermediate))
-  float* c;              // GEMM result: (block, max(hidden, intermediate))
-  float* y;              // normalized attention output: (block, hidden)
-  float* scale;          // (block)
-  float* zero;           // (block)
-  float* gelu_max;       // (block, 16)
-  const float** rows;    // (block): what is quantized
-  EmbedRow* embed_rows;  // (block)
-  NormRow* norm_rows;    // (block)
-  uint16_t** qkv_row;    // (block)
-  int64_t* qkv_stride;
-  void* attention;
-  const StopRequest* stop;  // asked by the calling thread; null on the others
+  uint8_t* a;            // u8 activations: (rows padded, max(hidden, intermediate))
+  float* c;              // GEMM result: (rows, max(hidden, intermediate))
+  float* y;              // normalized attention output: (rows, hidden)
+  float* scale;          // (rows)
+  float* zero;           // (rows)
+  float* gelu_max;       // (column shares, rows, 16)
+  const float** rows;    // (rows): what is quantized
+  EmbedRow* embed_rows;  // (rows)
+  NormRow* norm_rows;    // (rows)
+  uint16_t** qkv_row;    // (rows)
+  int64_t* qkv_stride;   // (rows)
+
+  RowScratch() = default;
+  RowScratch(Arena& cut, size_t rows_, size_t hidden, size_t wide, size_t column_shares) {
+    const size_t padded = (rows_ + kRowPadding - 1) / kRowPadding * kRowPadding;
+    a = cut.take<uint8_t>(padded * wide);
+    c = cut.take<float>(rows_ * wide);
+    y = cut.take<float>(rows_ * hidden);
+    scale = cut.take<float>(rows_);
+    zero = cut.take<float>(rows_);
+    gelu_max = cut.take<float>(column_shares * rows_ * 16);
+    rows = cut.take<const float*>(rows_);
+    embed_rows = cut.take<EmbedRow>(rows_);
+    norm_rows = cut.take<NormRow>(rows_);
+    qkv_row = cut.take<uint16_t*>(rows_);
+    qkv_stride = cut.take<int64_t>(rows_);
+  }
+};
+
+// Rows of a layer in hand: `count` compact rows from `first` on, whose scratch begins at `at`.
+struct Rows {
+  int first, count, at;
 };
 
 // A span of rows handed out at once, and how many there are.
@@ -90,24 +116,29 @@ class ForwardPass {
   void member(int index) {
     const FloatMode mode;
     begin_tiles(isa_);
-    RowScratch& scratch = scratch_[static_cast<size_t>(index)];
-    StageClock clock(index == 0 ? chunk_.out.stage_seconds : nullptr);
-    embed_all(scratch, clock);
+    Member m{&blocks_[static_cast<size_t>(index)], attention_[static_cast<size_t>(index)],
+             StageClock(index == 0 ? chunk_.out.stage_seconds : nullptr),
+             index == 0 ? chunk_.stop : nullptr};
+    embed_all(m);
     for (int layer = 0; layer < layers_; ++layer) {
-      wait(clock);
-      attend_all(layer, scratch);
-      clock.lap(QLA_STAGE_ATTENTION);
-      wait(clock);
+      wait(m);
+      attend_all(layer, m);
+      m.clock.lap(QLA_STAGE_ATTENTION);
+      wait(m);
       if (selects_[static_cast<size_t>(layer)]) {
-        select_all(layer, scratch);
-        clock.lap(QLA_STAGE_SELECT);
-        wait(clock);
+        select_all(layer, m);
+        m.clock.lap(QLA_STAGE_SELECT);
+        wait(m);
       }
-      finish_all(layer, scratch, clock);
+      if (by_columns(rows(layer + 1))) {
+        finish_by_columns(layer, m);
+      } else {
+        finish_by_rows(layer, m);
+      }
     }
-    wait(clock);
-    head_all(scratch);
-    clock.lap(QLA_STAGE_HEAD);
+    wait(m);
+    head_all(m);
+    m.clock.lap(QLA_STAGE_HEAD);
     end_tiles(isa_);
   }
 
@@ -121,6 +152,15 @@ class ForwardPass {
   }
 
  private:
+  // One thread of the team. Members pass through the same stages in the same order.
+  struct Member {
+    RowScratch* block;
+    void* attention;
+    StageClock clock;
+    const StopRequest* stop;  // asked by the calling thread; null on the others
+    int stage = 0;            // of dynamic_for
+  };
+
   // ---- shape of the pass -----------------------------------------------------------------------
 
   int tokens(int sequence, int layer) const {  // entering layer `layer`
@@ -157,6 +197,20 @@ class ForwardPass {
                      [&](int a, int b) { return tokens(a, 0) > tokens(b, 0); });
     const int preferred = preferred_row_block(isa_);
     block_rows_ = (preferred + kRowPadding - 1) / kRowPadding * kRowPadding;
+    rows_by_columns_ = 0;
+    for (int layer = 0; layer <= layers_; ++layer) {
+      if (by_columns(rows(layer))) rows_by_columns_ = std::max(rows_by_columns_, rows(layer));
+    }
+  }
+
+  // Whether a layer of so many rows shares out columns instead of rows.
+  //
+  // By rows, each thread takes a block of rows from out-projection to the next layer's Q, K, V, and
+  // reads all of the layer's weights for it. By columns, a thread reads its own columns' weights
+  // alone, but all meet after each product, and rows travel between their caches.
+  bool by_columns(int total) const {
+    return team_.size() > 1 && total <= team_.size() * kRowsByColumns &&
+           layer_weight_bytes(spec_) >= kBytesByColumns;
   }
 
   void allocate(Arena& cut) {
@@ -176,40 +230,35 @@ class ForwardPass {
     kept_ = cut.take<int32_t>(n * static_cast<size_t>(layers_));
     float* const own_hidden = cut.take<float>(chunk_.out.last_hidden ? 0 : n * h);
     hidden_rows_ = chunk_.out.last_hidden ? chunk_.out.last_hidden : own_hidden;
-    scratch_.resize(static_cast<size_t>(team_.size()));
-    scratch_.front().stop = chunk_.stop;
-    for (RowScratch& s : scratch_) {
-      s.a = cut.take<uint8_t>(block * wide);
-      s.c = cut.take<float>(block * wide);
-      s.y = cut.take<float>(block * h);
-      s.scale = cut.take<float>(block);
-      s.zero = cut.take<float>(block);
-      s.gelu_max = cut.take<float>(block * 16);
-      s.rows = cut.take<const float*>(block);
-      s.embed_rows = cut.take<EmbedRow>(block);
-      s.norm_rows = cut.take<NormRow>(block);
-      s.qkv_row = cut.take<uint16_t*>(block);
-      s.qkv_stride = cut.take<int64_t>(block);
-      s.attention = cut.take<std::byte>(attention_scratch_bytes(longest_, spec_.head_dim));
+    blocks_.resize(static_cast<size_t>(team_.size()));
+    attention_.resize(blocks_.size());
+    for (RowScratch& s : blocks_) s = RowScratch(cut, block, h, wide, 1);
+    for (void*& scratch : attention_) {
+      scratch = cut.take<std::byte>(attention_scratch_bytes(longest_, spec_.head_dim));
     }
+    const int shares = column_shares(spec_.intermediate).count;
+    all_ = RowScratch(cut, static_cast<size_t>(rows_by_columns_), h, wide,
+                      static_cast<size_t>(shares));
   }
 
   // ---- dividing work ---------------------------------------------------------------------------
 
-  int num_counters() const { return 3 * layers_ + 2; }
+  int num_counters() const { return 10 * layers_ + 3; }  // no layer has more shared loops
 
   // Without work to do, a stopped pass still meets all of its barriers. Whoever skips a piece of
   // work has seen stopped_, so behind the next barrier all members see it: nobody reads what is
   // missing.
-  bool stops(const RowScratch& t) {
-    if (!stopped() && t.stop && t.stop->asked()) stopped_.store(true, std::memory_order_relaxed);
+  bool stops(const Member& m) {
+    if (!stopped() && m.stop && m.stop->asked()) stopped_.store(true, std::memory_order_relaxed);
     return stopped();
   }
 
+  // Runs work(0) to work(count - 1), each on the member that is free first.
   template <typename Work>
-  void dynamic_for(int counter, int count, const RowScratch& t, Work work) {
-    while (!stops(t)) {
-      const int i = counters_[counter].fetch_add(1, std::memory_order_relaxed);
+  void dynamic_for(Member& m, int count, Work work) {
+    std::atomic<int>& next = counters_[m.stage++];
+    while (!stops(m)) {
+      const int i = next.fetch_add(1, std::memory_order_relaxed);
       if (i >= count) return;
       work(i);
     }
@@ -217,25 +266,56 @@ class ForwardPass {
   Blocks blocks(int total) const {
     return Blocks(total, team_.size(), preferred_row_block(isa_), row_granularity(isa_));
   }
-  void wait(StageClock& clock) {
+  // Equal shares of all rows, one for each member.
+  template <typename Work>
+  void share_rows(Member& m, int total, Work work) {
+    const int share = (total + team_.size() - 1) / team_.size();
+    const int shares = (total + share - 1) / share;
+    dynamic_for(m, shares, [&](int i) {
+      const int first = i * share;
+      work(Rows{first, std::min(share, total - first), first});
+    });
+  }
+  // Runs of 64 columns. Two for each member: one who was held up takes fewer.
+  struct ColumnShares {
+    int columns, count;
+  };
+  ColumnShares column_shares(int n) const {
+    const int panels = n / 64, wanted = std::min(panels, 2 * team_.size());
+    const int columns = (panels + wanted - 1) / wanted * 64;
+    return {columns, (n + columns - 1) / columns};
+  }
+  void wait(Member& m) {
     team_.barrier();
-    clock.lap(QLA_STAGE_WAIT);
+    m.clock.lap(QLA_STAGE_WAIT);
   }
 
   // ---- stages ----------------------------------------------------------------------------------
 
-  void embed_all(RowScratch& t, StageClock& clock) {
+  void embed_all(Member& m) {
+    if (by_columns(rows(0))) {
+      share_rows(m, rows(0), [&](Rows r) {
+        embed_rows(r, all_);
+        quantize_for_qkv(0, x_[0] + row(r.first), r, all_);
+      });
+      m.clock.lap(QLA_STAGE_EMBED);
+      wait(m);
+      project_qkv_by_columns(0, m);
+      return;
+    }
     const Blocks b = blocks(rows(0));
-    dynamic_for(3 * layers_, b.count, t, [&](int i) {
-      const int first = i * b.rows, count = std::min(b.rows, rows(0) - first);
-      embed_rows(first, count, t);
-      clock.lap(QLA_STAGE_EMBED);
-      project_qkv(0, x_[0] + row(first), first, count, t);
-      clock.lap(QLA_STAGE_QKV);
+    dynamic_for(m, b.count, [&](int i) {
+      const Rows r{i * b.rows, std::min(b.rows, rows(0) - i * b.rows), 0};
+      embed_rows(r, *m.block);
+      m.clock.lap(QLA_STAGE_EMBED);
+      quantize_for_qkv(0, x_[0] + row(r.first), r, *m.block);
+      kernels_.gemm_u8s8(qkv_args(0, r.count, *m.block));
+      m.clock.lap(QLA_STAGE_QKV);
     });
   }
 
-  void embed_rows(int first, int count, RowScratch& t) {
+  void embed_rows(Rows in_hand, RowScratch& t) {
+    const auto [first, count, at] = in_hand;
     const Embeddings& e = package_.embeddings;
     int s = sequence_of(0, first);
     for (int i = 0; i < count; ++i) {
@@ -243,42 +323,54 @@ class ForwardPass {
       while (r >= start(0, s + 1)) ++s;
       const int position = r - start(0, s) + spec_.position_offset;
       const int id = chunk_.ids[r], type = chunk_.types ? chunk_.types[r] : 0;
-      t.embed_rows[i] = {e.word + row(id), e.word_scale[id], e.position + row(position),
-                         e.token_type + row(type), x_[0] + row(r)};
+      t.embed_rows[at + i] = {e.word + row(id), e.word_scale[id], e.position + row(position),
+                              e.token_type + row(type), x_[0] + row(r)};
       origin_[0][r] = r;
     }
-    kernels_.embed_norm(t.embed_rows, count, norm_args(e.norm), hidden_);
+    kernels_.embed_norm(t.embed_rows + at, count, norm_args(e.norm), hidden_);
     if (!chunk_.out.hidden_states) return;
     for (int r = first; r < first + count; ++r) copy_row(x_[0] + row(r), hidden_plane(0) + row(r));
   }
 
-  // Quantizes `count` rows and writes Q, K, V of layer `layer` for compact rows from `first` on.
-  void project_qkv(int layer, const float* x, int first, int count, RowScratch& t) {
-    const Linear& qkv = package_.layers[static_cast<size_t>(layer)].qkv;
-    for (int r = 0; r < count; ++r) t.rows[r] = x + row(r);
-    quantize(qkv, count, nullptr, t);
-    GemmArgs g = gemm_args(qkv, count, Epilogue::kBiasQkv, t);
+  // ---- Q, K, V ---------------------------------------------------------------------------------
+
+  // Quantizes the rows `x`, which enter layer `layer`, and says where their Q, K and V go.
+  void quantize_for_qkv(int layer, const float* x, Rows in_hand, RowScratch& t) {
+    const auto [first, count, at] = in_hand;
+    for (int r = 0; r < count; ++r) t.rows[at + r] = x + row(r);
+    quantize(weights(layer).qkv, in_hand, nullptr, t);
     // A sequence's Q, K and V lie together: 3 x heads planes of (tokens, head_dim).
     int s = sequence_of(layer, first);
     for (int r = 0; r < count; ++r) {
       while (first + r >= start(layer, s + 1)) ++s;
       const int position = first + r - start(layer, s);
-      t.qkv_row[r] = sequence_qkv(layer, s) + static_cast<size_t>(position) * spec_.head_dim;
-      t.qkv_stride[r] = static_cast<int64_t>(tokens(s, layer)) * spec_.head_dim;
+      t.qkv_row[at + r] = sequence_qkv(layer, s) + static_cast<size_t>(position) * spec_.head_dim;
+      t.qkv_stride[at + r] = static_cast<int64_t>(tokens(s, layer)) * spec_.head_dim;
     }
+  }
+
+  GemmArgs qkv_args(int layer, int count, RowScratch& t) const {
+    GemmArgs g = gemm_args(weights(layer).qkv, count, Epilogue::kBiasQkv, t);
     g.qkv_row = t.qkv_row;
     g.qkv_stride = t.qkv_stride;
     g.head_dim = spec_.head_dim;
-    kernels_.gemm_u8s8(g);
+    return g;
   }
 
-  void attend_all(int layer, RowScratch& t) {
-    dynamic_for(layer, chunk_.num_sequences * spec_.heads, t, [&](int i) {
-      attend(layer, order_[static_cast<size_t>(i / spec_.heads)], i % spec_.heads, t);
+  void project_qkv_by_columns(int layer, Member& m) {
+    multiply_by_columns(qkv_args(layer, rows(layer), all_), m);
+    m.clock.lap(QLA_STAGE_QKV);
+  }
+
+  // ---- attention -------------------------------------------------------------------------------
+
+  void attend_all(int layer, Member& m) {
+    dynamic_for(m, chunk_.num_sequences * spec_.heads, [&](int i) {
+      attend(layer, order_[static_cast<size_t>(i / spec_.heads)], i % spec_.heads, m.attention);
     });
   }
 
-  void attend(int layer, int s, int head, RowScratch& t) {
+  void attend(int layer, int s, int head, void* scratch) {
     const int n = tokens(s, layer);
     const size_t plane = static_cast<size_t>(n) * spec_.head_dim;
     const uint16_t* q = sequence_qkv(layer, s) + head * plane;
@@ -293,12 +385,12 @@ class ForwardPass {
     a.out = context_ + row(start(layer, s)) + head * spec_.head_dim;
     a.ld_out = hidden_;
     a.column_sum = wanted ? column_sums(layer, s, head) : nullptr;
-    a.scratch = t.attention;
+    a.scratch = scratch;
     kernels_.attention(a);
   }
 
-  void select_all(int layer, const RowScratch& t) {
-    dynamic_for(layers_ + layer, chunk_.num_sequences, t, [&](int s) { select(layer, s); });
+  void select_all(int layer, Member& m) {
+    dynamic_for(m, chunk_.num_sequences, [&](int s) { select(layer, s); });
   }
 
   // Which rows of sequence s go on: source_[new row] = old row. Dropped rows go where they rest.
@@ -343,74 +435,145 @@ class ForwardPass {
     }
   }
 
-  void finish_all(int layer, RowScratch& t, StageClock& clock) {
+  // ---- the rest of a layer, for the rows it keeps ----------------------------------------------
+
+  // A thread takes its rows through everything.
+  void finish_by_rows(int layer, Member& m) {
     const int total = rows(layer + 1);
     const Blocks b = blocks(total);
-    dynamic_for(2 * layers_ + layer, b.count, t, [&](int i) {
-      const int first = i * b.rows;
-      finish_rows(layer, first, std::min(b.rows, total - first), t, clock);
+    RowScratch& t = *m.block;
+    const Layer& w = weights(layer);
+    dynamic_for(m, b.count, [&](int i) {
+      const Rows r{i * b.rows, std::min(b.rows, total - i * b.rows), 0};
+      take_context(layer, r, t);
+      multiply(w.output, r.count, Epilogue::kBias, t);
+      enter_feed_forward(layer, r, t);
+      m.clock.lap(QLA_STAGE_OUTPUT);
+      multiply(w.ffn_in, r.count, Epilogue::kBiasGelu, t);
+      requantize(layer, r, t.gelu_max, t);
+      multiply(w.ffn_out, r.count, Epilogue::kBias, t);
+      leave_feed_forward(layer, r, t);
+      m.clock.lap(QLA_STAGE_FFN);
+      if (layer + 1 == layers_) return;
+      quantize_for_qkv(layer + 1, next_x(layer, r.first), r, t);
+      kernels_.gemm_u8s8(qkv_args(layer + 1, r.count, t));
+      m.clock.lap(QLA_STAGE_QKV);
     });
   }
 
-  // The rest of a layer for compact rows [first, first + count) of those it keeps.
-  void finish_rows(int layer, int first, int count, RowScratch& t, StageClock& clock) {
-    const Layer& w = package_.layers[static_cast<size_t>(layer)];
+  // All threads take all rows from one product to the next: their own columns of it, then their own
+  // rows of what follows.
+  void finish_by_columns(int layer, Member& m) {
+    const int total = rows(layer + 1);
+    const Layer& w = weights(layer);
+    RowScratch& t = all_;
+    share_rows(m, total, [&](Rows r) { take_context(layer, r, t); });
+    wait(m);
+    multiply_by_columns(gemm_args(w.output, total, Epilogue::kBias, t), m);
+    m.clock.lap(QLA_STAGE_OUTPUT);
+    wait(m);
+    share_rows(m, total, [&](Rows r) { enter_feed_forward(layer, r, t); });
+    m.clock.lap(QLA_STAGE_OUTPUT);
+    wait(m);
+    const int shares = multiply_by_columns(gemm_args(w.ffn_in, total, Epilogue::kBiasGelu, t), m);
+    m.clock.lap(QLA_STAGE_FFN);
+    wait(m);
+    share_rows(m, total, [&](Rows r) {
+      join_maxima(shares, total, r);
+      requantize(layer, r, t.gelu_max, t);
+    });
+    m.clock.lap(QLA_STAGE_FFN);
+    wait(m);
+    multiply_by_columns(gemm_args(w.ffn_out, total, Epilogue::kBias, t), m);
+    m.clock.lap(QLA_STAGE_FFN);
+    wait(m);
+    const bool last = layer + 1 == layers_;
+    share_rows(m, total, [&](Rows r) {
+      leave_feed_forward(layer, r, t);
+      if (!last) quantize_for_qkv(layer + 1, next_x(layer, r.first), r, t);
+    });
+    m.clock.lap(QLA_STAGE_FFN);
+    if (last) return;
+    wait(m);
+    project_qkv_by_columns(layer + 1, m);
+  }
+
+  // Quantizes what attention gave the rows that are kept.
+  void take_context(int layer, Rows in_hand, RowScratch& t) {
+    const auto [first, count, at] = in_hand;
     const float* x = x_[layer % 2];
-    const bool gathers = selects_[static_cast<size_t>(layer)];
-    const auto source = [&](int r) { return gathers ? source_[first + r] : first + r; };
-
     for (int r = 0; r < count; ++r) {
-      t.rows[r] = context_ + row(source(r));
-      t.norm_rows[r] = {t.c + row(r), x + row(source(r)), t.y + row(r)};
-      fetch(t.rows[r]);
+      const size_t source = row(source_row(layer, first + r));
+      t.rows[at + r] = context_ + source;
+      t.norm_rows[at + r] = {t.c + row(at + r), x + source, t.y + row(at + r)};
+      fetch(t.rows[at + r]);
     }
-    quantize(w.output, count, nullptr, t);
-    for (int r = 0; r < count; ++r) fetch(t.norm_rows[r].residual);
-    multiply(w.output, count, Epilogue::kBias, t);
-    kernels_.residual_norm(t.norm_rows, count, norm_args(w.attention_norm), hidden_);
-    clock.lap(QLA_STAGE_OUTPUT);
+    quantize(weights(layer).output, in_hand, nullptr, t);
+    for (int r = 0; r < count; ++r) fetch(t.norm_rows[at + r].residual);
+  }
 
-    for (int r = 0; r < count; ++r) t.rows[r] = t.y + row(r);
-    quantize(w.ffn_in, count, nullptr, t);
-    multiply(w.ffn_in, count, Epilogue::kBiasGelu, t);
+  // Residual and LayerNorm after the out-projection; quantizes the result for FFN 1.
+  void enter_feed_forward(int layer, Rows in_hand, RowScratch& t) {
+    const auto [first, count, at] = in_hand;
+    const Layer& w = weights(layer);
+    kernels_.residual_norm(t.norm_rows + at, count, norm_args(w.attention_norm), hidden_);
+    for (int r = 0; r < count; ++r) t.rows[at + r] = t.y + row(at + r);
+    quantize(w.ffn_in, in_hand, nullptr, t);
+  }
+
+  // Quantizes GELU's outputs for FFN 2.
+  void requantize(int layer, Rows in_hand, const float* gelu_max, RowScratch& t) {
+    const auto [first, count, at] = in_hand;
     for (int r = 0; r < count; ++r) {
-      t.rows[r] = t.c + static_cast<size_t>(r) * spec_.intermediate;
+      t.rows[at + r] = t.c + static_cast<size_t>(at + r) * spec_.intermediate;
     }
-    quantize(w.ffn_out, count, t.gelu_max, t);
-    multiply(w.ffn_out, count, Epilogue::kBias, t);
+    quantize(weights(layer).ffn_out, in_hand, gelu_max, t);
+  }
+
+  // Residual and LayerNorm after FFN 2: the rows that enter the next layer, or the encoder's
+  // result.
+  void leave_feed_forward(int layer, Rows in_hand, RowScratch& t) {
+    const auto [first, count, at] = in_hand;
     const bool last = layer + 1 == layers_;
     // A layer that drops nowhere leaves the origins where they were; copy them along.
     int32_t* origin = origin_[(layer + 1) % 2] + first;
-    if (!gathers) std::copy_n(origin_[layer % 2] + first, count, origin);
-    float* next = x_[(layer + 1) % 2] + row(first);
+    if (!selects_[static_cast<size_t>(layer)]) {
+      std::copy_n(origin_[layer % 2] + first, count, origin);
+    }
+    float* next = next_x(layer, first);
     for (int r = 0; r < count; ++r) {
       float* to = last ? hidden_rows_ + row(origin[r]) : next + row(r);
-      t.norm_rows[r] = {t.c + row(r), t.y + row(r), to};
+      t.norm_rows[at + r] = {t.c + row(at + r), t.y + row(at + r), to};
       kept_[static_cast<size_t>(layer) * rows(0) + first + r] = origin[r];
     }
-    kernels_.residual_norm(t.norm_rows, count, norm_args(w.ffn_norm), hidden_);
-    if (chunk_.out.hidden_states) {
-      for (int r = 0; r < count; ++r) {
-        copy_row(t.norm_rows[r].out, hidden_plane(layer + 1) + row(origin[r]));
-      }
+    const NormArgs norm = norm_args(weights(layer).ffn_norm);
+    kernels_.residual_norm(t.norm_rows + at, count, norm, hidden_);
+    if (!chunk_.out.hidden_states) return;
+    for (int r = 0; r < count; ++r) {
+      copy_row(t.norm_rows[at + r].out, hidden_plane(layer + 1) + row(origin[r]));
     }
-    clock.lap(QLA_STAGE_FFN);
+  }
 
-    if (!last) {
-      project_qkv(layer + 1, next, first, count, t);
-      clock.lap(QLA_STAGE_QKV);
+  // The largest GELU of a row is the largest of its column shares'.
+  void join_maxima(int shares, int total, Rows in_hand) {
+    const size_t plane = static_cast<size_t>(total) * 16;
+    float* const first = all_.gelu_max + 16 * static_cast<size_t>(in_hand.at);
+    const int lanes = 16 * in_hand.count;
+    for (int share = 1; share < shares; ++share) {
+      const float* other = first + static_cast<size_t>(share) * plane;
+      for (int i = 0; i < lanes; ++i) first[i] = std::max(first[i], other[i]);
     }
   }
 
   // ---- heads -----------------------------------------------------------------------------------
 
-  void head_all(RowScratch& t) {
+  void head_all(Member& m) {
     if (!chunk_.out.logits) return;
-    const int counter = 3 * layers_ + 1, outputs = package_.task.outputs;
+    const int outputs = package_.task.outputs;
     const qla_task task = package_.task.kind;
     if (task == QLA_TASK_SPAN_QA || task == QLA_TASK_TOKEN_CLASSIFICATION) {
       const Blocks b = blocks(rows(0));
-      dynamic_for(counter, b.count, t, [&](int i) {
+      dynamic_for(m, b.count, [&](int i) {
         const int end = std::min((i + 1) * b.rows, rows(0));
         for (int r = i * b.rows; r < end; ++r) {
           head_row(hidden_rows_ + row(r), chunk_.out.logits + static_cast<size_t>(r) * outputs);
@@ -418,13 +581,13 @@ class ForwardPass {
       });
       return;
     }
-    dynamic_for(counter, chunk_.num_sequences, t, [&](int s) {
+    dynamic_for(m, chunk_.num_sequences, [&](int s) {
       const float* x = hidden_rows_ + row(start(0, s));
       float* out = chunk_.out.logits + static_cast<size_t>(s) * outputs;
       if (task == QLA_TASK_EMBEDDING) {
         pool(x, tokens(s, 0), out);
       } else {
-        classify(x, t.y, out);
+        classify(x, m.block->y, out);
       }
     });
   }
@@ -530,10 +693,19 @@ class ForwardPass {
     for (int i = 0; i < hidden_; i += 16) __builtin_prefetch(x + i, 0, kToL2);
   }
 
+  const Layer& weights(int layer) const { return package_.layers[static_cast<size_t>(layer)]; }
+  // The compact row in which a row that layer `layer` keeps entered it.
+  int source_row(int layer, int r) const {
+    return selects_[static_cast<size_t>(layer)] ? source_[r] : r;
+  }
+  float* next_x(int layer, int first) const { return x_[(layer + 1) % 2] + row(first); }
+
   // t.rows to u8; `gelu_max`: a GELU epilogue has just found their largest values.
-  void quantize(const Linear& linear, int count, const float* gelu_max, RowScratch& t) const {
+  void quantize(const Linear& linear, Rows in_hand, const float* gelu_max, RowScratch& t) const {
     const QuantizeArgs how{linear.static_activation, linear.input_scale, linear.input_zero_point};
-    kernels_.quantize(t.rows, count, linear.k, gelu_max, how, t.a, t.scale, t.zero);
+    const int at = in_hand.at;
+    kernels_.quantize(t.rows + at, in_hand.count, linear.k, gelu_max ? gelu_max + 16 * at : nullptr,
+                      how, t.a + static_cast<size_t>(at) * linear.k, t.scale + at, t.zero + at);
   }
 
   GemmArgs gemm_args(const Linear& linear, int count, Epilogue epilogue, RowScratch& t) const {
@@ -544,6 +716,7 @@ class ForwardPass {
     g.rows = count;
     g.k = linear.k;
     g.n = linear.n;
+    g.last_col = linear.n;
     g.row_scale = t.scale;
     g.row_zero = t.zero;
     g.col_scale = linear.scale;
@@ -559,6 +732,21 @@ class ForwardPass {
     kernels_.gemm_u8s8(gemm_args(linear, count, epilogue, t));
   }
 
+  // One product, its columns shared out; returns the number of shares. Each has maxima of its own.
+  int multiply_by_columns(const GemmArgs& whole, Member& m) {
+    const ColumnShares shares = column_shares(whole.n);
+    dynamic_for(m, shares.count, [&](int i) {
+      GemmArgs g = whole;
+      g.first_col = i * shares.columns;
+      g.last_col = std::min(g.first_col + shares.columns, whole.n);
+      if (g.epilogue == Epilogue::kBiasGelu) {
+        g.row_max += static_cast<size_t>(i) * 16 * whole.rows;
+      }
+      kernels_.gemm_u8s8(g);
+    });
+    return shares.count;
+  }
+
   const Package& package_;
   const EncoderSpec& spec_;
   const KernelSet& kernels_;
@@ -572,6 +760,7 @@ class ForwardPass {
   std::vector<char> selects_;  // per layer: does any sequence drop (or somebody want scores)
   int longest_ = 0;
   int block_rows_ = 0;
+  int rows_by_columns_ = 0;  // the most that any layer shares out by columns has
   size_t padded_rows_ = 0;
 
   std::atomic<bool> stopped_{false};
@@ -582,11 +771,13 @@ class ForwardPass {
   float* column_sums_ = nullptr;  // (heads, padded rows)
   float* scores_ = nullptr;
   uint64_t* rank_ = nullptr;
-  int32_t* source_ = nullptr;     // compact row of layer i + 1 -> compact row of layer i
-  int32_t* origin_[2] = {};       // compact row -> row in the chunk's ragged layout
-  int32_t* kept_ = nullptr;       // (layers, rows): origins of what each layer kept
-  float* hidden_rows_ = nullptr;  // the restore buffer
-  std::vector<RowScratch> scratch_;
+  int32_t* source_ = nullptr;       // compact row of layer i + 1 -> compact row of layer i
+  int32_t* origin_[2] = {};         // compact row -> row in the chunk's ragged layout
+  int32_t* kept_ = nullptr;         // (layers, rows): origins of what each layer kept
+  float* hidden_rows_ = nullptr;    // the restore buffer
+  std::vector<RowScratch> blocks_;  // by member
+  std::vector<void*> attention_;    // by member
+  RowScratch all_;                  // of layers that share out columns
 };
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <set>
 
 #include "error.h"
+#include "last_level_cache.h"
 #include "package_files.h"
 #include "safetensors.h"
 #include "strict_json.h"
@@ -279,18 +280,22 @@ void check_length_configs(std::string_view text, int layers) {
 // The sum of each column of a packed weight over k. Four k of a column stand side by side, so
 // multiplying by ones and adding neighbours, bytes first and then words, sums exactly those.
 std::vector<int32_t> column_sums(const int8_t* packed, int k, int n) {
+  constexpr int kVectors = 16, kMostQuads = 64;  // of 4 columns; 64 * 2 * 2 * 128 < 2^15
   const __m128i ones8 = _mm_set1_epi8(1), ones16 = _mm_set1_epi16(1);
   std::vector<int32_t> sums(static_cast<size_t>(n));
   const auto* vectors = reinterpret_cast<const __m128i*>(packed);
-  for (int block = 0; block < k / 64; ++block) {
-    for (int column = 0; column < n; column += 16, vectors += 64) {
-      for (int four = 0; four < 4; ++four) {
-        __m128i words = _mm_setzero_si128();  // at most 16 * 2 * 128: no overflow
-        for (int i = four; i < 64; i += 4) {
-          words = _mm_add_epi16(words, _mm_maddubs_epi16(ones8, _mm_load_si128(vectors + i)));
+  for (int column = 0; column < n; column += 4 * kVectors) {
+    auto* sum = reinterpret_cast<__m128i*>(sums.data() + column);
+    for (int quad = 0; quad < k / 4;) {
+      __m128i words[kVectors] = {};
+      for (const int stop = std::min(quad + kMostQuads, k / 4); quad < stop; ++quad) {
+        for (int i = 0; i < kVectors; ++i) {
+          words[i] = _mm_add_epi16(words[i], _mm_maddubs_epi16(ones8, _mm_load_si128(vectors++)));
         }
-        auto* sum = reinterpret_cast<__m128i*>(sums.data() + column + 4 * four);
-        _mm_storeu_si128(sum, _mm_add_epi32(_mm_loadu_si128(sum), _mm_madd_epi16(words, ones16)));
+      }
+      for (int i = 0; i < kVectors; ++i) {
+        const __m128i so_far = _mm_loadu_si128(sum + i);
+        _mm_storeu_si128(sum + i, _mm_add_epi32(so_far, _mm_madd_epi16(words[i], ones16)));
       }
     }
   }
@@ -302,8 +307,11 @@ class TensorReader {
  public:
   using Shape = std::vector<int64_t>;
 
-  explicit TensorReader(const FileBytes& file)
-      : tensors_(read_safetensors(file.data(), file.size(), kWeightsFile)) {}
+  // `resident`: where linear layers' weights are copied to; null: they stay where the file is.
+  TensorReader(const FileBytes& file, WeightLayout layout, ResidentWeights* resident)
+      : tensors_(read_safetensors(file.data(), file.size(), kWeightsFile)),
+        layout_(layout),
+        resident_(resident) {}
 
   const float* floats(const std::string& name, const Shape& shape) {
     const Tensor tensor = take(name, Dtype::kF32, shape);
@@ -357,7 +365,7 @@ class TensorReader {
   void linear(const std::string& prefix, int k, int n, Linear& linear) {
     linear.k = k;
     linear.n = n;
-    linear.weight = bytes(prefix + ".weight", {k / 64, n / 16, 16, 16, 4});
+    linear.weight = weight(prefix + ".weight", k, n);
     linear.scale = padded_scales(prefix + ".scale", n);
     linear.bias = floats(prefix + ".bias", {n});
     linear.column_sum = column_sum(prefix + ".column_sum", linear);
@@ -368,6 +376,13 @@ class TensorReader {
   }
 
  private:
+  const int8_t* weight(const std::string& name, int k, int n) {
+    const Shape shape = layout_ == WeightLayout::kN64K4 ? Shape{n / 64, k / 4, 64, 4}
+                                                        : Shape{k / 64, n / 16, 16, 16, 4};
+    const int8_t* in_file = bytes(name, shape);
+    return resident_ ? resident_->add(in_file, layout_, k, n) : in_file;
+  }
+
   [[noreturn]] static void bad(const std::string& name, const std::string& what) {
     bad_package(kWeightsFile, "tensor " + quote(name) + what);
   }
@@ -395,6 +410,8 @@ class TensorReader {
   }
 
   TensorMap tensors_;
+  const WeightLayout layout_;
+  ResidentWeights* const resident_;
 };
 
 // The most bytes that the tensors of these shapes take, header included. More than that, and the
@@ -454,7 +471,7 @@ struct PackageReader {
                                        GetFiles get_files) try {
     PackageFiles files = get_files();
     std::unique_ptr<Package> package(new Package);
-    const Checksums listed = check_manifest(files);
+    const auto [listed, layout] = check_manifest(files);
     for (const char* name : {kConfigFile, kTokenizerFile, kLengthsFile}) {
       check_checksum(files, listed, name, stop);
     }
@@ -472,7 +489,7 @@ struct PackageReader {
                                     std::to_string(most));
     }
     check_checksum(files, listed, kWeightsFile, stop);
-    read_tensors(weights, *package, stop);
+    read_tensors(weights, layout, *package, stop);
     package->weight_bytes = weights.size();
     FileBytes& tokenizer = files.find(kTokenizerFile)->second;
     package->mapping_.reset(new Package::Mapping{std::move(weights), std::move(tokenizer)});
@@ -498,9 +515,14 @@ struct PackageReader {
     package.config_json = text;
   }
 
-  static void read_tensors(const FileBytes& file, Package& package, const StopRequest& stop) {
+  static void read_tensors(const FileBytes& file, WeightLayout layout, Package& package,
+                           const StopRequest& stop) {
     const int hidden = package.encoder.hidden;
-    TensorReader tensors(file);
+    const size_t linear_bytes = package.layers.size() * layer_weight_bytes(package.encoder);
+    if (layout != WeightLayout::kN64K4 || linear_bytes > last_level_cache_bytes()) {
+      package.resident_ = std::make_unique<ResidentWeights>(linear_bytes);
+    }
+    TensorReader tensors(file, layout, package.resident_.get());
     package.embeddings = read_embeddings(tensors, package.encoder);
     for (size_t i = 0; i < package.layers.size(); ++i) {
       stop.check();

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "qla/qla.h"
+#include "resident_weights.h"
 #include "stop.h"
 
 namespace qla {
@@ -22,7 +23,7 @@ struct alignas(64) Floats16 {
 // One linear layer: y = (u8 activations . s8 weights) * scales + bias; see docs/numerics.md.
 struct Linear {
   int k = 0, n = 0;
-  const int8_t* weight = nullptr;    // [k/64][n/16][16][16][4]
+  const int8_t* weight = nullptr;    // packed n64k4 (kernels.h)
   const float* scale = nullptr;      // (n) per output channel
   const float* bias = nullptr;       // (n)
   std::vector<Floats16> column_sum;  // (n) sum of weights over k; exact, being below 2^24
@@ -46,6 +47,12 @@ struct EncoderSpec {
   int vocab_size = 0, max_positions = 0, position_offset = 0, type_vocab_size = 0;
   float norm_eps = 0.0f;
 };
+
+// Bytes of the linear layers' weights, in one layer.
+inline size_t layer_weight_bytes(const EncoderSpec& spec) {
+  const size_t hidden = static_cast<size_t>(spec.hidden);
+  return hidden * (4 * hidden + 2 * static_cast<size_t>(spec.intermediate));
+}
 
 struct TaskSpec {
   qla_task kind = QLA_TASK_EMBEDDING;
@@ -95,6 +102,7 @@ class Package {
   Package() = default;
   struct Mapping;
   std::unique_ptr<Mapping> mapping_;
+  std::unique_ptr<ResidentWeights> resident_;  // null: weights are read where the file is mapped
   friend struct PackageReader;
 };
 

@@ -208,7 +208,7 @@ PackageFiles files_in_memory(const qla_file* given, size_t num_files) {
   return files;
 }
 
-Checksums check_manifest(const PackageFiles& files) {
+Manifest check_manifest(const PackageFiles& files) {
   const std::string_view text = files.find(kManifestFile)->second.text();
   check_self_checksum(text);
   const nlohmann::json root = parse_json(text, kManifestFile, kMaxJsonSize);
@@ -217,7 +217,7 @@ Checksums check_manifest(const PackageFiles& files) {
   if (manifest["format"].text() != "qla-package") manifest["format"].bad("'qla-package'");
   manifest.check_version();
   manifest.check_keys({"format", "format_version", "weight_layout", "files", "self_crc32c"});
-  manifest["weight_layout"].one_of({"k64n16k4"});
+  const int layout = manifest["weight_layout"].one_of({"n64k4", "k64n16k4"});
   manifest["self_crc32c"].text();
   const JsonEntry listed = manifest["files"];
   listed.check_keys({kConfigFile, kWeightsFile, kTokenizerFile, kLengthsFile});
@@ -226,7 +226,7 @@ Checksums check_manifest(const PackageFiles& files) {
     check_listed_size(name, files.find(name)->second, listed[name]);
     checksums.emplace(name, listed[name]["crc32c"].text());
   }
-  return checksums;
+  return {std::move(checksums), layout == 0 ? WeightLayout::kN64K4 : WeightLayout::kK64N16K4};
 }
 
 void check_checksum(const PackageFiles& files, const Checksums& listed, const char* name,

@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "qla/qla.h"
+#include "resident_weights.h"
 #include "stop.h"
 
 namespace qla {
@@ -82,8 +83,12 @@ PackageFiles files_in_memory(const qla_file* files, size_t num_files);
 // What the manifest says of each file that it lists.
 using Checksums = std::map<std::string, std::string, std::less<>>;
 
+struct Manifest {
+  Checksums checksums;
+  WeightLayout layout;
+};
 // The manifest is sound, and every file that it lists has the size it says.
-Checksums check_manifest(const PackageFiles& files);
+Manifest check_manifest(const PackageFiles& files);
 
 // Reads all of a file; stops between pieces of it.
 void check_checksum(const PackageFiles& files, const Checksums& listed, const char* name,

@@ -1,12 +1,12 @@
 // One allocation per call size: a workspace grows to the largest chunk it has seen and is then
-// reused. Big ones ask for huge pages (weights never do: they stay mapped and shared).
+// reused.
 #pragma once
-
-#include <sys/mman.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <new>
+
+#include "large_pages.h"
 
 namespace qla {
 
@@ -21,12 +21,9 @@ class Workspace {
   std::byte* reserve(size_t size) {
     if (size <= size_) return data_;
     release();
-    constexpr size_t kHugePage = size_t{2} << 20;
-    const size_t wanted = (size + kHugePage - 1) / kHugePage * kHugePage;
-    void* memory =
-        mmap(nullptr, wanted, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) throw std::bad_alloc();
-    madvise(memory, wanted, MADV_HUGEPAGE);  // a hint: no harm where it is refused
+    const size_t wanted = round_to_large_pages(size);
+    void* memory = map_large_pages(wanted, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+    if (memory == nullptr) throw std::bad_alloc();
     data_ = static_cast<std::byte*>(memory);
     size_ = wanted;
     return data_;

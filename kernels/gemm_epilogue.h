@@ -23,6 +23,13 @@ QLA_INLINE f32x16 gelu(f32x16 x) {
   return x * fma(p, t, set1(0.5f));
 }
 
+constexpr int kQuadBytes = 256;  // of weights: four k of 64 columns
+
+// Where the weights of `col` and its neighbours begin.
+inline const int8_t* weights_of(const GemmArgs& g, int col) {
+  return g.b + static_cast<size_t>(col / 64) * 64 * g.k + col % 64 * 4;
+}
+
 // What 16 neighbouring columns bring to every row.
 struct ColumnTerms {
   f32x16 sum, scale, bias;
@@ -42,12 +49,12 @@ struct Largest {
 
   QLA_INLINE void add(f32x16 y) { lanes = max(y, lanes); }
 
-  // `col` is the block's first; the first block of a row has nothing to compare with yet.
+  // `col` is the block's first; a call's first block has nothing to compare with yet.
   template <Epilogue kEpilogue>
   QLA_INLINE void merge(const GemmArgs& g, int row, int col) const {
     if constexpr (kEpilogue != Epilogue::kBiasGelu) return;
     float* to = g.row_max + 16 * row;
-    store(to, col == 0 ? lanes : max(lanes, load(to)));
+    store(to, col == g.first_col ? lanes : max(lanes, load(to)));
   }
 };
 

@@ -1,8 +1,9 @@
 // u8 x s8 GEMM on dot-product instructions: written once, blocked by each ISA's register count.
 //
-// A block is kGemmRows rows x kGemmPanels * 16 columns; every step of 4 k loads the panels' weights
-// and one broadcast of 4 activation bytes a row. Columns are the outer loop: one panel of B (24 KiB
-// for 64 columns at k = 384) stays in L1 while all rows of the call pass over it.
+// A block is at most kGemmRows rows x kGemmPanels * 16 columns; every step of 4 k loads the panels'
+// weights and one broadcast of 4 activation bytes a row. Columns are the outer loop: the weights of
+// 64 columns (24 KiB at k = 384, 192 KiB at k = 3072) come from memory once and stay in L1 or L2
+// while all rows of the call pass over them.
 //
 // Textually included after one of the simd headers that define Quad, Columns and Dot16.
 #pragma once
@@ -24,15 +25,14 @@ void gemm_block(const GemmArgs& g, int row, int col, Sums& sums, BlockBefore<kEp
     for (int j = 0; j < kGemmPanels; ++j) sum[m][j] = dot_from(set1(0));
   }
   const uint8_t* a = g.a + static_cast<size_t>(row) * g.lda;
-  const size_t slab = static_cast<size_t>(g.n) * 64;  // one k64 slice of B
+  const int8_t* b = weights_of(g, col);
   const int share = before.share(g.k / 64);
   for (int k = 0; k < g.k; k += 64) {
-    const int8_t* b = g.b + k / 64 * slab + static_cast<size_t>(col) * 64;
 #pragma GCC unroll 2
-    for (int step = 0; step < 16; ++step) {
+    for (int step = 0; step < 16; ++step, b += kQuadBytes) {
       Columns w[kGemmPanels];
 #pragma GCC unroll 4
-      for (int j = 0; j < kGemmPanels; ++j) w[j] = load_columns(b + j * 1024 + step * 64);
+      for (int j = 0; j < kGemmPanels; ++j) w[j] = load_columns(b + j * 64);
 #pragma GCC unroll 6
       for (int m = 0; m < kRows; ++m) {
         const Quad x = load_quad(a + static_cast<size_t>(m) * g.lda + k + step * 4);
@@ -50,12 +50,13 @@ void gemm_block(const GemmArgs& g, int row, int col, Sums& sums, BlockBefore<kEp
   before.begin(row, col, kRows);
 }
 
-// What is left below a whole block of rows, in one block of just that size.
-template <Epilogue kEpilogue, int kRows = kGemmRows - 1>
-void gemm_tail(const GemmArgs& g, int row, int col, Sums& sums, BlockBefore<kEpilogue>& before) {
+// A block of just `rows` rows, at most kRows.
+template <Epilogue kEpilogue, int kRows = kGemmRows>
+void gemm_rows(const GemmArgs& g, int row, int rows, int col, Sums& sums,
+               BlockBefore<kEpilogue>& before) {
   if constexpr (kRows > 0) {
-    if (g.rows - row == kRows) return gemm_block<kEpilogue, kRows>(g, row, col, sums, before);
-    gemm_tail<kEpilogue, kRows - 1>(g, row, col, sums, before);
+    if (rows == kRows) return gemm_block<kEpilogue, kRows>(g, row, col, sums, before);
+    gemm_rows<kEpilogue, kRows - 1>(g, row, rows, col, sums, before);
   }
 }
 
@@ -63,12 +64,13 @@ template <Epilogue kEpilogue>
 void gemm(const GemmArgs& g) {
   Sums sums;
   BlockBefore<kEpilogue> before(g, sums);
-  for (int col = 0; col < g.n; col += 16 * kGemmPanels) {
-    int row = 0;
-    for (; row + kGemmRows <= g.rows; row += kGemmRows) {
-      gemm_block<kEpilogue, kGemmRows>(g, row, col, sums, before);
+  for (int col = g.first_col; col < g.last_col; col += 16 * kGemmPanels) {
+    // Equal blocks: a single row below a full one would wait for its own few sums.
+    int blocks = (g.rows + kGemmRows - 1) / kGemmRows;
+    for (int row = 0, rows; blocks > 0; row += rows, --blocks) {
+      rows = (g.rows - row + blocks - 1) / blocks;
+      gemm_rows<kEpilogue>(g, row, rows, col, sums, before);
     }
-    gemm_tail<kEpilogue>(g, row, col, sums, before);
   }
   before.finish(kGemmRows);
 }

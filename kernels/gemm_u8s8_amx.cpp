@@ -2,7 +2,7 @@
 //
 //   tmm0..3  accumulators   (0: top left, 1: top right, 2: bottom left, 3: bottom right)
 //   tmm4,5   A: 16 rows x 64 k
-//   tmm6,7   B: 64 k x 16 columns, one contiguous KiB each in the packed weights
+//   tmm6,7   B: 64 k x 16 columns, 16 cache lines each, 256 bytes apart in the packed weights
 //
 // Tiles reach the vector unit only through memory, and at k = 384 a block is just 24 tile products:
 // an epilogue that waited for them would cost as much again (Unfinished, gemm_epilogue.h).
@@ -24,8 +24,7 @@ template <bool kBottom, Epilogue kEpilogue>
 QLA_INLINE void multiply(const GemmArgs& g, int row, int col, BlockBefore<kEpilogue>& before) {
   const uint8_t* a0 = g.a + static_cast<size_t>(row) * g.lda;
   const uint8_t* a1 = a0 + static_cast<size_t>(16) * g.lda;
-  const int8_t* b = g.b + static_cast<size_t>(col) * 64;
-  const size_t slab = static_cast<size_t>(g.n) * 64;
+  const int8_t* b = weights_of(g, col);
   const int64_t lda = g.lda;
   const int share = before.share(g.k / 64);
   _tile_zero(0);
@@ -34,11 +33,11 @@ QLA_INLINE void multiply(const GemmArgs& g, int row, int col, BlockBefore<kEpilo
     _tile_zero(2);
     _tile_zero(3);
   }
-  for (int k = 0; k < g.k; k += 64, b += slab) {
-    _tile_loadd(6, b, kTileRowBytes);
+  for (int k = 0; k < g.k; k += 64, b += 16 * kQuadBytes) {
+    _tile_loadd(6, b, kQuadBytes);
     _tile_loadd(4, a0 + k, lda);
     _tile_dpbusd(0, 4, 6);
-    _tile_loadd(7, b + kTileBytes, kTileRowBytes);
+    _tile_loadd(7, b + kTileRowBytes, kQuadBytes);
     _tile_dpbusd(1, 4, 7);
     if constexpr (kBottom) {
       _tile_loadd(5, a1 + k, lda);
@@ -55,7 +54,7 @@ void gemm(const GemmArgs& g) {
   constexpr int kStride = sizeof sums.row[0];
   BlockBefore<kEpilogue> before(g, sums);
   publish_to_tiles();
-  for (int col = 0; col < g.n; col += kBlock) {
+  for (int col = g.first_col; col < g.last_col; col += kBlock) {
     for (int row = 0; row < g.rows; row += kBlock) {
       const int rows = g.rows - row < kBlock ? g.rows - row : kBlock;
       if (rows > 16) {

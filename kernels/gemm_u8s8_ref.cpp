@@ -6,16 +6,14 @@
 namespace qla {
 namespace {
 
-// packed[k/64][n/16][(k%64)/4][n%16][k%4]
 int8_t weight_at(const GemmArgs& g, int k, int n) {
-  const size_t tile = static_cast<size_t>(k / 64) * (g.n / 16) + n / 16;
-  return g.b[tile * 1024 + (k % 64) / 4 * 64 + n % 16 * 4 + k % 4];
+  return weights_of(g, n)[k / 4 * kQuadBytes + k % 4];
 }
 
 template <Epilogue kEpilogue>
 void gemm(const GemmArgs& g) {
   for (int row = 0; row < g.rows; ++row) {
-    for (int col = 0; col < g.n; col += 16) {
+    for (int col = g.first_col; col < g.last_col; col += 16) {
       i32x16 acc = set1(0);
       for (int k = 0; k < g.k; ++k) {
         const int32_t a = g.a[static_cast<size_t>(row) * g.lda + k];

@@ -28,21 +28,25 @@ enum class Epilogue {
   kBiasQkv,   // store y as bf16 where attention reads it
 };
 
-// C[rows, n] = A[rows, k] (u8) . B[k, n] (s8, packed k64n16k4). k and n are multiples of 64.
+// C[rows, n] = A[rows, k] (u8) . B[k, n] (s8, packed n64k4). k and n are multiples of 64.
+//
+// n64k4 is b[n / 64][k / 4][n % 64][k % 4]: all of k for 64 columns lies in one run of k * 64
+// bytes, which is read once from front to back.
 struct GemmArgs {
   const uint8_t* a;
   int lda;
   const int8_t* b;
   int rows, k, n;
-  const float* row_scale;  // (rows)
-  const float* row_zero;   // (rows) zero points
-  const float* col_scale;  // (n)
-  const float* bias;       // (n)
-  const float* col_sum;    // (n)
+  int first_col, last_col;  // multiples of 64: the columns to compute, of all n
+  const float* row_scale;   // (rows)
+  const float* row_zero;    // (rows) zero points
+  const float* col_scale;   // (n)
+  const float* bias;        // (n)
+  const float* col_sum;     // (n)
   Epilogue epilogue;
   float* c;  // kBias, kBiasGelu
   int ldc;
-  float* row_max;  // kBiasGelu: (rows, 16) running maxima, 16 lanes a row
+  float* row_max;  // kBiasGelu: (rows, 16) maxima over the columns computed, 16 lanes a row
   // kBiasQkv: column block j (head_dim wide) of row r goes to qkv_row[r] + j * qkv_stride[r].
   uint16_t* const* qkv_row;
   const int64_t* qkv_stride;

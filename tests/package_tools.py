@@ -77,6 +77,14 @@ class TinyPackage:
     def copy(self) -> TinyPackage:
         return copy.deepcopy(self)
 
+    def as_version_0_1(self) -> TinyPackage:
+        """The same package as version 0.1 wrote it: its weights in the layout `k64n16k4`."""
+        older = self.copy()
+        older.manifest["weight_layout"] = "k64n16k4"
+        for name, weight in self.dense.items():
+            older.tensors[f"{name}.weight"] = pack_as_version_0_1(weight)
+        return older
+
     def save(self, folder: Path | str) -> Path:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +103,7 @@ def write_manifest(folder: Path, **overrides) -> None:
     for name in FILES:
         data = (folder / name).read_bytes()
         files[name] = {"size": len(data), "crc32c": f"{crc32c(data):08x}"}
-    manifest = {"format": "qla-package", "format_version": 1, "weight_layout": "k64n16k4", "files": files}
+    manifest = {"format": "qla-package", "format_version": 1, "weight_layout": "n64k4", "files": files}
     manifest.update(overrides)
     seal_manifest(folder, json.dumps(manifest)[:-1] + ', "self_crc32c": "00000000"}')
 
@@ -140,15 +148,22 @@ def pad16(values: np.ndarray) -> np.ndarray:
 
 
 def pack(weight: np.ndarray) -> np.ndarray:
+    """(N, K) int8 -> (N/64, K/4, 64, 4), the layout `n64k4`."""
+    n, k = weight.shape
+    quads = weight.T.reshape(k // 4, 4, n // 64, 64)  # k quad, k in quad, n block, n
+    return np.ascontiguousarray(quads.transpose(2, 0, 3, 1))
+
+
+def unpack(packed: np.ndarray) -> np.ndarray:
+    blocks, quads = packed.shape[:2]
+    return np.ascontiguousarray(packed.transpose(0, 2, 1, 3).reshape(blocks * 64, quads * 4))
+
+
+def pack_as_version_0_1(weight: np.ndarray) -> np.ndarray:
     """(N, K) int8 -> (K/64, N/16, 16, 16, 4), the layout `k64n16k4`."""
     n, k = weight.shape
     blocks = weight.T.reshape(k // 64, 16, 4, n // 16, 16)  # k block, k quad, k in quad, n block, n
     return np.ascontiguousarray(blocks.transpose(0, 3, 1, 4, 2))
-
-
-def unpack(packed: np.ndarray) -> np.ndarray:
-    k_blocks, n_blocks = packed.shape[:2]
-    return np.ascontiguousarray(packed.transpose(0, 2, 4, 1, 3).reshape(k_blocks * 64, n_blocks * 16).T)
 
 
 _LINEARS = ("qkv", "output", "ffn_in", "ffn_out")
@@ -264,7 +279,8 @@ def _length_configs(layers: int) -> dict:
         "macs_share": 1.0,
         "accuracy": {"metric": "f1", "value": 82.5, "data": "nothing"},
     }
-    frontier = {"rule": "tokens", "values": list(range(20, 20 - layers, -1)), "keep_cls": False}
+    first = max(20, layers)
+    frontier = {"rule": "tokens", "values": list(range(first, first - layers, -1)), "keep_cls": False}
     return {
         "format_version": 1,
         "configs": [full, config("balanced", 0.5), config("fast", 0.2)],

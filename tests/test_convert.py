@@ -457,12 +457,12 @@ def test_picks_samples(texts, qa_checkpoint):
 
 def test_packing_is_the_documented_layout():
     rng = np.random.default_rng(1)
-    weight = rng.integers(-127, 128, (48, 128), dtype=np.int8)
+    weight = rng.integers(-127, 128, (192, 128), dtype=np.int8)
     packed = pack.pack(weight)
-    assert packed.shape == (2, 3, 16, 16, 4) and packed.flags.c_contiguous
+    assert packed.shape == (3, 32, 64, 4) and packed.flags.c_contiguous
     for _ in range(500):
-        n, k = rng.integers(48), rng.integers(128)
-        assert packed[k // 64, n // 16, (k % 64) // 4, n % 16, k % 4] == weight[n, k]
+        n, k = rng.integers(192), rng.integers(128)
+        assert packed[n // 64, k // 4, n % 64, k % 4] == weight[n, k]
     np.testing.assert_array_equal(pack.unpack(packed), weight)
 
 
@@ -618,7 +618,7 @@ def test_manifest_obeys_the_format(native, package):
     manifest = json.loads(text)
     assert list(manifest) == ["format", "format_version", "weight_layout", "files", "self_crc32c"]
     assert (manifest["format"], manifest["format_version"]) == ("qla-package", 1)
-    assert manifest["weight_layout"] == "k64n16k4"
+    assert manifest["weight_layout"] == "n64k4"
     assert set(manifest["files"]) == {
         "config.json",
         "model.safetensors",
@@ -681,7 +681,7 @@ def test_tensors_obey_the_format(package, qa_model, scales):
             "ffn_out": (f, h),
         }.items():
             name = f"layers.{i}.{linear}"
-            shapes[f"{name}.weight"] = ("I8", [k // 64, n // 16, 16, 16, 4])
+            shapes[f"{name}.weight"] = ("I8", [n // 64, k // 4, 64, 4])
             shapes[f"{name}.scale"] = shapes[f"{name}.bias"] = ("F32", [n])
             shapes[f"{name}.column_sum"] = ("I32", [n])
     for norm in norms:

@@ -9,8 +9,9 @@
 // machine hits all of them; progress goes to standard error. bench/kernels.py makes a table of it.
 // QLA_MAX_ISA caps the instruction sets.
 //
-// Shapes are those of the packaged MiniLM: hidden 384, feed-forward 1536, heads of 32. Rows come in
-// blocks as the engine cuts them; operands stay in the caches, as far as they fit.
+// GEMMs have the widths of MiniLM (384), BERT-base (768) and BERT-large (1024); everything else is
+// MiniLM's: feed-forward 1536, heads of 32. Rows come in blocks as the engine cuts them; operands
+// stay in the caches, as far as they fit.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -31,8 +32,9 @@ namespace qla {
 namespace {
 
 constexpr int kHidden = 384, kIntermediate = 1536, kHeadDim = 32;
+constexpr int kWidths[] = {kHidden, 768, 1024};
 constexpr int kMostRows = 384;
-constexpr int kRaggedRows[] = {1, 7, 33, 128, kMostRows};
+constexpr int kRaggedRows[] = {1, 7, 16, 33, 128, kMostRows};
 constexpr int kTokens[] = {32, 128, 177, 384};
 constexpr int kKept = 159;               // of 384, in layer 4 of the published length config
 constexpr double kSampleSeconds = 2e-3;  // long beside the clock and a tile configuration
@@ -82,7 +84,7 @@ class Operands {
   NormArgs norm(int n) { return {floats(n, 0.5f, 1.5f), floats(n, -0.5f, 0.5f), 1e-12f}; }
 
  private:
-  static constexpr size_t kBytes = size_t{64} << 20;
+  static constexpr size_t kBytes = size_t{256} << 20;
   static uint32_t bits(float x) {
     uint32_t u;
     memcpy(&u, &x, sizeof u);
@@ -110,12 +112,14 @@ struct Shape {
   int k, n;
   Epilogue epilogue;
 };
-constexpr Shape kLinears[] = {
-    {"qkv", kHidden, 3 * kHidden, Epilogue::kBiasQkv},
-    {"output", kHidden, kHidden, Epilogue::kBias},
-    {"ffn_in", kHidden, kIntermediate, Epilogue::kBiasGelu},
-    {"ffn_out", kIntermediate, kHidden, Epilogue::kBias},
-};
+
+// The linear layers of a model of this width.
+std::vector<Shape> linears(int width) {
+  return {{"qkv", width, 3 * width, Epilogue::kBiasQkv},
+          {"output", width, width, Epilogue::kBias},
+          {"ffn_in", width, 4 * width, Epilogue::kBiasGelu},
+          {"ffn_out", 4 * width, width, Epilogue::kBias}};
+}
 
 // One linear layer of the engine's row pipeline: Q, K, V are stored as they leave the GEMM; GELU's
 // rows are quantized for FFN 2; the others get residual and LayerNorm, and are quantized after it.
@@ -129,6 +133,7 @@ class Linear {
     g_.b = make.integers<int8_t>(wide * k, -127, 127);
     g_.k = k;
     g_.n = n;
+    g_.last_col = n;
     g_.row_scale = make.floats(kMostRows, 0.01f, 0.02f);
     g_.row_zero = make.floats(kMostRows, 100.0f, 150.0f);
     g_.col_scale = make.floats(wide, 1e-4f, 2e-4f);
@@ -152,7 +157,8 @@ class Linear {
     zero_ = make.zeros<float>(kMostRows);
   }
 
-  // `rows` rows in equal blocks, as csrc/encoder.cpp cuts them for one thread.
+  // `rows` rows in equal blocks, as csrc/encoder.cpp cuts them for one thread; like there, a
+  // block's results take the place of those of the block before.
   void run(const KernelSet& kernels, Isa isa, int rows, bool with_epilogue) const {
     const int preferred = preferred_row_block(isa);
     const int blocks = (rows + preferred - 1) / preferred;
@@ -185,8 +191,6 @@ class Linear {
     g.rows = count;
     g.row_scale += first;
     g.row_zero += first;
-    g.c += at(first);
-    g.row_max += 16 * first;
     g.qkv_row = qkv_row_.data() + first;
     g.qkv_stride = qkv_stride_.data() + first;
     kernels.gemm_u8s8(g);
@@ -195,10 +199,9 @@ class Linear {
   void finish(const KernelSet& kernels, int first, int count) const {
     if (shape_.epilogue == Epilogue::kBiasQkv) return;
     const bool norms = shape_.epilogue == Epilogue::kBias;
-    if (norms) kernels.residual_norm(norm_rows_.data() + first, count, norm_, shape_.n);
-    kernels.quantize(rows_.data() + first, count, shape_.n,
-                     norms ? nullptr : g_.row_max + 16 * first, QuantizeArgs{}, q_ + at(first),
-                     scale_ + first, zero_ + first);
+    if (norms) kernels.residual_norm(norm_rows_.data(), count, norm_, shape_.n);
+    kernels.quantize(rows_.data(), count, shape_.n, norms ? nullptr : g_.row_max, QuantizeArgs{},
+                     q_ + at(first), scale_ + first, zero_ + first);
   }
 
   Shape shape_;
@@ -255,8 +258,12 @@ class Suite {
   }
 
   void add_linears() {
-    linears_.reserve(std::size(kLinears));  // calls keep references
-    for (const Shape& shape : kLinears) {
+    std::vector<Shape> shapes;
+    for (int width : kWidths) {
+      for (const Shape& shape : linears(width)) shapes.push_back(shape);
+    }
+    linears_.reserve(shapes.size());  // calls keep references
+    for (const Shape& shape : shapes) {
       const Linear& linear = linears_.emplace_back(shape, make_);
       const std::string name =
           std::string(shape.name) + " " + std::to_string(shape.k) + "x" + std::to_string(shape.n);

@@ -25,16 +25,15 @@ def embedding_scale(table: np.ndarray) -> np.ndarray:
 
 
 def pack(weight: np.ndarray) -> np.ndarray:
-    """(N, K) int8 to (K/64, N/16, 16, 16, 4): ``packed[k/64][n/16][(k%64)/4][n%16][k%4] = weight[n][k]``."""
+    """(N, K) int8 to (N/64, K/4, 64, 4): ``packed[n/64][k/4][n%64][k%4] = weight[n][k]``, the layout n64k4."""
     n, k = weight.shape
-    blocks = weight.reshape(n // 16, 16, k // 64, 16, 4)
-    return np.ascontiguousarray(blocks.transpose(2, 0, 3, 1, 4))
+    return np.ascontiguousarray(weight.reshape(n // 64, 64, k // 4, 4).transpose(0, 2, 1, 3))
 
 
 def unpack(packed: np.ndarray) -> np.ndarray:
     """The inverse of :func:`pack`."""
-    blocks_k, blocks_n = packed.shape[:2]
-    return np.ascontiguousarray(packed.transpose(1, 3, 0, 2, 4)).reshape(blocks_n * 16, blocks_k * 64)
+    blocks, quads = packed.shape[:2]
+    return np.ascontiguousarray(packed.transpose(0, 2, 1, 3)).reshape(blocks * 64, quads * 4)
 
 
 def pad16(vector: np.ndarray) -> np.ndarray:

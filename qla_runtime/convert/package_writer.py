@@ -22,7 +22,7 @@ import numpy as np
 from qla_runtime.errors import InputError, QlaError
 
 FORMAT_VERSION = 1
-WEIGHT_LAYOUT = "k64n16k4"
+WEIGHT_LAYOUT = "n64k4"
 ALIGNMENT = 64
 """Bytes: data of a safetensors file begins at, and every tensor's size is, a multiple of this."""
 

@@ -45,7 +45,7 @@ class Weights {
   }
   void floats(const std::string& name, std::vector<int> shape) { add(name, "F32", shape, 0.5f); }
   void linear(const std::string& name, int k, int n) {
-    add(name + ".weight", "I8", {k / 64, n / 16, 16, 16, 4}, int8_t{-2});
+    add(name + ".weight", "I8", {n / 64, k / 4, 64, 4}, int8_t{-2});
     floats(name + ".scale", {n});
     floats(name + ".bias", {n});
     add(name + ".column_sum", "I32", {n}, int32_t{-2 * k});
@@ -90,7 +90,7 @@ inline void seal(Files& files) {
               hex(crc32c(content.data(), content.size())) + "\"}";
   }
   std::string manifest = R"({"format": "qla-package", "format_version": 1, )"
-                         R"("weight_layout": "k64n16k4", "files": {)" +
+                         R"("weight_layout": "n64k4", "files": {)" +
                          listed + R"(}, "self_crc32c": "00000000"})";
   const std::string crc = hex(crc32c(manifest.data(), manifest.size()));
   manifest.replace(manifest.size() - 10, 8, crc);

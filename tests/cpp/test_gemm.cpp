@@ -36,8 +36,7 @@ struct Problem {
       for (int i = 0; i < k; ++i) {
         const int8_t w = weight[static_cast<size_t>(c) * k + i];
         col_sum[c] += w;
-        const size_t tile = static_cast<size_t>(i / 64) * (n / 16) + c / 16;
-        packed[tile * 1024 + i % 64 / 4 * 64 + c % 16 * 4 + i % 4] = w;
+        packed[static_cast<size_t>(c / 64) * 64 * k + i / 4 * 256 + c % 64 * 4 + i % 4] = w;
       }
     }
   }
@@ -67,7 +66,8 @@ struct Output {
   std::vector<uint16_t> qkv;
 };
 
-Output run(const Problem& p, Isa isa, Epilogue epilogue) {
+// All columns in one call, or `share` of them a call.
+Output run(const Problem& p, Isa isa, Epilogue epilogue, int share = 0) {
   Output out;
   const size_t cells = static_cast<size_t>(p.rows) * p.n;
   out.c.assign(cells + 16, -7.0f);  // 16 guards
@@ -91,12 +91,20 @@ Output run(const Problem& p, Isa isa, Epilogue epilogue) {
   g.epilogue = epilogue;
   g.c = out.c.data();
   g.ldc = p.n;
-  g.row_max = out.row_max.data();
   g.qkv_row = qkv_row.data();
   g.qkv_stride = qkv_stride.data();
   g.head_dim = p.head_dim;
   const KernelRegion region(isa);
-  select_kernels(isa).gemm_u8s8(g);
+  const int columns = share ? share : p.n;
+  std::vector<float> row_max(out.row_max.size());
+  for (g.first_col = 0; g.first_col < p.n; g.first_col = g.last_col) {
+    g.last_col = std::min(g.first_col + columns, p.n);
+    g.row_max = g.first_col == 0 ? out.row_max.data() : row_max.data();
+    select_kernels(isa).gemm_u8s8(g);
+    for (size_t i = 0; g.first_col > 0 && i < row_max.size(); ++i) {
+      out.row_max[i] = std::max(out.row_max[i], row_max[i]);
+    }
+  }
   return out;
 }
 
@@ -127,6 +135,23 @@ TEST_P(Gemm, EveryIsaGivesTheSameBits) {
         EXPECT_TRUE(same_bits(got.qkv, want.qkv)) << isa_name(isa);
         if (epilogue == Epilogue::kBiasGelu) {
           EXPECT_TRUE(same_bits(got.row_max, want.row_max)) << isa_name(isa);
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Gemm, SharingOutColumnsChangesNoBit) {
+  const Problem p(GetParam(), 128, 320, 32, 6, false);
+  for (Epilogue epilogue : {Epilogue::kBias, Epilogue::kBiasGelu, Epilogue::kBiasQkv}) {
+    const Output want = run(p, Isa::kRef, epilogue);
+    for (Isa isa : usable_isas()) {
+      for (int share : {64, 128, 192}) {
+        const Output got = run(p, isa, epilogue, share);
+        EXPECT_TRUE(same_bits(got.c, want.c)) << isa_name(isa) << " " << share;
+        EXPECT_TRUE(same_bits(got.qkv, want.qkv)) << isa_name(isa) << " " << share;
+        if (epilogue == Epilogue::kBiasGelu) {
+          EXPECT_TRUE(same_bits(got.row_max, want.row_max)) << isa_name(isa) << " " << share;
         }
       }
     }
