@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from qla_runtime import Escalate, InputError, LatencyBudget, LengthConfig, MaxLoss, policies
-from qla_runtime.real_numbers import as_float, shown
+from qla_runtime.errors import shown
+from qla_runtime.real_numbers import as_float
 
 HALVES = [0.5, Fraction(1, 2), Decimal("0.5"), np.float16(0.5), np.float64(0.5), np.array(0.5)]
 NO_NUMBERS = [
