@@ -164,7 +164,8 @@ def finish(package: Path, sts: Path, frontier: list[LengthConfig]) -> str:
         "`qla eval sts sts-test.csv --model all-minilm-l6-v2 --length NAME`. MACs count the real lengths.\n\n"
         f"{table}\n"
     )
-    head, tail = (package / "README.md").read_text(encoding="utf-8").split("## Length configs", 1)
+    card = (package / "README.md").read_text(encoding="utf-8").replace(f"path/to/{DEFAULT.name}", DEFAULT.name)
+    head, tail = card.split("## Length configs", 1)
     update_package(package, {"README.md": f"{head}{section}\n## Length configs{tail}".encode()})
     return table
 
