@@ -63,7 +63,8 @@ qla_status qla_open(const char* folder, const qla_options* options, qla_engine**
     *engine = nullptr;
     qla::require(folder, "folder");
     const qla_options wanted = read_options(options);
-    *engine = new qla_engine(qla::Package::open(folder, stop_of(wanted)), wanted);
+    const auto place = qla::parse_weight_placement(wanted.weights);
+    *engine = new qla_engine(qla::Package::open(folder, stop_of(wanted), place), wanted);
   });
 }
 
@@ -74,7 +75,9 @@ qla_status qla_open_memory(const qla_file* files, size_t num_files, const qla_op
     *engine = nullptr;
     qla::require(files, "files");
     const qla_options wanted = read_options(options);
-    *engine = new qla_engine(qla::Package::open_memory(files, num_files, stop_of(wanted)), wanted);
+    const auto place = qla::parse_weight_placement(wanted.weights);
+    *engine =
+        new qla_engine(qla::Package::open_memory(files, num_files, stop_of(wanted), place), wanted);
   });
 }
 

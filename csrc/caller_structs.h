@@ -20,7 +20,8 @@ inline std::initializer_list<size_t> field_ends(const qla_options*) {
   static constexpr std::initializer_list<size_t> kEnds = {
       QLA_END(qla_options, struct_size), QLA_END(qla_options, num_threads),
       QLA_END(qla_options, streams),     QLA_END(qla_options, isa),
-      QLA_END(qla_options, stop),        QLA_END(qla_options, stop_user)};
+      QLA_END(qla_options, stop),        QLA_END(qla_options, stop_user),
+      QLA_END(qla_options, weights)};
   return kEnds;
 }
 inline std::initializer_list<size_t> field_ends(const qla_model_info*) {

@@ -76,6 +76,7 @@ std::string Engine::explain() const {
       e.vocab_size);
   add(&text, "  up to %d tokens a sequence, %.1f MB of tensors%s\n", e.max_positions,
       static_cast<double>(p.weight_bytes) / 1e6, p.source == "memory" ? "" : ", mapped and shared");
+  text += "  weights: " + p.weight_place + "\n";
   add_linears(&text, p);
   add_isas(&text, isa_, isa_source_);
   add_kernels(&text, isa_);

@@ -468,7 +468,7 @@ Error with_remedy(const Error& error, const std::string& source) {
 struct PackageReader {
   template <class GetFiles>
   static std::unique_ptr<Package> read(const std::string& source, const StopRequest& stop,
-                                       GetFiles get_files) try {
+                                       WeightPlacement placement, GetFiles get_files) try {
     PackageFiles files = get_files();
     std::unique_ptr<Package> package(new Package);
     const auto [listed, layout] = check_manifest(files);
@@ -489,6 +489,7 @@ struct PackageReader {
                                     std::to_string(most));
     }
     check_checksum(files, listed, kWeightsFile, stop);
+    place_weights(weights, layout, placement, *package);
     read_tensors(weights, layout, *package, stop);
     package->weight_bytes = weights.size();
     FileBytes& tokenizer = files.find(kTokenizerFile)->second;
@@ -515,13 +516,43 @@ struct PackageReader {
     package.config_json = text;
   }
 
+  // Decides where the linear layers' weights will lie; makes room where that is not the file.
+  static void place_weights(FileBytes& file, WeightLayout layout, WeightPlacement placement,
+                            Package& package) {
+    const size_t bytes = package.layers.size() * layer_weight_bytes(package.encoder);
+    const size_t cache = last_level_cache_bytes();
+    const bool streamed = bytes > cache;  // from memory, at every call
+    const auto megabytes = [](size_t n) {
+      char text[32];
+      snprintf(text, sizeof text, "%.1f MB", static_cast<double>(n) / 1e6);
+      return std::string(text);
+    };
+    std::string why;
+    bool large = false;
+    if (layout != WeightLayout::kN64K4) {
+      why = "the package has the layout of version 0.1; convert again to share them";
+    } else if (placement == WeightPlacement::kResident) {
+      why = "asked for";
+    } else if (placement == WeightPlacement::kAuto && streamed) {
+      large = file.bring_onto_large_pages();
+      if (!large) {
+        why = "more than the last-level cache's " + megabytes(cache) +
+              ", and the file is not on large pages";
+      }
+    }
+    package.weight_place = megabytes(bytes) + " of linear layers, ";
+    if (why.empty()) {
+      package.weight_place += "read where the file is mapped";
+      if (large) package.weight_place += ", on large pages";
+    } else {
+      package.resident_ = std::make_unique<ResidentWeights>(bytes);
+      package.weight_place += "in a private copy (" + why + ")";
+    }
+  }
+
   static void read_tensors(const FileBytes& file, WeightLayout layout, Package& package,
                            const StopRequest& stop) {
     const int hidden = package.encoder.hidden;
-    const size_t linear_bytes = package.layers.size() * layer_weight_bytes(package.encoder);
-    if (layout != WeightLayout::kN64K4 || linear_bytes > last_level_cache_bytes()) {
-      package.resident_ = std::make_unique<ResidentWeights>(linear_bytes);
-    }
     TensorReader tensors(file, layout, package.resident_.get());
     package.embeddings = read_embeddings(tensors, package.encoder);
     for (size_t i = 0; i < package.layers.size(); ++i) {
@@ -540,12 +571,13 @@ struct PackageReader {
   }
 };
 
-std::unique_ptr<Package> Package::open(const std::string& path, const StopRequest& stop) {
+std::unique_ptr<Package> Package::open(const std::string& path, const StopRequest& stop,
+                                       WeightPlacement placement) {
   constexpr int kAttempts = 3;
   for (int attempt = 1;; ++attempt) {
     const Folder folder(path);
     try {
-      return PackageReader::read(path, stop, [&] { return folder.files(); });
+      return PackageReader::read(path, stop, placement, [&] { return folder.files(); });
     } catch (const Error& error) {
       // Replacing a package deletes the old one, perhaps between two files of ours.
       const bool again = attempt < kAttempts && error.code != QLA_STOPPED;
@@ -555,8 +587,9 @@ std::unique_ptr<Package> Package::open(const std::string& path, const StopReques
 }
 
 std::unique_ptr<Package> Package::open_memory(const qla_file* files, size_t num_files,
-                                              const StopRequest& stop) {
-  return PackageReader::read("memory", stop, [&] { return files_in_memory(files, num_files); });
+                                              const StopRequest& stop, WeightPlacement placement) {
+  return PackageReader::read("memory", stop, placement,
+                             [&] { return files_in_memory(files, num_files); });
 }
 
 Package::~Package() = default;

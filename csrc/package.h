@@ -12,6 +12,7 @@
 #include "qla/qla.h"
 #include "resident_weights.h"
 #include "stop.h"
+#include "weight_placement.h"
 
 namespace qla {
 
@@ -76,9 +77,11 @@ class Package {
   // Both throw qla::Error(QLA_BAD_PACKAGE or QLA_UNSUPPORTED) naming file, entry and rule;
   // open_memory also QLA_INVALID_INPUT, for a null pointer, a file given twice, a bad alignment;
   // and QLA_STOPPED.
-  static std::unique_ptr<Package> open(const std::string& folder, const StopRequest& stop = {});
+  static std::unique_ptr<Package> open(const std::string& folder, const StopRequest& stop = {},
+                                       WeightPlacement placement = WeightPlacement::kAuto);
   static std::unique_ptr<Package> open_memory(const qla_file* files, size_t num_files,
-                                              const StopRequest& stop = {});
+                                              const StopRequest& stop = {},
+                                              WeightPlacement placement = WeightPlacement::kAuto);
   ~Package();
   Package(const Package&) = delete;
   Package& operator=(const Package&) = delete;
@@ -97,6 +100,7 @@ class Package {
   std::string config_json, length_configs_json;
   std::string_view tokenizer_json;  // as opened; not parsed here
   size_t weight_bytes = 0;          // size of model.safetensors
+  std::string weight_place;         // where the linear layers' weights lie, and why; for explain()
 
  private:
   Package() = default;

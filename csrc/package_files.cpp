@@ -12,6 +12,7 @@
 
 #include "crc32c.h"
 #include "error.h"
+#include "large_pages.h"
 #include "strict_json.h"
 
 namespace qla {
@@ -134,6 +135,31 @@ FileBytes FileBytes::map(int descriptor, size_t size) {
   return bytes;
 }
 
+FileBytes FileBytes::map_weights(int descriptor, size_t size) {
+  FileBytes bytes;
+  bytes.size_ = size;
+  bytes.file_ = std::make_shared<Descriptor>(fcntl(descriptor, F_DUPFD_CLOEXEC, 0));
+  return bytes.map_onto_large_pages() ? std::move(bytes) : FileBytes();
+}
+
+bool FileBytes::map_onto_large_pages() {
+  data_.reset();
+  void* const data = map_large_pages(size_, PROT_READ, MAP_SHARED, file_->value);
+  if (data == nullptr) return false;
+  data_ = decltype(data_)(static_cast<const uint8_t*>(data), Unmap{size_});
+  return true;
+}
+
+bool FileBytes::bring_onto_large_pages() {
+  if (is_on_large_pages(data(), size_)) return true;
+  if (!file_) return false;
+  data_.reset();
+  posix_fadvise(file_->value, 0, 0, POSIX_FADV_DONTNEED);
+  if (!map_onto_large_pages()) bad_package(kWeightsFile, "cannot be mapped a second time");
+  populate(data(), size_);
+  return is_on_large_pages(data(), size_);
+}
+
 Folder::Folder(const std::string& path)
     : path_(path), descriptor_(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
   if (descriptor_.value < 0) refuse_path(path, errno);
@@ -170,7 +196,10 @@ FileBytes Folder::map_file(const char* name) const {
   if (!S_ISREG(status.st_mode)) bad_package(name, "is not a regular file");
   if (status.st_size == 0) bad_package(name, "is empty");
   check_limit(name, static_cast<size_t>(status.st_size));
-  FileBytes bytes = FileBytes::map(file.value, static_cast<size_t>(status.st_size));
+  const auto size = static_cast<size_t>(status.st_size);
+  FileBytes bytes = std::string_view(name) == kWeightsFile
+                        ? FileBytes::map_weights(file.value, size)
+                        : FileBytes::map(file.value, size);
   if (bytes.size() == 0) bad_package(name, std::string("cannot be mapped: ") + strerror(errno));
   return bytes;
 }

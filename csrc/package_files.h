@@ -28,11 +28,27 @@ constexpr size_t kMaxConfigSize = size_t{16} << 20;  // of config.json, for 65,5
 constexpr size_t kMaxTokenizerSize = size_t{256} << 20;
 size_t size_limit(std::string_view name);  // the weights have none but what config.json implies
 
+// A file descriptor that closes itself.
+struct Descriptor {
+  explicit Descriptor(int descriptor) : value(descriptor) {}
+  ~Descriptor();
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  const int value;
+};
+
 // Read-only bytes, unmapped with their owner if they were mapped.
 class FileBytes {
  public:
   static FileBytes borrow(const void* data, size_t size);
   static FileBytes map(int descriptor, size_t size);  // empty when mmap fails
+  // The same for a file that is read again and again: on large pages, where the system gives them.
+  static FileBytes map_weights(int descriptor, size_t size);
+
+  // Whether bytes that have been read lie on large pages. A mapped file that does not is dropped
+  // from the page cache, where nobody else uses it, and read again: once it is there on large
+  // pages, all processes share them.
+  bool bring_onto_large_pages();
 
   const uint8_t* data() const { return data_.get(); }
   size_t size() const { return size_; }
@@ -44,20 +60,14 @@ class FileBytes {
     size_t mapped;  // 0: not ours
     void operator()(const uint8_t* data) const;
   };
+  bool map_onto_large_pages();
+
+  std::shared_ptr<const Descriptor> file_;  // of weights
   std::unique_ptr<const uint8_t, Unmap> data_{nullptr, Unmap{0}};
   size_t size_ = 0;
 };
 
 using PackageFiles = std::map<std::string, FileBytes, std::less<>>;
-
-// A file descriptor that closes itself.
-struct Descriptor {
-  explicit Descriptor(int descriptor) : value(descriptor) {}
-  ~Descriptor();
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  const int value;
-};
 
 // A folder held open, so that all of its files come from the same package even if another one takes
 // its place meanwhile.

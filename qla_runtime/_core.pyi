@@ -12,7 +12,12 @@ STAGES: tuple[str, ...]
 
 class Engine:
     def __init__(
-        self, path: str | PathLike[str], num_threads: int = 0, streams: int = 1, isa: str | None = None
+        self,
+        path: str | PathLike[str],
+        num_threads: int = 0,
+        streams: int = 1,
+        isa: str | None = None,
+        weights: str | None = None,
     ) -> None: ...
     @property
     def info(self) -> dict[str, Any]: ...

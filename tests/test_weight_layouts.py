@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import package_tools
 import pytest
 import raw
 
-from qla_runtime import UnsupportedError, _core
+from qla_runtime import Engine, InputError, UnsupportedError, _core
 
 BATCH_LENGTHS = [1, 5, 16, 33]
 
@@ -31,6 +33,27 @@ def test_an_unknown_layout_is_named(tmp_path) -> None:
     package.manifest["weight_layout"] = "n32k4"
     with pytest.raises(UnsupportedError, match="n32k4"):
         _core.Engine(package.save(tmp_path))
+
+
+@pytest.mark.parametrize("weights", ["mapped", "resident", "auto"])
+def test_a_placement_changes_no_bit_and_is_explained(weights: str, tmp_path) -> None:
+    path = package_tools.tiny_package("embedding").save(tmp_path)
+    batch = raw.random_batch(BATCH_LENGTHS, 101, 2)
+    want, engine = raw.run(_core.Engine(path), batch), Engine(path, weights=weights)
+    got = raw.run(_core.Engine(path, weights=weights), batch)
+    assert all(got[name].tobytes() == want[name].tobytes() for name in want)
+    where = "in a private copy (asked for)" if weights == "resident" else "read where the file is mapped"
+    assert f"weights: 0.1 MB of linear layers, {where}" in engine.explain()
+    again = pickle.loads(pickle.dumps(engine))
+    assert where in again.explain()
+
+
+@pytest.mark.parametrize("weights", ["shared", "", "resident\0", 3, "x" * 500])
+def test_an_unknown_placement_is_refused(weights: object, tmp_path) -> None:
+    path = package_tools.tiny_package("embedding").save(tmp_path)
+    with pytest.raises(InputError, match="weights (is 3|holds a NUL|.* is unknown; use auto, mapped or resident)") as error:
+        Engine(path, weights=weights)
+    assert len(str(error.value)) < 300
 
 
 @pytest.mark.parametrize("threads", [2, 3])

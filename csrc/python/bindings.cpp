@@ -218,14 +218,16 @@ class Results {
 class Engine {
  public:
   Engine(const py::object& path, std::int32_t num_threads, std::int32_t streams,
-         const py::object& isa) {
+         const py::object& isa, const py::object& weights) {
     const std::string folder = path_argument(path);
     const std::string isa_text = isa.is_none() ? "" : c_text(isa, "isa");
+    const std::string weights_text = weights.is_none() ? "" : c_text(weights, "weights");
     qla_options options{};
     options.struct_size = sizeof options;
     options.num_threads = num_threads;
     options.streams = streams;
     options.isa = isa.is_none() ? nullptr : isa_text.c_str();
+    options.weights = weights.is_none() ? nullptr : weights_text.c_str();
     qla_engine* opened = nullptr;
     check(without_gil([&](qla_stop stop, void* user) {
       options.stop = stop;
@@ -457,9 +459,10 @@ PYBIND11_MODULE(_core, module) {
   module.doc() = "The C door of qla_runtime (qla/qla.h): one engine, its results as numpy arrays.";
 
   py::class_<Engine>(module, "Engine")
-      .def(py::init<const py::object&, std::int32_t, std::int32_t, const py::object&>(),
+      .def(py::init<const py::object&, std::int32_t, std::int32_t, const py::object&,
+                    const py::object&>(),
            py::arg("path"), py::arg("num_threads") = 0, py::arg("streams") = 1,
-           py::arg("isa") = py::none())
+           py::arg("isa") = py::none(), py::arg("weights") = py::none())
       .def_property_readonly("info", &Engine::info)
       .def_property_readonly("config_json",
                              [](const Engine& engine) { return engine.text(QLA_TEXT_CONFIG); })

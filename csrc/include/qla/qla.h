@@ -77,6 +77,10 @@ typedef struct qla_options {
   const char* isa;     /* "ref","avx2","avxvnni","avx512vnni","amx"; NULL = best available */
   qla_stop stop;       /* ends the opening; NULL = never. Not used later: see qla_batch */
   void* stop_user;     /* passed to stop */
+  const char* weights; /* where the linear layers' weights lie. "mapped": in the mapped file, which
+                          all processes share. "resident": in a private copy on pages of 2 MiB.
+                          "auto" or NULL: mapped, unless they exceed the last-level cache and the
+                          system gives the file no large pages */
 } qla_options;
 
 typedef struct qla_model_info {

@@ -34,7 +34,8 @@ inline void check(qla_status status) {
 struct Options {
   std::int32_t num_threads = 0;  // 0: as many as affinity, cgroup quota and OMP_NUM_THREADS allow
   std::int32_t streams = 1;
-  std::string isa;  // empty: the best there is
+  std::string isa;      // empty: the best there is
+  std::string weights;  // "mapped", "resident" or "auto"; empty: auto (see qla_options)
 };
 
 // How many tokens each layer keeps; see docs/architecture.md, "Length semantics".
@@ -227,6 +228,7 @@ class Engine {
     plain.num_threads = options.num_threads;
     plain.streams = options.streams;
     plain.isa = options.isa.empty() ? nullptr : options.isa.c_str();
+    plain.weights = options.weights.empty() ? nullptr : options.weights.c_str();
     return plain;
   }
 
