@@ -125,8 +125,8 @@ void read_span_qa(const JsonEntry& entry, int max_length) {
 void check_activation(const JsonEntry& entry) {
   if (!entry.has("activation")) return;
   entry["activation"].one_of({"identity", "sigmoid", "tanh", "relu", "relu6", "leaky_relu", "elu",
-                              "gelu", "silu", "softplus", "softsign", "log_sigmoid",
-                              "hard_sigmoid", "hard_tanh"});
+                              "gelu", "silu", "softplus", "softsign", "log_sigmoid", "hard_sigmoid",
+                              "hard_tanh"});
 }
 
 // How vectors are compared and cut by the engine's callers; the engine gives whole ones.
