@@ -81,7 +81,7 @@ def test_a_cross_encoder_ranks_like_transformers(tmp_path, texts, family: str) -
     want = np.array(
         [transformers_logits(checkpoint, "AutoModelForSequenceClassification", query, d).item() for d in documents]
     )
-    ranked = engine.rank(query, documents)
+    ranked = engine.rank(query, documents, raw_scores=True)
     assert sorted(r["index"] for r in ranked) == list(range(len(documents)))
     assert [r["score"] for r in ranked] == sorted((r["score"] for r in ranked), reverse=True)
     ours = np.empty(len(documents))
@@ -89,6 +89,8 @@ def test_a_cross_encoder_ranks_like_transformers(tmp_path, texts, family: str) -
     error = np.abs(ours - want).max()
     assert error < 0.5 * want.std(), (error, want.std())
     assert np.corrcoef(ours, want)[0, 1] > 0.97
+    usual = {r["index"]: r["score"] for r in engine.rank(query, documents)}
+    np.testing.assert_allclose([usual[i] for i in range(len(documents))], 1 / (1 + np.exp(-ours)), rtol=1e-12)
     dropped = engine.rank(query, documents, length=LengthConfig.ratio([0.9, 0.7, 0.5]))
     assert sorted(r["index"] for r in dropped) == list(range(len(documents)))
     cost = {r["index"]: r["macs"] for r in ranked}
