@@ -277,7 +277,7 @@ def losses(args: argparse.Namespace) -> None:
         found = engine.answer([q.question for q in questions], [q.context for q in questions], name, details=True)
         there = np.array(
             [
-                [end is not None and set(end) <= set(kept.tolist()) for kept in result["kept"]]
+                [end is not None and set(end) <= set(kept) for kept in result["kept"]]
                 for end, result in zip(ends, found, strict=True)
             ]
         )

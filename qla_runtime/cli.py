@@ -765,7 +765,7 @@ def _escalation(text: str) -> Escalate:
         cheap = ""
     if not cheap or not dear:
         raise InputError(
-            f"--escalate {text!r} is not CHEAP:DEAR or CHEAP:DEAR:THRESHOLD; give two lengths as in --length, "
+            f"--escalate {shown(text)} is not CHEAP:DEAR or CHEAP:DEAR:THRESHOLD; give two lengths as in --length, "
             "and a threshold such as 0.5"
         )
     return Escalate(_length(cheap), _length(dear), *thresholds)
@@ -781,7 +781,7 @@ def _length(text: str | None) -> str | LengthConfig | None:
             raise ValueError
     except ValueError:
         raise InputError(
-            f"--length {text!r} is neither a name nor numbers with commas between; give one ratio "
+            f"--length {shown(text)} is neither a name nor numbers with commas between; give one ratio "
             "(1.0,.73,.71) or token count (315,251,242) per layer"
         ) from None
     if any(c in text for c in ".eE"):

@@ -184,7 +184,7 @@ def test_a_checkpoint_without_a_tokenizer(tagger, tmp_path):
     folder = Path(shutil.copytree(tagger, tmp_path / "x"))
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
-    with pytest.raises(InputError, match="no tokenizer in the folder"):
+    with pytest.raises(InputError, match="holds no tokenizer"):
         open_checkpoint(folder)
 
 

@@ -284,13 +284,9 @@ def test_a_misread_weight_shows_in_the_report(checkpoint, tmp_path, monkeypatch)
     assert right["hidden_cosine_mean"] > 0.98 > 0.95 > wrong["hidden_cosine_mean"]
 
 
-def test_the_reference_is_named_where_transformers_has_none(checkpoint, tmp_path):
-    from safetensors.torch import load_file, save_file
-
+def test_the_reference_is_named_where_transformers_has_none(checkpoint, monkeypatch):
     source = open_checkpoint(checkpoint)
-    assert reference_of(source, source.load_model()).name == "transformers' float32 model"
-    copy = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
-    tensors = load_file(copy / "model.safetensors")
-    del tensors["classifier.bias"]  # transformers fills it with numbers of its own
-    save_file(tensors, copy / "model.safetensors")
-    assert "qla_runtime's own" in reference_of(open_checkpoint(copy), source.load_model()).name
+    model = source.load_model()
+    assert reference_of(source, model).name == "transformers' float32 model"
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as where it is not installed
+    assert "qla_runtime's own" in reference_of(source, model).name

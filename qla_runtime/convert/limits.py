@@ -38,7 +38,7 @@ def check_name(name: str) -> str:
     Raises:
         InputError: it is empty, too long, or holds what a terminal or a UTF-8 file cannot show.
     """
-    if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
+    if not 1 <= len(name) <= MAX_NAME or not name.isprintable() or name.isspace():
         shown = name if len(name) <= MAX_NAME else name[:40] + "..."
         raise InputError(
             f"the package's name is {shown!r}, of {len(name)} characters; it must have 1 to {MAX_NAME} printable "
