@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qla_runtime import _core
-from qla_runtime.errors import InputError
+from qla_runtime.errors import InputError, shown
+from qla_runtime.options import check_choice, check_count
+from qla_runtime.real_numbers import as_float
 from qla_runtime.text_ranges import trim
 from qla_runtime.windows import QuestionWindows
 
@@ -61,26 +61,20 @@ class AnswerOptions:
             InputError: a value out of range, or two that exclude each other.
         """
         longest = task["max_length"]
-        _check_whole("top_k", top_k, 1, MAX_TOP_K, "1 gives the best answer alone")
         if max_answer_tokens is None:
             max_answer_tokens = task["max_answer_tokens"]
-        _check_whole("max_answer_tokens", max_answer_tokens, 1, None, "None takes the package's own limit")
         if doc_stride is None:
             doc_stride = task["doc_stride"]
-        _check_whole(
-            "doc_stride",
-            doc_stride,
-            0,
-            longest - 1,
-            f"windows have {longest} tokens, and None takes the package's own stride",
-        )
+        stride_remedy = f"windows have {longest} tokens, and None takes the package's own stride"
         impossible = _impossible(task, handle_impossible_answer, null_threshold)
         return cls(
-            top_k=int(top_k),
-            max_answer_tokens=min(int(max_answer_tokens), longest),
-            doc_stride=int(doc_stride),
+            top_k=check_count("top_k", top_k, "1 gives the best answer alone", most=MAX_TOP_K),
+            max_answer_tokens=min(
+                check_count("max_answer_tokens", max_answer_tokens, "None takes the package's own limit"), longest
+            ),
+            doc_stride=check_count("doc_stride", doc_stride, stride_remedy, least=0, most=longest - 1),
             handle_impossible_answer=impossible,
-            null_threshold=None if null_threshold is None else float(null_threshold),
+            null_threshold=None if null_threshold is None else as_float(null_threshold),
             score=_score(score, impossible),
         )
 
@@ -190,20 +184,20 @@ def _with_null(spans: list[dict[str, Any]], score: float, threshold: float | Non
 def _impossible(task: Mapping[str, Any], asked: Any, threshold: Any) -> bool:
     if asked is not None and not isinstance(asked, (bool, np.bool_)):
         raise InputError(
-            f"handle_impossible_answer is {asked!r}; it must be True or False, or None for what the package says"
+            f"handle_impossible_answer is {shown(asked)}; it must be True or False, or None for what the package "
+            "says"
         )
     if threshold is None:
         return bool(task.get("no_answer", False) if asked is None else asked)
-    number = isinstance(threshold, Real) and not isinstance(threshold, bool)
-    if not number or not math.isfinite(threshold) or not 0 <= threshold <= 1:
+    if not 0 <= as_float(threshold) <= 1:
         raise InputError(
-            f"null_threshold is {threshold!r}; it must be a number from 0 to 1, which the null score is compared "
-            "with, or None to compare it with the best span's score"
+            f"null_threshold is {shown(threshold)}; it must be a number from 0 to 1, which the null score is "
+            "compared with, or None to compare it with the best span's score"
         )
     if asked is not None and not asked:
         raise InputError(
-            f"null_threshold is {threshold!r} with handle_impossible_answer=False, which gives an answer always; "
-            "leave one of them out"
+            f"null_threshold is {shown(threshold)} with handle_impossible_answer=False, which gives an answer "
+            "always; leave one of them out"
         )
     return True
 
@@ -211,18 +205,10 @@ def _impossible(task: Mapping[str, Any], asked: Any, threshold: Any) -> bool:
 def _score(asked: Any, impossible: bool) -> str:
     if asked is None:
         return "with-null" if impossible else "against-null"
-    if not isinstance(asked, str) or asked not in SCORES:
-        raise InputError(f"score is {asked!r}; it must be one of {', '.join(SCORES)}, or None")
+    check_choice("score", asked, SCORES, ", or None")
     if impossible and asked != "with-null":
         raise InputError(
             f"score is {asked!r}, which cannot be compared with the null score; use score='with-null', or "
             "handle_impossible_answer=False"
         )
     return asked
-
-
-def _check_whole(name: str, value: Any, least: int, most: int | None, remedy: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise InputError(f"{name} is {value!r}; it must be an integer of at least {least}; {remedy}")
-    if most is not None and value > most:
-        raise InputError(f"{name} is {value}; it must be at most {most}; {remedy}")

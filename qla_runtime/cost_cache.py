@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qla_runtime.cost_model import COUNTS, MAX_MARGIN, MIN_MARGIN, REST_SECONDS, CostModel, Fit
+from qla_runtime.fork_safe import importing
 
 try:
     import fcntl
@@ -71,7 +72,8 @@ class CostCache:
 
     def save(self, fit: Fit) -> None:
         """Leaves the fit for later processes, which see the old file or the new one."""
-        from tempfile import mkstemp  # here, so that importing the package stays quick
+        with importing():  # here, so that importing the package stays quick
+            from tempfile import mkstemp
 
         if self._path is None:
             return
@@ -154,7 +156,8 @@ if hasattr(os, "register_at_fork"):
 
 def _file(package: Path, description: str) -> Path | None:
     """Where the fit of this package on this machine is kept; None where there is no place."""
-    from hashlib import sha256  # here, so that importing the package stays quick
+    with importing():  # here, so that importing the package stays quick
+        from hashlib import sha256
 
     root = os.environ.get("XDG_CACHE_HOME", "")
     try:

@@ -21,6 +21,7 @@ from qla_runtime.activations import activate
 from qla_runtime.answers import AnswerOptions, read_answers
 from qla_runtime.cost_model import CostModel
 from qla_runtime.errors import InputError, UnsupportedError, shown
+from qla_runtime.fork_safe import importing
 from qla_runtime.hub import PACKAGED, find_package
 from qla_runtime.length import (
     Escalate,
@@ -34,6 +35,7 @@ from qla_runtime.length import (
 )
 from qla_runtime.length_table import LengthTable
 from qla_runtime.lifetime import Lifetime, while_open
+from qla_runtime.options import check_count, check_switch
 from qla_runtime.output import EncoderOutput
 from qla_runtime.progress import Progress, in_steps, reported
 from qla_runtime.prompts import Prompts
@@ -100,13 +102,10 @@ class Engine:
         isa: str | None = None,
         weights: str | None = None,
     ) -> None:
-        _check_count(
-            "num_threads",
-            num_threads,
-            "leave it out (None) for the threads this process may use",
-            most=MAX_THREADS,
-        )
-        _check_count("streams", streams, "1 runs one call at a time", most=MAX_THREADS)
+        if num_threads is not None:
+            remedy = "leave it out (None) for the threads this process may use"
+            check_count("num_threads", num_threads, remedy, most=MAX_THREADS)
+        check_count("streams", streams, "1 runs one call at a time", most=MAX_THREADS)
         if isa is not None and not isinstance(isa, str):
             available = ", ".join(_core.available_isas())
             raise InputError(f"isa is {shown(isa)}; use one of {available}, or None for the best available")
@@ -256,6 +255,7 @@ class Engine:
         return dict(self._table.named)
 
     @property
+    @while_open
     def frontier(self) -> dict[str, NamedLength]:
         """The configs that policies choose from beside :attr:`lengths`, by the names that results report and
         ``length=`` takes: their own, else ``frontier-1``, ``frontier-2``, in the package's order."""
@@ -388,6 +388,7 @@ class Engine:
             "null_threshold": null_threshold,
             "score": score,
         }
+        check_switch("details", details)
         options = AnswerOptions.checked(self._task, **asked)
         questions, single = check_texts(question, "question")
         contexts, single_context = check_texts(context, "context")
@@ -467,6 +468,8 @@ class Engine:
         began = perf_counter()
         self._require("embedding", "encode")
         texts, single = check_texts(sentences, "sentences", blank=True)
+        check_switch("truncate", truncate)
+        check_switch("normalize_embeddings", normalize_embeddings)
         chosen = self._prompts.choose(prompt, prompt_name)
         texts = [chosen + text for text in texts]
         width = vectors.check_truncate_dim(truncate_dim, self._info["hidden"]) or self._task.get("truncate_dim")
@@ -594,7 +597,9 @@ class Engine:
                     f"there are {_amount(firsts, single)} for {_amount(seconds, single_pair)} in text_pairs; "
                     "pass two texts, or two lists of the same length"
                 )
-        _check_count("top_k", top_k, "None gives the scores of all labels")
+        if top_k is not None:
+            check_count("top_k", top_k, "None gives the scores of all labels")
+        check_switch("truncate", truncate)
         regression = self._task["problem"] == "regression"
         no_confidence = "classify() of a regression model gives values" if regression else None
         plan = self._plan(length, latency_ms, len(firsts), no_confidence=no_confidence)
@@ -678,8 +683,10 @@ class Engine:
             raise InputError("documents is one text; it must be a list of texts. Wrap it in a list")
         check_texts(query, "query")
         texts, _ = check_texts(documents, "documents", blank=True)
-        _check_count("top_k", top_k, "None gives all documents")
-        activation = "identity" if raw_scores else self._task.get("activation")
+        if top_k is not None:
+            check_count("top_k", top_k, "None gives all documents")
+        check_switch("truncate", truncate)
+        activation = "identity" if check_switch("raw_scores", raw_scores) else self._task.get("activation")
         plan = self._plan(length, latency_ms, len(texts), no_confidence="rank() gives relevances")
         asked = self._prompts.choose(prompt, prompt_name) + query
         pairs = [(asked, text) for text in texts]
@@ -744,6 +751,7 @@ class Engine:
         began = perf_counter()
         self._require("token-classification", "tag")
         checked, single = check_texts(texts, "texts", blank=True)
+        check_switch("truncate", truncate)
         rules = tags.tag_rules(self.labels, aggregation_strategy, label_scheme, ignore_labels)
         plan = self._plan(length, latency_ms, len(checked))
         if isinstance(plan, Escalate):
@@ -803,16 +811,16 @@ class Engine:
             UnsupportedError: ``length`` is a policy that it cannot follow.
         """
         began = perf_counter()
+        switches = {
+            "hidden_states": output_hidden_states,
+            "scores": output_scores,
+            "stages": output_stages,
+        }
+        wanted = {name for name, value in switches.items() if check_switch(f"output_{name}", value)}
         batch = inputs.ragged(input_ids, attention_mask, token_type_ids)
         asked = self._plan(length, latency_ms, batch.count, no_confidence="forward() gives logits")
         plan, ran = self._within_budget(asked, began, [batch], batch.count)
-        want = {"last_hidden", "logits", "kept", "macs"}
-        if output_hidden_states:
-            want.add("hidden_states")
-        if output_scores:
-            want.add("scores")
-        if output_stages:
-            want.add("stages")
+        want = {"last_hidden", "logits", "kept", "macs"} | wanted
         arrays = self._run(batch, plan.index, plan, want)
         ran()
         lengths = [plan.report(i) for i in range(batch.count)]
@@ -1039,7 +1047,9 @@ def _prepared(
 ) -> Callable[[], object]:
     """A native call over random ids, ready to be timed."""
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    ids = np.random.default_rng(0).integers(0, info["vocab_size"], offsets[-1], dtype=np.int32)
+    with importing():
+        random = np.random.default_rng(0)
+    ids = random.integers(0, info["vocab_size"], offsets[-1], dtype=np.int32)
     native = [config.to_native()]
     return lambda: core.run(ids, offsets, None, native, None, {"logits", "macs"})
 
@@ -1084,16 +1094,6 @@ def _escalated(policy: Escalate, first: Any, single: bool, again: Callable[[list
     confidence = attrgetter("confidence") if of_spans else itemgetter("score")
     merged = policies.escalate(results, confidence, policy.threshold, again, lambda cheap, dear: tell(dear, cheap))
     return merged[0] if single else merged
-
-
-def _check_count(name: str, value: Any, remedy: str, most: int | None = None) -> None:
-    """``value`` must be a positive integer of at most ``most``, or None where that has a meaning."""
-    if value is None and name != "streams":
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise InputError(f"{name} is {shown(value)}; it must be an integer of at least 1; {remedy}")
-    if most is not None and value > most:
-        raise InputError(f"{name} is {shown(value)}; it must be at most {most}; {remedy}")
 
 
 def _amount(texts: list[str], single: bool) -> str:

@@ -1,7 +1,7 @@
-"""Locks that a forked child finds open.
+"""Locks and imports that a forked child does not wait for.
 
 ``fork`` copies one thread alone. A plain lock that another thread held at that moment stays locked in the child
-for ever.
+for ever. Python locks a module in the same way while a thread imports it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import os
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 _locks: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()
 
@@ -47,10 +48,22 @@ class ForkSafeLock:
         self._lock = threading.Lock()
 
 
+_importing = threading.RLock()
+
+
+def importing() -> AbstractContextManager[Any]:
+    """To be held (``with``) around an import inside a function: a thread that forks waits for the import's end."""
+    return _importing
+
+
 def _renew_all() -> None:
     for lock in list(_locks):
         lock._renew()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_all)
+    os.register_at_fork(
+        before=_importing.acquire,
+        after_in_parent=_importing.release,
+        after_in_child=lambda: (_importing.release(), _renew_all()),
+    )

@@ -40,7 +40,9 @@ def find_package(source: str | os.PathLike[str] | None, *, revision: str | None 
     """
     if source is None:
         if revision is not None:
-            raise InputError(f"revision is {revision!r} without a model; a revision is for hub ids, leave it out")
+            raise InputError(
+                f"revision is {shown(revision)} without a model; a revision is for hub ids, leave it out"
+            )
         return _packaged(DEFAULT_PACKAGE)
     if not isinstance(source, (str, os.PathLike)):
         raise InputError(
@@ -58,7 +60,7 @@ def find_package(source: str | os.PathLike[str] | None, *, revision: str | None 
         raise PackageError(f"the model {text[:100]!r} is no path: {error}. Check it") from None
     if exists and revision is not None:
         raise InputError(
-            f"revision is {revision!r}, but {text!r} is here; a revision is for hub ids, leave it out"
+            f"revision is {shown(revision)}, but {text!r} is here; a revision is for hub ids, leave it out"
         )
     if is_folder:
         return _checked_folder(path, text)
@@ -66,7 +68,7 @@ def find_package(source: str | os.PathLike[str] | None, *, revision: str | None 
         raise _not_a_folder(path)
     if text in PACKAGED.values():
         if revision is not None:
-            raise InputError(f"revision is {revision!r}, but {text!r} is a packaged model; leave it out")
+            raise InputError(f"revision is {shown(revision)}, but {text!r} is a packaged model; leave it out")
         return _packaged(text)
     if _HUB_ID.fullmatch(text):
         # The small files tell a package from a checkpoint before gigabytes of weights are fetched.

@@ -93,7 +93,9 @@ def _ordered(value: Any, name: str, wanted: str) -> Any:
         raise InputError(f"{name} is of type {type(value).__name__}; it must be {wanted}. Pass its ['input_ids']")
     if isinstance(value, (set, frozenset)):
         raise InputError(f"{name} is of type {type(value).__name__}, which has no order; it must be {wanted}")
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable) and not hasattr(value, "__array__"):
+    if isinstance(value, (str, bytes, np.generic)) or not (
+        isinstance(value, Iterable) or hasattr(value, "__array__")
+    ):
         raise InputError(f"{name} is {shown(value)}; it must be {wanted}")
     return value if hasattr(value, "__len__") else list(value)
 

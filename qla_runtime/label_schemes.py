@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from qla_runtime.errors import InputError
+from qla_runtime.options import check_choice
 
 SCHEMES = {"bio": "BI", "iob1": "BI", "bioes": "BIES", "bilou": "BILU", "plain": ""}
 """Each scheme's letters. BIO and IOB1 differ in how a corpus is written, and are read alike."""
@@ -56,8 +57,8 @@ def read_labels(labels: Sequence[str], scheme: str | None = None) -> LabelScheme
     Raises:
         InputError: an unknown scheme, or one that no label is written in.
     """
-    if scheme is not None and scheme not in SCHEMES:
-        raise InputError(f"label_scheme is {scheme!r}; use one of {', '.join(SCHEMES)}, or None to detect it")
+    if scheme is not None:
+        check_choice("label_scheme", scheme, SCHEMES, ", or None to detect it")
     outside = frozenset(label for label in labels if label.upper() in _OUTSIDE)
     named = [label for label in labels if label not in outside]
     split = max(

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from qla_runtime.errors import InputError
+from qla_runtime.errors import InputError, shown
+from qla_runtime.fork_safe import importing
 
 Progress = bool | Callable[[int], Any]
 """True shows a bar, False nothing. A function is called with the number of inputs done since the last call."""
@@ -36,7 +37,7 @@ def reported(progress: Progress, total: int) -> Iterator[Callable[[int], Any]]:
         yield progress
     elif progress is not True:
         raise InputError(
-            f"progress is {progress!r:.60}; it must be True, False, or a function of the number of inputs done"
+            f"progress is {shown(progress)}; it must be True, False, or a function of the number of inputs done"
         )
     else:
         with bar(total, None, delay=0) as update:
@@ -46,7 +47,8 @@ def reported(progress: Progress, total: int) -> Iterator[Callable[[int], Any]]:
 @contextmanager
 def bar(total: int, what: str | None, *, delay: float = 2) -> Iterator[Callable[[int], Any]]:
     """A bar on standard error, which appears when the work takes longer than ``delay`` seconds."""
-    from tqdm import tqdm
+    with importing():
+        from tqdm import tqdm
 
     # On a terminal the bar is redrawn; in a log each state is text to scroll past.
     interval = 0.2 if sys.stderr is not None and sys.stderr.isatty() else 10

@@ -9,9 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qla_runtime.errors import InputError
-
-_DOCUMENT_NAMES = ("document", "passage", "corpus")
+from qla_runtime.errors import InputError, shown
 
 
 class Prompts:
@@ -42,21 +40,21 @@ class Prompts:
         if not isinstance(prompt_name, str) or prompt_name not in self.texts:
             known = f"one of {', '.join(map(repr, self.texts))}" if self.texts else "left out: this model has none"
             raise InputError(
-                f"the prompt's name is {prompt_name!r}; it must be {known}. Or give the prompt's text"
+                f"the prompt's name is {shown(prompt_name)}; it must be {known}. Or give the prompt's text"
             )
         return self.texts[prompt_name]
 
     def query(self, prompt: str | None, prompt_name: str | None) -> str:
         """As :meth:`choose`, but the prompt called ``query`` where neither argument is given."""
-        return self._for_role(prompt, prompt_name, ("query",))
+        return self._for_role(prompt, prompt_name, "query")
 
     def document(self, prompt: str | None, prompt_name: str | None) -> str:
-        """As :meth:`choose`, but the prompt called ``document`` (else ``passage``, else ``corpus``)."""
-        return self._for_role(prompt, prompt_name, _DOCUMENT_NAMES)
+        """As :meth:`choose`, but the prompt called ``document`` where neither argument is given."""
+        return self._for_role(prompt, prompt_name, "document")
 
-    def _for_role(self, prompt: str | None, prompt_name: str | None, names: Sequence[str]) -> str:
-        if prompt is None and prompt_name is None:
-            prompt_name = next((name for name in names if name in self.texts), None)
+    def _for_role(self, prompt: str | None, prompt_name: str | None, role: str) -> str:
+        if prompt is None and prompt_name is None and role in self.texts:
+            prompt_name = role
         return self.choose(prompt, prompt_name)
 
 

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qla_runtime import aggregation, heads
-from qla_runtime.errors import InputError
+from qla_runtime.errors import InputError, shown
 from qla_runtime.label_schemes import LabelScheme, chunks, read_labels
+from qla_runtime.options import check_choice
 from qla_runtime.text_ranges import trim
 
 if TYPE_CHECKING:
@@ -59,12 +60,11 @@ def tag_rules(
         InputError: an unknown strategy or scheme, a scheme for a strategy that reads none, or ``ignore_labels``
             that is no list of texts.
     """
-    if strategy not in STRATEGIES:
-        raise InputError(f"aggregation_strategy is {strategy!r}; use one of {', '.join(STRATEGIES)}")
+    check_choice("aggregation_strategy", strategy, STRATEGIES)
     if label_scheme is not None and strategy in aggregation.STRATEGIES:
         raise InputError(
-            f"label_scheme is {label_scheme!r}, but aggregation_strategy={strategy!r} is transformers' own and "
-            "reads B- and I- alone; leave label_scheme out, or use 'words' or 'pieces'"
+            f"label_scheme is {shown(label_scheme)}, but aggregation_strategy={strategy!r} is transformers' own "
+            "and reads B- and I- alone; leave label_scheme out, or use 'words' or 'pieces'"
         )
     scheme = read_labels(labels, label_scheme)
     if ignore_labels is None:
@@ -72,7 +72,9 @@ def tag_rules(
     else:
         given = list(ignore_labels) if isinstance(ignore_labels, (list, tuple, set, frozenset)) else [None]
         if not all(isinstance(label, str) for label in given):
-            raise InputError(f"ignore_labels is {ignore_labels!r:.60}; it must be a list of labels, such as ['O']")
+            raise InputError(
+                f"ignore_labels is {shown(ignore_labels)}; it must be a list of labels, such as ['O']"
+            )
         ignored = frozenset(given)
     return TagRules(strategy, labels, scheme, ignored)
 

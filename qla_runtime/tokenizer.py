@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qla_runtime.errors import PackageError
+from qla_runtime.fork_safe import importing
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -80,7 +81,8 @@ def open_tokenizer(content: bytes | str, rules: TextRules, max_length: int | Non
     Raises:
         PackageError: the tokenizers library cannot read it.
     """
-    from tokenizers import Tokenizer
+    with importing():
+        from tokenizers import Tokenizer
 
     with faults_named():
         tokenizer = Tokenizer.from_str(content if isinstance(content, str) else content.decode())

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qla_runtime.errors import InputError
+from qla_runtime.errors import InputError, shown
 
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 """Names of ``similarity`` in a package's ``config.json``; both distances are negative, so that more is closer."""
@@ -33,8 +33,8 @@ def check_truncate_dim(value: Any, hidden: int) -> int | None:
         return None
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)) or not 1 <= value <= hidden:
         raise InputError(
-            f"truncate_dim is {value!r}; it must be an integer from 1 to {hidden}, the numbers of a vector of "
-            "this model. Leave it out (None) for what the model's own config says"
+            f"truncate_dim is {shown(value)}; it must be an integer from 1 to {hidden}, the numbers of a vector "
+            "of this model. Leave it out (None) for what the model's own config says"
         )
     return int(value)
 
@@ -74,7 +74,7 @@ def similarity(name: str, first: ArrayLike, second: ArrayLike) -> NDArray[np.flo
 def _rows(what: str, vectors: ArrayLike) -> NDArray[np.float32]:
     try:
         rows = np.atleast_2d(np.asarray(vectors, np.float32))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         raise InputError(f"the {what} argument holds no vectors of one width; pass what encode() gave") from None
     if rows.ndim != 2:
         raise InputError(f"the {what} argument has {rows.ndim} dimensions; pass one vector or rows of vectors")
