@@ -765,8 +765,8 @@ def _escalation(text: str) -> Escalate:
         cheap = ""
     if not cheap or not dear:
         raise InputError(
-            f"--escalate {shown(text)} is not CHEAP:DEAR or CHEAP:DEAR:THRESHOLD; give two lengths as in --length, "
-            "and a threshold such as 0.5"
+            f"--escalate {shown(text)} is not CHEAP:DEAR or CHEAP:DEAR:THRESHOLD; give two lengths as in "
+            "--length, and a threshold such as 0.5"
         )
     return Escalate(_length(cheap), _length(dear), *thresholds)
 

@@ -51,7 +51,8 @@ def test_a_placement_changes_no_bit_and_is_explained(weights: str, tmp_path) -> 
 @pytest.mark.parametrize("weights", ["shared", "", "resident\0", 3, "x" * 500])
 def test_an_unknown_placement_is_refused(weights: object, tmp_path) -> None:
     path = package_tools.tiny_package("embedding").save(tmp_path)
-    with pytest.raises(InputError, match="weights (is 3|holds a NUL|.* is unknown; use auto, mapped or resident)") as error:
+    words = "weights (is 3|holds a NUL|.* is unknown; use auto, mapped or resident)"
+    with pytest.raises(InputError, match=words) as error:
         Engine(path, weights=weights)
     assert len(str(error.value)) < 300
 
