@@ -106,7 +106,8 @@ def convert(
 
     Returns:
         The report: ``name``, ``task``, ``activations``, ``samples``, ``tokens``, ``texts`` (where they come from),
-        ``reference`` (what INT8 is compared with), ``held_out``, ``calibration_samples``, ``agreement_means``,
+        ``reference`` (what INT8 is compared with), ``held_out``, ``calibration_samples``, ``correction_samples``
+        (texts that a classifier's bias was corrected on), ``agreement_means``,
         ``modes``, ``bytes`` and ``notes`` (what of the checkpoint the package leaves out, a sentence each); see
         :func:`report.compare`.
 
@@ -170,16 +171,16 @@ def convert(
         for kind in kinds:
             write(kind, tensors)
         reference = reference_of(source, model)
-        if _corrects_head(source.task) and samples.calibrate and samples.held_out:
-            used = samples.calibrate[:: -(-len(samples.calibrate) // HEAD_TEXTS)]
-            for kind in kinds:
-                bias = pad16(corrected_bias(model, reference, packages[kind], used))
-                write(kind, tensors | {"head.bias": bias})
+        corrections = _head_samples(source.task, samples) if calibrate is not None else []
+        for kind in kinds if corrections else ():
+            bias = pad16(corrected_bias(model, reference, packages[kind], corrections))
+            write(kind, tensors | {"head.bias": bias})
         del tensors
         calibrated = len(samples.calibrate) if "static" in kinds else 0
         report = _report(
             name, activations, source, model, reference, samples, calibrated, origin, packages, progress
         )
+        report["correction_samples"] = len(corrections)
         report["notes"] = list(source.notes)
         card = write_card(
             name=name,
@@ -210,6 +211,14 @@ def _set_aside(task: TaskSpec, calibrate: Any, kinds: Sequence[str], samples: in
     if "static" in kinds:
         return samples
     return HEAD_TEXTS if calibrate is not None and _corrects_head(task) else 0
+
+
+def _head_samples(task: TaskSpec, samples: Samples) -> list[Sample]:
+    """What a classifier's bias is corrected on; nothing where the report would see the same texts."""
+    found = samples.calibrate
+    if not _corrects_head(task) or not found or not samples.held_out:
+        return []
+    return found[:: -(-len(found) // HEAD_TEXTS)]
 
 
 def corrected_bias(model: Model, reference: Reference, package: Path, samples: Sequence[Sample]) -> np.ndarray:
