@@ -56,6 +56,12 @@ def test_wrappers_inside_and_missing_family_prefix(tagger, tmp_path):
     assert same_model(bare, tagger)
 
 
+def test_an_encoder_inside_another_model_is_named(tagger, tmp_path):
+    folder = rewrite(tagger, tmp_path / "x", lambda t: {f"backbone.{k}": v for k, v in t.items()})
+    with pytest.raises(InputError, match=r"'embeddings\.word.*backbone\.bert\.embeddings\.word.* another model"):
+        open_checkpoint(folder)
+
+
 def test_one_tensor_under_two_names(tagger, tmp_path):
     twice = rewrite(tagger, tmp_path / "x", lambda t: t | {"module.classifier.bias": t["classifier.bias"] + 1})
     with pytest.raises(InputError, match=r"both 'classifier\.bias' and 'module\.classifier\.bias'"):
@@ -96,6 +102,14 @@ ZERO = torch.zeros(4, 4)
         ("bert.encoder.layer.0.output.dense.weight.absmax", "quantized already"),
         ("bert.encoder.layer.0.output.dense.qweight", "quantized already"),
         ("crf.transitions", "CRF"),
+        ("bert.encoder.layer.0.output.dense.lokr_w1", "merge"),
+        ("bert.encoder.layer.0.output.dense.hada_w1_a", "merge"),
+        ("prompt_embeddings", "merge"),
+        ("bert.encoder.layer.0.output.dense.W_q", "quantized"),
+        ("bert.encoder.layer.0.output.dense.weight._data", "quantized"),
+        ("bert.encoder.layer.0.output.dense.weight_fake_quant.scale", "quantized"),
+        ("bert.encoder.layer.0.output.dense.weight_g", "parametrization"),
+        ("bert.encoder.layer.0.output.dense.parametrizations.weight.original0", "parametrization"),
         ("transitions", "CRF"),
         ("bert.encoder.layer.0.attention.self.distance_embedding.weight", "positions"),
         ("linear.weight", "this kind of model does not have"),

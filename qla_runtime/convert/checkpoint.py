@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Any
 from qla_runtime.convert import limits
 from qla_runtime.convert.companions import check_modules, companion_notes
 from qla_runtime.convert.config_keys import infer_model_type, refuse_other_arithmetic, unknown_keys, with_defaults
-from qla_runtime.convert.json_files import first_line as _first_line
-from qla_runtime.convert.json_files import read_json as _read_json
-from qla_runtime.convert.json_files import read_object as _read_object
+from qla_runtime.convert.json_files import first_line, read_json, read_object
 from qla_runtime.convert.sentence_settings import SentenceSettings, chosen_pooling, read_settings
 from qla_runtime.convert.spec import (
     EncoderSpec,
@@ -168,7 +166,7 @@ def open_checkpoint(
     left_beside = companion_notes(root, source, task)
     folder, sentence, how = _sentence_layout(root)
     sentence = chosen_pooling(sentence, pooling, task)
-    config = _read_object(folder / "config.json")
+    config = read_object(folder / "config.json")
     refuse_other_arithmetic(config)  # before the weights, of which such a config may have a kind of its own
     weights = WeightFiles(folder, source)
     config["model_type"] = infer_model_type(config, canonical_names(weights.tensors, None))
@@ -241,7 +239,7 @@ def _find(checkpoint: str | Path) -> Path:
         return folder
     except Exception as error:  # the hub client raises many kinds; each means "not available"
         raise InputError(
-            f"checkpoint {name!r} is no folder here, and the hub did not give it: {_first_line(error)}. "
+            f"checkpoint {name!r} is no folder here, and the hub did not give it: {first_line(error)}. "
             "Check the name and the network, or pass a folder"
         ) from error
 
@@ -251,7 +249,7 @@ def _sentence_layout(root: Path) -> tuple[Path, SentenceSpec | None, Transformer
     listing = root / "modules.json"
     if not listing.is_file():
         return root, None, TransformerSettings()
-    modules = _read_json(listing)
+    modules = read_json(listing)
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise InputError("modules.json must hold a list of modules")
     pooling = [module for module in modules if str(module.get("type", "")).endswith("Pooling")]
@@ -264,7 +262,7 @@ def _sentence_layout(root: Path) -> tuple[Path, SentenceSpec | None, Transformer
         return transformer, None, settings
     spec = sentence_spec(
         modules,
-        _read_object(_inside(root, pooling[0]) / "config.json"),
+        read_object(_inside(root, pooling[0]) / "config.json"),
         {"max_seq_length": settings.max_length},
     )
     return transformer, spec, settings

@@ -39,6 +39,11 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def first_line(error: Exception) -> str:
+def optional_object(path: Path) -> dict[str, Any]:
+    """As :func:`read_object`, but empty where there is no such file."""
+    return read_object(path) if path.exists() else {}
+
+
+def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -24,6 +24,26 @@ def embedding_scale(table: np.ndarray) -> np.ndarray:
     return np.where(largest > 0, largest / 127, 1).astype(np.float32)
 
 
+def exact_first_token(
+    positions: np.ndarray, row: int, word: np.ndarray, stored: np.ndarray, scale: np.ndarray
+) -> np.ndarray:
+    """The position table with one row changed so that a known token at that position has no rounding error.
+
+    A token that stands before every text, such as [CLS], always meets the first position, and the sum of the two
+    rows is all that the encoder sees. Positions are float32, so they can hold what int8 rounds away.
+
+    Args:
+        positions: (P, H) float32.
+        row: of the first position.
+        word: (H,) float32, the token's embedding.
+        stored: (H,) int8, the same as the package holds it.
+        scale: () float32, its scale.
+    """
+    exact = positions.copy()
+    exact[row] += word - stored * scale
+    return exact
+
+
 def pack(weight: np.ndarray) -> np.ndarray:
     """(N, K) int8 to (N/64, K/4, 64, 4): ``packed[n/64][k/4][n%64][k%4] = weight[n][k]``, the layout n64k4."""
     n, k = weight.shape

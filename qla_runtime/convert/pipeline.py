@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qla_runtime.convert.calibration import Samples, pick_samples
+from qla_runtime.convert.calibration import Sample, Samples, pick_samples
 from qla_runtime.convert.card import Provenance, write_card
 from qla_runtime.convert.checkpoint import Checkpoint, open_checkpoint
 from qla_runtime.convert.lengths import default_configs, to_json, with_full
 from qla_runtime.convert.limits import check_name
 from qla_runtime.convert.no_answer import with_no_answer
-from qla_runtime.convert.pack import embedding_scale, pack, pad16, quantize_rows
+from qla_runtime.convert.pack import embedding_scale, exact_first_token, pack, pad16, quantize_rows
 from qla_runtime.convert.package_writer import (
     FORMAT_VERSION,
     check_room,
@@ -27,10 +28,12 @@ from qla_runtime.convert.package_writer import (
     write_file,
     write_package,
 )
-from qla_runtime.convert.report import compare, engine_run, reference_of, sentence, table
+from qla_runtime.convert.report import Reference, compare, engine_run, reference_of, sentence, table
 from qla_runtime.convert.sample_texts import NAME as SAMPLE_NAME
 from qla_runtime.convert.sample_texts import sample_texts
 from qla_runtime.convert.scales import ALGORITHMS, LINEARS, LinearScales
+from qla_runtime.convert.spec import TaskSpec
+from qla_runtime.convert.tokenizer import first_token
 from qla_runtime.data_sets import read_texts
 from qla_runtime.errors import InputError
 from qla_runtime.length import LengthConfig
@@ -43,6 +46,8 @@ ACTIVATIONS = ("per_token", "static")
 
 REPORT_TEXTS, REPORT_TOKENS = 100, 16_384
 """What the accuracy report runs at most: float32 BERT-base takes half a minute for it on two cores."""
+HEAD_TEXTS = 32
+"""How many texts a classifier's bias is corrected on at most."""
 
 
 Scales = Mapping[tuple[int, str], LinearScales]
@@ -101,7 +106,8 @@ def convert(
 
     Returns:
         The report: ``name``, ``task``, ``activations``, ``samples``, ``tokens``, ``texts`` (where they come from),
-        ``reference`` (what INT8 is compared with), ``held_out``, ``calibration_samples``, ``agreement_means``,
+        ``reference`` (what INT8 is compared with), ``held_out``, ``calibration_samples``, ``correction_samples``
+        (texts that a classifier's bias was corrected on), ``agreement_means``,
         ``modes``, ``bytes`` and ``notes`` (what of the checkpoint the package leaves out, a sentence each); see
         :func:`report.compare`.
 
@@ -136,7 +142,7 @@ def convert(
         source.text,
         max_length=source.task.max_length,
         type_vocab_size=source.encoder.type_vocab_size,
-        calibrate=calibration_samples if "static" in kinds else 0,
+        calibrate=_set_aside(source.task, calibrate, kinds, calibration_samples),
         check=REPORT_TEXTS,
         check_tokens=REPORT_TOKENS,
     )
@@ -148,19 +154,33 @@ def convert(
         check_room(stage, len(kinds) * package_bytes(source))
         model = source.load_model()
         scales = _scales(model, samples, configs, kinds, calibration_algo, progress)
-        tensors = packed_tensors(model, scales)
-        for kind in kinds:
-            (stage / kind).mkdir()
+        tensors = packed_tensors(model, scales, first_token(source.tokenizer_json, source.text))
+        packages = {kind: stage / kind for kind in kinds}
+
+        def write(kind: str, tensors: Mapping[str, np.ndarray]) -> None:
+            shutil.rmtree(packages[kind], ignore_errors=True)
+            packages[kind].mkdir()
             write_package(
-                stage / kind,
+                packages[kind],
                 config=package_config(name, source, scales, kind),
                 tensors=tensors,
                 tokenizer_json=source.tokenizer_json,
                 length_configs=to_json(configs, source.encoder, source.task),
             )
+
+        for kind in kinds:
+            write(kind, tensors)
+        reference = reference_of(source, model)
+        corrections = _head_samples(source.task, samples) if calibrate is not None else []
+        for kind in kinds if corrections else ():
+            bias = pad16(corrected_bias(model, reference, packages[kind], corrections))
+            write(kind, tensors | {"head.bias": bias})
         del tensors
-        packages = {kind: stage / kind for kind in kinds}
-        report = _report(name, activations, source, model, samples, origin, packages, progress)
+        calibrated = len(samples.calibrate) if "static" in kinds else 0
+        report = _report(
+            name, activations, source, model, reference, samples, calibrated, origin, packages, progress
+        )
+        report["correction_samples"] = len(corrections)
         report["notes"] = list(source.notes)
         card = write_card(
             name=name,
@@ -178,6 +198,45 @@ def convert(
     if progress:
         print(f"{sentence(report)}:\n{table(report)}", file=sys.stderr)
     return report
+
+
+def _corrects_head(task: TaskSpec) -> bool:
+    """Whether a bias added to every output changes what the model says: no answer span depends on it, and
+    vectors have no head."""
+    return task.kind == "sequence-classification"
+
+
+def _set_aside(task: TaskSpec, calibrate: Any, kinds: Sequence[str], samples: int) -> int:
+    """How many samples the report leaves to calibration and to the correction of the head."""
+    if "static" in kinds:
+        return samples
+    return HEAD_TEXTS if calibrate is not None and _corrects_head(task) else 0
+
+
+def _head_samples(task: TaskSpec, samples: Samples) -> list[Sample]:
+    """What a classifier's bias is corrected on; nothing where the report would see the same texts."""
+    found = samples.calibrate
+    if not _corrects_head(task) or not found or not samples.held_out:
+        return []
+    return found[:: -(-len(found) // HEAD_TEXTS)]
+
+
+def corrected_bias(model: Model, reference: Reference, package: Path, samples: Sequence[Sample]) -> np.ndarray:
+    """The head's bias, less what INT8 adds to each output on average: rounding errs to one side in every model.
+
+    Args:
+        model: float32.
+        reference: whose outputs are right.
+        package: the INT8 package, with the model's own bias.
+        samples: texts as the model will meet them.
+
+    Returns:
+        (outputs,) float32.
+    """
+    right = np.array([output for _, output in reference.run(samples)], np.float64)
+    found = np.array([output for _, output in engine_run(package, model.task)(samples)], np.float64)
+    bias = model.state_dict()["head.bias"].numpy()
+    return (bias + (right - found).mean(axis=0)).astype(np.float32)
 
 
 def _scales(
@@ -209,8 +268,14 @@ def package_bytes(source: Checkpoint) -> int:
     return encoder.layers * (products + 4 * floats) + embeddings + head + len(source.tokenizer_json) + (1 << 20)
 
 
-def packed_tensors(model: Model, scales: Scales) -> dict[str, np.ndarray]:
-    """Every tensor of ``model.safetensors``, in the order of docs/file-format.md."""
+def packed_tensors(model: Model, scales: Scales, first: int | None = None) -> dict[str, np.ndarray]:
+    """Every tensor of ``model.safetensors``, in the order of docs/file-format.md.
+
+    Args:
+        model: float32.
+        scales: of its linear layers.
+        first: the token that stands before every text, whose embedding then loses nothing at the first position.
+    """
     encoder = model.encoder
     state = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
     word = state["encoder.embeddings.word.weight"]
@@ -221,6 +286,14 @@ def packed_tensors(model: Model, scales: Scales) -> dict[str, np.ndarray]:
     }
     for name in ("position.weight", "token_type.weight", "norm.weight", "norm.bias"):
         tensors[f"embeddings.{name}"] = state[f"encoder.embeddings.{name}"]
+    if first is not None:
+        tensors["embeddings.position.weight"] = exact_first_token(
+            tensors["embeddings.position.weight"],
+            encoder.spec.position_offset,
+            word[first],
+            tensors["embeddings.word.weight"][first],
+            word_scale[first],
+        )
     for i in range(encoder.spec.layers):
         prefix = f"layers.{i}"
         for linear in LINEARS:
@@ -266,19 +339,20 @@ def _report(
     activations: str,
     source: Checkpoint,
     model: Model,
+    reference: Reference,
     samples: Samples,
+    calibrated: int,
     origin: str,
     packages: Mapping[str, Path],
     progress: bool,
 ) -> dict[str, Any]:
     task = model.task
-    reference = reference_of(source, model)
     runs = {kind: engine_run(package, task) for kind, package in packages.items()}
     return {
         "name": name,
         "task": task.kind,
         "activations": activations,
-        "calibration_samples": len(samples.calibrate),
+        "calibration_samples": calibrated,
         "held_out": samples.held_out,
         "texts": origin,
         "reference": reference.name,

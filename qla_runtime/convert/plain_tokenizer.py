@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, processors
 
+from qla_runtime.convert.json_files import optional_object
 from qla_runtime.errors import InputError, UnsupportedError
 from qla_runtime.tokenizer import SIDES, TextRules
 
@@ -69,7 +70,7 @@ def model_type(config: Mapping[str, Any]) -> str:
 
 def tokenizer_class(folder: Path, config: Mapping[str, Any]) -> str:
     """The class that transformers gives a checkpoint's tokenizer, without ``Fast``."""
-    declared = read_object(folder / "tokenizer_config.json").get("tokenizer_class") or config.get(
+    declared = optional_object(folder / "tokenizer_config.json").get("tokenizer_class") or config.get(
         "tokenizer_class"
     )
     name = str(declared or _CLASS_OF_MODEL.get(model_type(config), ""))
@@ -84,7 +85,7 @@ def fits_class(folder: Path, name: str) -> bool:
     """
     if not (folder / "tokenizer.json").is_file():
         return True
-    kind = _model_kind(read_object(folder / "tokenizer.json"))
+    kind = _model_kind(optional_object(folder / "tokenizer.json"))
     return name not in _CLASSES or kind == _CLASSES[name].model
 
 
@@ -108,10 +109,10 @@ def plain_tokenizer(folder: Path, config: Mapping[str, Any], arguments: Mapping[
         )
     fits = fits_class(folder, name)
     kind = _CLASSES[name] if name in _CLASSES and fits else None
-    content = read_object(folder / "tokenizer.json")
-    settings = read_object(folder / "tokenizer_config.json") | arguments
+    content = optional_object(folder / "tokenizer.json")
+    settings = optional_object(folder / "tokenizer_config.json") | arguments
     if not settings.get("added_tokens_decoder"):
-        settings |= read_object(folder / "special_tokens_map.json")
+        settings |= optional_object(folder / "special_tokens_map.json")
     try:
         tokenizer, named = _build(kind, content, settings)
         rules = _rules(content, settings, token_types=gives_types(name))
@@ -140,23 +141,6 @@ def _build(kind: _Class | None, content: Json, settings: Json) -> tuple[Tokenize
 
 def _by_id(entry: tuple[str, Any]) -> int:
     return int(entry[0])
-
-
-def read_object(path: Path) -> Json:
-    """A JSON object, empty where there is no such file.
-
-    Raises:
-        InputError: the file is something else.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path.name} is not readable JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path.name} must hold a JSON object, not a {type(value).__name__}")
-    return value
 
 
 def gives_types(name: str) -> bool:

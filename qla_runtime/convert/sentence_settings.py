@@ -6,13 +6,13 @@ Read as sentence-transformers 6 reads it, so that a package gives what the folde
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from qla_runtime.activations import ACTIVATIONS
+from qla_runtime.convert.json_files import optional_object
 from qla_runtime.convert.pooling import POOLINGS
 from qla_runtime.convert.spec import SentenceSpec, TaskSpec
 from qla_runtime.errors import InputError, UnsupportedError
@@ -130,15 +130,7 @@ def read_settings(
 
 def _saved(root: Path, kind: str) -> tuple[dict[str, Any], list[str]]:
     """config_sentence_transformers.json where sentence-transformers reads it, and what to say where not."""
-    path = root / SETTINGS_FILE
-    if not path.is_file():
-        return {}, []
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{SETTINGS_FILE} is not readable JSON: {error}. Correct or delete it") from error
-    if not isinstance(saved, dict):
-        raise InputError(f"{SETTINGS_FILE} must hold a JSON object, not a {type(saved).__name__}")
+    saved = optional_object(root / SETTINGS_FILE)
     owner = saved.get("model_type", "SentenceTransformer")
     reason = None
     if not (root / "modules.json").is_file():

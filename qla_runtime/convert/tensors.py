@@ -67,13 +67,20 @@ _ADAPTER = (
 )
 _FOREIGN = (
     (
-        r"lora_|\.base_layer\.|^base_model\.model\.|modules_to_save|original_module|ia3_|adapter|prompt_encoder",
+        r"lora_|hada_|lokr_|vera_|oft_|\.base_layer\.|^base_model\.model\.|modules_to_save|original_module|ia3_|"
+        r"adapter|prompt_encoder|prompt_embeddings|prefix_tuning",
         _ADAPTER,
     ),
     (
         r"\.(SCB|CB|weight_(scale|scale_inv|zero_point|packed|shape|format|g_idx)|input_scale|output_scale|qweight|"
-        r"qzeros|scales|g_idx|absmax|quant_map|nested_absmax|nested_quant_map|quant_state)\b|quant(izer|_state)",
+        r"qzeros|scales|g_idx|absmax|quant_map|nested_absmax|nested_quant_map|quant_state|W_q|codebooks|"
+        r"smooth_scale|weight\._(data|scale|shift))\b|quant(izer|_state)|fake_quant|activation_post_process",
         "part of weights that are quantized already: convert the float checkpoint that they were made from",
+    ),
+    (
+        r"\.parametrizations\.|\.weight_[guv]$|\.weight_orig$",
+        "a weight in parts (weight norm, spectral norm): remove the parametrization "
+        "(torch.nn.utils.parametrize.remove_parametrizations()) and save the model again",
     ),
     (r"(^|\.)crf\.|transitions", "a CRF layer, which the engine does not have: train the model without it"),
     (r"distance_embedding|relative_attention|rotary|alibi", "of positions that the engine does not compute"),
@@ -235,6 +242,13 @@ def _check(
     task: TaskSpec,
 ) -> None:
     if part not in stored:
+        inside = next((stored[name] for name in stored if name.endswith(f".{part}")), None)
+        if inside is not None:
+            raise InputError(
+                f"the weights: tensor {part!r} is missing, and {_listed([inside])} is there: the encoder is "
+                "part of another model. Load it with the code that made it, and save the encoder alone with its "
+                "own save_pretrained()"
+            )
         encoder = part.startswith(("encoder.", "embeddings."))
         owner = "an encoder of this config" if encoder else f"a {task.kind} checkpoint"
         remedy = (

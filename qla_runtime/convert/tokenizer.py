@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qla_runtime.convert.json_files import first_line
 from qla_runtime.convert.plain_tokenizer import (
     BuiltTokenizer,
     check_side,
@@ -27,7 +28,7 @@ from qla_runtime.convert.plain_tokenizer import (
 )
 from qla_runtime.convert.transformer_settings import TransformerSettings
 from qla_runtime.errors import InputError, PackageError, UnsupportedError
-from qla_runtime.tokenizer import TextRules
+from qla_runtime.tokenizer import TextRules, open_tokenizer
 from qla_runtime.windows import Ragged, TextEncoder
 
 SENTENCEPIECE_FILES = ("sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
@@ -105,6 +106,18 @@ def read_tokenizer(
     return made
 
 
+def first_token(content: str, rules: TextRules) -> int | None:
+    """The id of the token that stands before every text, such as [CLS]; None where there is none.
+
+    Args:
+        content: tokenizer.json.
+        rules: what it cannot say.
+    """
+    tokenizer = open_tokenizer(content, rules)
+    first = {tuple(tokenizer.encode(text).ids[:1]) for text in ("", *PROBES)}
+    return next(iter(first))[0] if len(first) == 1 and first != {()} else None
+
+
 def _require_vocabulary(folder: Path) -> None:
     there = [name for name in VOCABULARY_FILES if (folder / name).is_file()]
     if not there:
@@ -160,7 +173,7 @@ def _by_transformers(folder: Path, config: Mapping[str, Any], arguments: Mapping
         raise
     except Exception as error:  # transformers raises many kinds
         raise InputError(
-            f"{folder.name}: transformers cannot make a tokenizer from its files: {_first_line(error)}. Save the "
+            f"{folder.name}: transformers cannot make a tokenizer from its files: {first_line(error)}. Save the "
             "tokenizer again with save_pretrained()"
         ) from error
     if getattr(loaded, "backend_tokenizer", None) is None:
@@ -219,7 +232,7 @@ def _check_size(content: str, vocab_size: int) -> None:
     try:
         largest = max(Tokenizer.from_str(content).get_vocab().values(), default=0)
     except Exception as error:  # the Rust side raises Exception itself
-        raise InputError(f"tokenizer.json: {_first_line(error)}") from error
+        raise InputError(f"tokenizer.json: {first_line(error)}") from error
     if largest >= vocab_size:
         raise InputError(
             f"tokenizer.json knows token id {largest}, but config.json's vocab_size is {vocab_size}; "
@@ -270,7 +283,3 @@ def _same(batch: Ragged, loaded: Any, texts: list[Any], length: int, vocab_size:
                 f"tokenizer: {type(loaded).__name__} of transformers gives other tokens for {text!r} than its own "
                 "tokenizer.json, which is what the engine runs. Use a checkpoint with a plain fast tokenizer"
             )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

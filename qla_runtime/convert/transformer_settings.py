@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qla_runtime.convert.json_files import optional_object
 from qla_runtime.errors import InputError, UnsupportedError
 
 FILES = (
@@ -62,7 +62,7 @@ def transformer_settings(folder: Path) -> TransformerSettings:
         UnsupportedError: the file asks for something that the engine does not do.
     """
     for name in FILES:
-        content = _read(folder / name)
+        content = optional_object(folder / name)
         if content:
             return _settings(name, content)
     return TransformerSettings()
@@ -125,15 +125,3 @@ def _length(name: str, key: str, value: Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InputError(f"{name}: {key} is {value!r}; it must be an integer of at least 1")
     return value
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path.name} is not readable JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path.name} must hold a JSON object, not a {type(content).__name__}")
-    return content
