@@ -180,32 +180,22 @@ const char* qla_version(void) {
 
 namespace {
 
-template <typename T>
-T* present(T* pointer, const char* name) {
-  if (!pointer) qla::fail(QLA_INVALID_INPUT, "%s is NULL", name);
-  return pointer;
-}
-
 void fill(const qla::NamedLength& length, qla_config_info* info) {
-  present(info, "qla_config_info");
-  if (info->struct_size != sizeof *info) {
-    qla::fail(QLA_INVALID_INPUT, "qla_config_info.struct_size is %zu; set it to sizeof(%s) (%zu)",
-              info->struct_size, "qla_config_info", sizeof *info);
-  }
-  *info = {sizeof *info,
-           length.name.c_str(),
-           length.plain(),
-           length.in_frontier,
-           length.macs,
-           length.macs_share,
-           length.measured ? length.metric.c_str() : nullptr,
-           length.measured ? length.accuracy : 0.0,
-           length.measured ? length.data.c_str() : nullptr};
+  const qla_config_info filled = {sizeof filled,
+                                  length.name.c_str(),
+                                  length.plain(),
+                                  length.in_frontier,
+                                  length.macs,
+                                  length.macs_share,
+                                  length.measured ? length.metric.c_str() : nullptr,
+                                  length.measured ? length.accuracy : 0.0,
+                                  length.measured ? length.data.c_str() : nullptr};
+  qla::write_struct(filled, info, "qla_config_info");
 }
 
 // The lengths of a call's sequences, from their offsets.
 std::vector<int64_t> sequence_lengths(const int64_t* offsets, int64_t count, int max_positions) {
-  present(offsets, "offsets");
+  qla::require(offsets, "offsets");
   if (count < 1) {
     qla::fail(QLA_INVALID_INPUT, "num_sequences is %lld; it must be at least 1",
               static_cast<long long>(count));
@@ -246,14 +236,14 @@ std::string names_of(const qla::NamedLengths& lengths) {
 
 qla_status qla_config_count(const qla_engine* engine, int32_t* count) {
   return guarded([&] {
-    *present(count, "count") =
-        static_cast<int32_t>(present(engine, "engine")->lengths.all().size());
+    *qla::require(count, "count") =
+        static_cast<int32_t>(qla::require(engine, "engine")->lengths.all().size());
   });
 }
 
 qla_status qla_get_config(const qla_engine* engine, int32_t index, qla_config_info* info) {
   return guarded([&] {
-    const auto& all = present(engine, "engine")->lengths.all();
+    const auto& all = qla::require(engine, "engine")->lengths.all();
     if (index < 0 || static_cast<size_t>(index) >= all.size()) {
       qla::fail(QLA_INVALID_INPUT, "there is no config %d; this package has %zu, from 0", index,
                 all.size());
@@ -264,8 +254,8 @@ qla_status qla_get_config(const qla_engine* engine, int32_t index, qla_config_in
 
 qla_status qla_find_config(const qla_engine* engine, const char* name, qla_config_info* info) {
   return guarded([&] {
-    const qla::NamedLengths& lengths = present(engine, "engine")->lengths;
-    const qla::NamedLength* found = lengths.find(present(name, "name"));
+    const qla::NamedLengths& lengths = qla::require(engine, "engine")->lengths;
+    const qla::NamedLength* found = lengths.find(qla::require(name, "name"));
     if (!found) {
       qla::fail(QLA_INVALID_INPUT, "this package has no config '%.100s'; it has %.700s", name,
                 names_of(lengths).c_str());
@@ -275,15 +265,15 @@ qla_status qla_find_config(const qla_engine* engine, const char* name, qla_confi
 }
 
 qla_status qla_fit_costs(qla_engine* engine) {
-  return guarded([&] { present(engine, "engine")->budgets.fit(); });
+  return guarded([&] { qla::require(engine, "engine")->budgets.fit(); });
 }
 
 qla_status qla_choose_config(const qla_engine* engine, const int64_t* offsets,
                              int64_t num_sequences, double milliseconds, qla_config_info* info,
                              double* expected) {
   return guarded([&] {
-    present(engine, "engine");
-    present(expected, "expected");
+    qla::require(engine, "engine");
+    qla::require(expected, "expected");
     const double seconds = 1e-3 * checked_milliseconds(milliseconds, "milliseconds", true);
     const auto lengths =
         sequence_lengths(offsets, num_sequences, engine->engine.package().encoder.max_positions);
@@ -295,7 +285,7 @@ qla_status qla_choose_config(const qla_engine* engine, const int64_t* offsets,
 
 qla_status qla_saw_call(qla_engine* engine, double expected, double took) {
   return guarded([&] {
-    present(engine, "engine")
+    qla::require(engine, "engine")
         ->budgets.saw(checked_milliseconds(expected, "expected", false),
                       checked_milliseconds(took, "took", false));
   });

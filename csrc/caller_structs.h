@@ -10,8 +10,10 @@
 
 namespace qla {
 
-inline void require(const void* pointer, const char* name) {
+template <typename T>
+T* require(T* pointer, const char* name) {
   if (!pointer) fail(QLA_INVALID_INPUT, "%s is NULL", name);
+  return pointer;
 }
 
 // Where the fields of each struct end: the sizes that a caller's header can have given it.
@@ -32,6 +34,15 @@ inline std::initializer_list<size_t> field_ends(const qla_model_info*) {
       QLA_END(qla_model_info, max_positions), QLA_END(qla_model_info, type_vocab_size),
       QLA_END(qla_model_info, task),          QLA_END(qla_model_info, outputs),
       QLA_END(qla_model_info, num_threads),   QLA_END(qla_model_info, streams)};
+  return kEnds;
+}
+inline std::initializer_list<size_t> field_ends(const qla_config_info*) {
+  static constexpr std::initializer_list<size_t> kEnds = {
+      QLA_END(qla_config_info, struct_size), QLA_END(qla_config_info, name),
+      QLA_END(qla_config_info, length),      QLA_END(qla_config_info, in_frontier),
+      QLA_END(qla_config_info, macs),        QLA_END(qla_config_info, macs_share),
+      QLA_END(qla_config_info, metric),      QLA_END(qla_config_info, accuracy),
+      QLA_END(qla_config_info, data)};
   return kEnds;
 }
 inline std::initializer_list<size_t> field_ends(const qla_batch*) {

@@ -6,7 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from operator import attrgetter, itemgetter
 from pathlib import Path
 from time import perf_counter
@@ -21,7 +21,7 @@ from qla_runtime.activations import activate
 from qla_runtime.answers import AnswerOptions, read_answers
 from qla_runtime.cost_model import CostModel
 from qla_runtime.errors import InputError, UnsupportedError, shown
-from qla_runtime.fork_safe import importing
+from qla_runtime.fork_safe import importing, lazy
 from qla_runtime.hub import PACKAGED, find_package
 from qla_runtime.length import (
     Escalate,
@@ -261,11 +261,11 @@ class Engine:
         ``length=`` takes: their own, else ``frontier-1``, ``frontier-2``, in the package's order."""
         return dict(self._table.frontier)
 
-    @cached_property
+    @lazy
     def _table(self) -> LengthTable:
         return LengthTable(json.loads(self._core.length_configs_json), self._info, self._task)
 
-    @cached_property
+    @lazy
     def _best_first(self) -> list[NamedLength]:
         return policies.best_first(self._table.distinct)
 

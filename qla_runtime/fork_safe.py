@@ -6,12 +6,15 @@ for ever. Python locks a module in the same way while a thread imports it.
 
 from __future__ import annotations
 
+import logging  # noqa: F401  imported while a fork waits, it would release a lock that it never took
 import os
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, Generic, TypeVar, overload
+
+Value = TypeVar("Value")
 
 _locks: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()
 
@@ -54,6 +57,25 @@ _importing = threading.RLock()
 def importing() -> AbstractContextManager[Any]:
     """To be held (``with``) around an import inside a function: a thread that forks waits for the import's end."""
     return _importing
+
+
+class lazy(Generic[Value]):  # noqa: N801  used as a decorator, as property is
+    """``functools.cached_property`` without its lock, which Python before 3.12 shares between all instances.
+
+    Threads that are first together may each compute the value; one of them stays.
+    """
+
+    def __init__(self, method: Callable[[Any], Value]) -> None:
+        self._method = method
+        self._name = method.__name__
+        self.__doc__ = method.__doc__
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> lazy[Value]: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> Value: ...
+    def __get__(self, instance: Any, owner: type) -> Any:
+        return self if instance is None else instance.__dict__.setdefault(self._name, self._method(instance))
 
 
 def _renew_all() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
+from qla_runtime.fork_safe import lazy
 from qla_runtime.length import Accuracy, LengthConfig, LengthPlan, NamedLength, count_macs
 
 
@@ -31,12 +31,12 @@ class LengthTable:
             name = self._free_name(entry.get("name"), number)
             self.frontier[name] = self._read(name, entry)
 
-    @cached_property
+    @lazy
     def configs(self) -> dict[str, LengthConfig]:
         """Every config by its name, the package's own names first."""
         return {name: entry.config for name, entry in (self.named | self.frontier).items()}
 
-    @cached_property
+    @lazy
     def distinct(self) -> list[NamedLength]:
         """Every config once: under its first name in the file, but ``full`` under that name."""
         found: dict[LengthConfig, NamedLength] = {}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qla_runtime import stages
+from qla_runtime.fork_safe import lazy
 
 
 class EncoderOutput:
@@ -55,12 +55,12 @@ class EncoderOutput:
         tokens, macs = int(self._offsets[-1]), int(self.macs.sum())
         return f"<EncoderOutput of {len(self)} sequences, {tokens} tokens, {macs:,} MACs>"
 
-    @cached_property
+    @lazy
     def last_hidden_state(self) -> list[NDArray[np.float32]]:
         """float32 (n_i, H): every original token; a dropped one has the state it had when it was dropped."""
         return self._by_token(self._arrays["last_hidden"])
 
-    @cached_property
+    @lazy
     def logits(self) -> list[NDArray[np.float32]] | None:
         """float32 (n_i, outputs) for span QA and token classification, (outputs,) for sequence
         classification.
@@ -72,22 +72,22 @@ class EncoderOutput:
         logits = self._arrays["logits"]
         return list(logits) if self._task == "sequence-classification" else self._by_token(logits)
 
-    @cached_property
+    @lazy
     def start_logits(self) -> list[NDArray[np.float32]] | None:
         """float32 (n_i,): logit of "the answer begins here"; None unless the model answers questions."""
         return self._by_token(self._arrays["logits"][:, 0]) if self._task == "span-qa" else None
 
-    @cached_property
+    @lazy
     def end_logits(self) -> list[NDArray[np.float32]] | None:
         """float32 (n_i,): logit of "the answer ends here"; None unless the model answers questions."""
         return self._by_token(self._arrays["logits"][:, 1]) if self._task == "span-qa" else None
 
-    @cached_property
+    @lazy
     def pooled(self) -> list[NDArray[np.float32]] | None:
         """float32 (H,): the sentence embedding; None unless it is an embedding model."""
         return list(self._arrays["logits"]) if self._task == "embedding" else None
 
-    @cached_property
+    @lazy
     def kept(self) -> list[list[NDArray[np.int32]]]:
         """``kept[i][layer]``: int32, ascending: positions that entered the layer's feed-forward."""
         counts, positions = self._arrays["kept_counts"], self._arrays["kept"]
@@ -96,17 +96,17 @@ class EncoderOutput:
             for i, start in enumerate(self._offsets[:-1])
         ]
 
-    @cached_property
+    @lazy
     def hidden_states(self) -> list[NDArray[np.float32]] | None:
         """float32 (L + 1, n_i, H): embeddings and every layer, dropped rows carried on; None if not asked."""
         return self._by_layer("hidden_states")
 
-    @cached_property
+    @lazy
     def scores(self) -> list[NDArray[np.float32]] | None:
         """float32 (L, n_i): attention each token received, NaN where dropped before; None if not asked."""
         return self._by_layer("scores")
 
-    @cached_property
+    @lazy
     def stage_seconds(self) -> dict[str, float] | None:
         """Wall time by stage of the forward pass, in seconds, on the calling thread; None if not asked."""
         seconds = self._arrays.get("stages")

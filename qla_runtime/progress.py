@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -42,6 +44,17 @@ def reported(progress: Progress, total: int) -> Iterator[Callable[[int], Any]]:
     else:
         with bar(total, None, delay=0) as update:
             yield update
+
+
+def _renew_lock() -> None:
+    """In a forked child: another thread may have been drawing, with the lock that all bars of tqdm share."""
+    bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
+    if bars is not None:
+        bars.set_lock(threading.RLock())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 from qla_runtime import cost_model
 from qla_runtime.cost_cache import CostCache
 from qla_runtime.cost_model import REST_SECONDS, CostModel, Fit, Prepare, Survey
-from qla_runtime.fork_safe import ForkSafeLock
+from qla_runtime.fork_safe import ForkSafeLock, lazy
 
 WAIT_SECONDS = 3.0
 """How long a process waits for another one that fits the same model. A fit takes about 0.6 s."""
@@ -170,7 +169,7 @@ class Timekeeper:
 
     # ------------------------------------------------------------------------------------ inner rooms
 
-    @cached_property
+    @lazy
     def _cache(self) -> CostCache:
         return CostCache.of(self._package, self._description())
 
