@@ -190,9 +190,8 @@ def test_the_cpp_example_builds_against_the_installed_package(tmp_path):
 
 
 @pytest.mark.slow
-def test_pip_install_twice_then_python_in_the_checkout(tmp_path, request):
-    if not request.config.getoption("markexpr"):
-        pytest.skip("compiles four times and needs the package index: run with -m slow")
+def test_pip_install_twice_then_python_in_the_checkout(tmp_path):
+    """Compiles four times and needs the package index."""
     source, venv = tmp_path / "source", tmp_path / "venv"
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, files.split("\0")):
