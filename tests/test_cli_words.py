@@ -38,7 +38,7 @@ def packages(tmp_path_factory) -> dict[str, str]:
         ("embedding", ["encode", "b", "--threads", "99999"], ["--threads is 99999", "at most 1024"]),
         ("embedding", ["encode", "b", "--threads", "9" * 300], ["--threads is 999", "at most 1024"]),
         ("span-qa", ["answer", "a", "--context", "b", "--threads", "9" * 5000], ["--threads", "invalid number"]),
-        ("span-qa", ["answer", "a", "--context", "b", "--length", "9" * 400 + ",1"], ["--length", "neither a name"]),
+        ("span-qa", ["answer", "a", "--context", "b", "--length", "9" * 400 + ",1"], ["neither a name"]),
         ("span-qa", ["answer", "a", "--context", "b", "--length", "9" * 300 + ",1"], ["entry 0", "2^31"]),
         ("span-qa", ["answer", "a", "--context", "b", "--length", "1.5,1"], ["entry 0", "write whole numbers"]),
         ("span-qa", ["answer", "a", "--context", "b", "--length", "quick"], ["'quick'", "one value per layer"]),
