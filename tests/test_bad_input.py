@@ -423,6 +423,8 @@ def test_top_spans_checks_its_arrays():
         ((pairs, context, np.array([0, 5], np.int64), one, place, 30, 1, 0), ["offsets", "rise from 0 to 4"]),
         ((pairs, context, whole, np.array([0, 2], np.int64), place, 30, 1, 0), ["questions", "rise from 0 to 1"]),
         ((pairs, context, whole, one, place[:0], 30, 1, 0), ["positions has 0", "one per window"]),
+        ((pairs, context, whole, one, place - 2, 30, 1, 0), ["positions[0] is -1"]),
+        ((pairs, context, whole, one, place - 2**62 - 2**62, 30, 1, 0), ["positions[0] is -9223372036854775807"]),
         ((pairs, context, whole, one, place, 0, 1, 0), ["max_tokens is 0"]),
         ((pairs, context, whole, one, place, 30, -(2**31), 0), ["top_k is -2147483648", "1 to 1024"]),
         ((pairs, context, whole, one, place, 30, 2**31 - 1, 0), ["top_k is 2147483647", "1 to 1024"]),
