@@ -14,7 +14,9 @@ namespace qla {
 namespace {
 
 constexpr int32_t kMostAnswers = 1024;
-constexpr uint8_t kInvisible = 2;  // a context token that shows no text
+constexpr int64_t kWidestStride = 1 << 20;
+constexpr int64_t kHighestPosition = int64_t{1} << 40;  // far from where arithmetic overflows
+constexpr uint8_t kInvisible = 2;                       // a context token that shows no text
 
 // One of the two columns of logits.
 struct Column {
@@ -110,9 +112,9 @@ void check_arguments(const Inputs& in, int64_t num_questions) {
   if (in.top_k < 1 || in.top_k > kMostAnswers) {
     fail(QLA_INVALID_INPUT, "top_k is %d; ask for 1 to %d answers", in.top_k, kMostAnswers);
   }
-  if (in.start.stride < 1) {
-    fail(QLA_INVALID_INPUT, "logit_stride is %lld; it must be at least 1",
-         static_cast<long long>(in.start.stride));
+  if (in.start.stride < 1 || in.start.stride > kWidestStride) {
+    fail(QLA_INVALID_INPUT, "logit_stride is %lld; it must be 1 to %lld",
+         static_cast<long long>(in.start.stride), static_cast<long long>(kWidestStride));
   }
   if (num_questions == 0) return;
   if (in.questions[0] != 0 || in.offsets[0] != 0) {
@@ -134,6 +136,11 @@ void check_question(const Inputs& in, int64_t question) {
     if (to < from || to - from > std::numeric_limits<int32_t>::max()) {
       fail(QLA_INVALID_INPUT, "offsets[%lld] is %lld after %lld; offsets must rise",
            static_cast<long long>(w + 1), static_cast<long long>(to), static_cast<long long>(from));
+    }
+    if (in.positions && (in.positions[w] < 0 || in.positions[w] > kHighestPosition)) {
+      fail(QLA_INVALID_INPUT, "positions[%lld] is %lld; a place in the context is 0 to %lld",
+           static_cast<long long>(w), static_cast<long long>(in.positions[w]),
+           static_cast<long long>(kHighestPosition));
     }
   }
 }

@@ -397,7 +397,7 @@ class Engine:
         if single != single_context or len(questions) != len(contexts):
             raise InputError(
                 f"question is {_amount(questions, single)} and context {_amount(contexts, single_context)}; pass "
-                "two texts, two lists of the same length, or a list of questions and one context for all"
+                "two texts, or two lists of the same length, or a list of questions and one context for all"
             )
         plan = self._plan(length, latency_ms, len(questions))
         if isinstance(plan, Escalate):

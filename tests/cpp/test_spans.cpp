@@ -334,8 +334,16 @@ TEST(TopSpans, RefusesWhatItCannotMean) {
   c.start[0] = NAN;  // the null's logits are read
   EXPECT_THROW(top(c, 1, QLA_SPAN_SCORE_AGAINST_NULL), Error);
   qla_span_search search{};
+  EXPECT_THROW(top_spans(search, qla_spans{}), Error);  // no max_tokens, top_k, logit_stride
+  search.max_tokens = search.top_k = 1;
+  for (const int64_t stride : {int64_t{0}, int64_t{-1}, std::numeric_limits<int64_t>::max()}) {
+    search.logit_stride = stride;
+    EXPECT_THROW(top_spans(search, qla_spans{}), Error);
+  }
+  search.logit_stride = 2;
+  EXPECT_NO_THROW(top_spans(search, qla_spans{}));  // no questions
   search.num_questions = 1;
-  EXPECT_THROW(top_spans(search, qla_spans{}), Error);
+  EXPECT_THROW(top_spans(search, qla_spans{}), Error);  // no pointers
 }
 
 }  // namespace
