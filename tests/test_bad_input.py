@@ -148,7 +148,7 @@ def test_ids(engines, arguments, words):
         (b"who?", "a", ["question", "bytes", "text or a list of texts"]),
         ([], [], ["question is an empty list", "at least one"]),
         (["a", "b"], ["c"], ["list of 2", "list of 1", "same length"]),
-        ("a", ["b"], ["a single text", "list of 1", "two texts, two lists"]),
+        ("a", ["b"], ["a single text", "list of 1", "two texts, or two lists"]),
         ("a " * 62, "b", ["takes 65 tokens", "have 64", "Shorten the question"]),
         (["a", "b" * 70], ["c", "d"], ["question[1]", "have 64", "Shorten the question"]),
         ("who?", "\u200b\u200b", ["context", "no token", "give it a text"]),

@@ -140,7 +140,7 @@ def test_configs_by_number_and_by_name_are_the_same(door, package):
 
 
 def test_bad_questions_are_refused_and_the_door_stays_open(door):
-    for size in (0, 8, ctypes.sizeof(Info) - 1, ctypes.sizeof(Info) + 8, 2**63):
+    for size in (0, 9, ctypes.sizeof(Info) - 1, ctypes.sizeof(Info) + 8, 2**63):
         assert "struct_size" in door.call("qla_get_config", 0, info(size))
     assert "there is no config -1" in door.call("qla_get_config", -1, info())
     assert "there is no config 4" in door.call("qla_get_config", 4, info())

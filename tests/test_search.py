@@ -420,8 +420,7 @@ def test_command_line(package, data, tmp_path, capsys, monkeypatch):
     assert cli.main([*arguments, "--seed", "5"]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1 and "seed was 0 and is now 5" in errors[0]
-    with pytest.raises(SystemExit, match="2"):
-        cli.main([*arguments, "--sample", "some"])
+    assert cli.main([*arguments, "--sample", "some"]) == 2
     assert "invalid number value: 'some'" in capsys.readouterr().err
 
 
@@ -571,7 +570,7 @@ def test_unfit_data(package, tmp_path):
     refused(tmp_path, package, '{"data": []}', "holds no items")
     refused(tmp_path, package, '{"rows": []}', "has no list 'data'")
     embedding = tiny_package("embedding", layers=2).save(tmp_path / "embedding")
-    refused(tmp_path, embedding, "a\tb\n", "line 1 is no STS benchmark line")
+    refused(tmp_path, embedding, "a\tb\n", "line 1 has 2 columns and should have 7 columns")
     with pytest.raises(InputError, match="all 3 items have the answer 2.0"):
         run(embedding, sts(tmp_path / "constant.csv", (2.0, 2.0, 2.0)), tmp_path / "run")
     classes = tiny_package("sequence-classification", layers=2).save(tmp_path / "classes")
