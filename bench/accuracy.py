@@ -15,9 +15,10 @@ import json
 import numpy as np
 from tqdm import tqdm
 
-from qla_runtime import Engine, evaluate
-from qla_runtime.answers import AnswerOptions, read_answers
-from qla_runtime.windows import QuestionWindows
+from qla_runtime import Engine
+from qla_runtime.evaluation import squad as evaluate
+from qla_runtime.tasks.answers import AnswerOptions, read_answers
+from qla_runtime.texts.windows import QuestionWindows
 
 
 class Fp32Answers:

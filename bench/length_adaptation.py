@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from qla_runtime import Engine, Escalate, LatencyBudget, LengthConfig, evaluate
-from qla_runtime.evaluate import Question
-from qla_runtime.length import Length
+from qla_runtime import Engine, Escalate, LatencyBudget, LengthConfig
+from qla_runtime.evaluation import squad as evaluate
+from qla_runtime.evaluation.squad import Question
+from qla_runtime.lengths.configs import Length
 
 BATCH = 32
 

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from qla_runtime import Engine, _core, evaluate
-from qla_runtime.evaluate import Question
-from qla_runtime.windows import QuestionWindows, TextEncoder
+from qla_runtime import Engine, _core
+from qla_runtime.evaluation import squad as evaluate
+from qla_runtime.evaluation.squad import Question
+from qla_runtime.texts.windows import QuestionWindows, TextEncoder
 
 SIZES = (2, 5, 20)
 """Windows of the contexts between a paragraph and the longest."""

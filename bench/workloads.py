@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qla_runtime import Engine, InputError, evaluate
+from qla_runtime import Engine, InputError
+from qla_runtime.evaluation import squad as evaluate
 
 SHAPES = Path(__file__).with_name("shapes.txt")
 

@@ -1,4 +1,4 @@
-// What calls take on this machine, for latency budgets: the model of qla_runtime/cost_model.py,
+// What calls take on this machine, for latency budgets: the model of qla_runtime/lengths/cost_model.py,
 // kept in memory alone.
 #pragma once
 

@@ -19,7 +19,7 @@ from qla_runtime import _checkout  # noqa: F401
 from qla_runtime._core import version as _version
 from qla_runtime.engine import Engine
 from qla_runtime.errors import InputError, PackageError, QlaError, UnsupportedError
-from qla_runtime.length import Escalate, LatencyBudget, LengthConfig, MaxLoss, NamedLength
+from qla_runtime.lengths.configs import Escalate, LatencyBudget, LengthConfig, MaxLoss, NamedLength
 from qla_runtime.output import EncoderOutput
 
 __version__ = _version()

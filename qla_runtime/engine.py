@@ -16,14 +16,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qla_runtime import _core, heads, inputs, policies, stages, tags, vectors
-from qla_runtime.activations import activate
-from qla_runtime.answers import AnswerOptions, read_answers
-from qla_runtime.cost_model import CostModel
+from qla_runtime import _core, inputs, stages
 from qla_runtime.errors import InputError, UnsupportedError, shown
 from qla_runtime.fork_safe import importing, lazy
 from qla_runtime.hub import PACKAGED, find_package
-from qla_runtime.length import (
+from qla_runtime.lengths import policies
+from qla_runtime.lengths.configs import (
     Escalate,
     LatencyBudget,
     Length,
@@ -33,17 +31,21 @@ from qla_runtime.length import (
     NamedLength,
     resolve,
 )
-from qla_runtime.length_table import LengthTable
+from qla_runtime.lengths.cost_model import CostModel
+from qla_runtime.lengths.table import LengthTable
+from qla_runtime.lengths.timekeeper import Timekeeper
 from qla_runtime.lifetime import Lifetime, while_open
 from qla_runtime.options import check_count, check_switch
 from qla_runtime.output import EncoderOutput
 from qla_runtime.progress import Progress, in_steps, reported
-from qla_runtime.prompts import Prompts
+from qla_runtime.tasks import heads, tags, vectors
+from qla_runtime.tasks.activations import activate
+from qla_runtime.tasks.answers import AnswerOptions, read_answers
+from qla_runtime.tasks.prompts import Prompts
 from qla_runtime.terminal import visible
-from qla_runtime.text_inputs import check_texts
-from qla_runtime.timekeeper import Timekeeper
-from qla_runtime.tokenizer import TextRules
-from qla_runtime.windows import Encoded, QuestionWindows, Ragged, TextEncoder, batches
+from qla_runtime.texts.inputs import check_texts
+from qla_runtime.texts.tokenizer import TextRules
+from qla_runtime.texts.windows import Encoded, QuestionWindows, Ragged, TextEncoder, batches
 
 Tokenized = TypeVar("Tokenized", Encoded, QuestionWindows)
 Result = TypeVar("Result")

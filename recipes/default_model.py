@@ -20,12 +20,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from qla_runtime import Engine, Escalate, LengthConfig, evaluate, policies
+from qla_runtime import Engine, Escalate, LengthConfig
 from qla_runtime.convert import convert
 from qla_runtime.convert.card import Provenance
-from qla_runtime.convert.package_writer import check_target, json_bytes, update_package
 from qla_runtime.errors import InputError
-from qla_runtime.length import Accuracy, Length
+from qla_runtime.evaluation import squad as evaluate
+from qla_runtime.lengths import policies
+from qla_runtime.lengths.configs import Accuracy, Length
+from qla_runtime.model.package_writer import check_target, json_bytes, update_package
 from qla_runtime.search import SearchOptions, search
 from qla_runtime.search.package import Package
 

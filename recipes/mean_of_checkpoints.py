@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from qla_runtime.convert.checkpoint import open_checkpoint
+from qla_runtime.checkpoints.reader import open_checkpoint
 from qla_runtime.errors import InputError, QlaError
 from qla_runtime.training.export import export
 

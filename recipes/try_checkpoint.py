@@ -16,8 +16,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from qla_runtime import Engine, LengthConfig, QlaError, evaluate
+from qla_runtime import Engine, LengthConfig, QlaError
 from qla_runtime.convert import convert
+from qla_runtime.evaluation import squad as evaluate
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ import pytest
 from package_tools import tiny_package
 
 from qla_runtime import Engine, Escalate, InputError, LengthConfig
-from qla_runtime.answers import SCORES, AnswerOptions, read_answers
-from qla_runtime.windows import QuestionWindows
+from qla_runtime.tasks.answers import SCORES, AnswerOptions, read_answers
+from qla_runtime.texts.windows import QuestionWindows
 
 QUESTIONS = ["who is it?", "where?", "what was said, then?"]
 CONTEXT = "it rained, then it was dry. ada lives in london. so they say! " * 4
@@ -188,7 +188,7 @@ class Letters:
 
 def made_windows(count: int, text: str | None = None) -> QuestionWindows:
     """Windows of [CLS] and three characters, which share nothing."""
-    from qla_runtime.windows import Ragged
+    from qla_runtime.texts.windows import Ragged
 
     text = text or "abc" * count
     batch = Ragged(np.zeros(4 * count, np.int32), np.arange(count + 1, dtype=np.int64) * 4)

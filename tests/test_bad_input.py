@@ -24,8 +24,8 @@ from qla_runtime import (
     QlaError,
     UnsupportedError,
     _core,
-    evaluate,
 )
+from qla_runtime.evaluation import squad as evaluate
 
 IDS = [[2, 7, 9, 3], [2, 8, 3]]
 VOCABULARY, POSITIONS, LAYERS = 101, 64, 2

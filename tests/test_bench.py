@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from package_tools import tiny_package
 
-from qla_runtime import Engine, InputError, cli, evaluate
+from qla_runtime import Engine, InputError, cli
+from qla_runtime.evaluation import squad as evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ is no part of an installed package
@@ -229,7 +230,9 @@ class TestCommand:
         assert "no peer tvm; use openvino-int8" in capsys.readouterr().err
 
     def test_outside_a_checkout(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(cli, "__file__", "/somewhere/site-packages/qla_runtime/cli.py")
+        monkeypatch.setattr(
+            "qla_runtime.cli.program.__file__", "/site-packages/qla_runtime/cli/program.py"
+        )
         assert cli.main(["bench", "kernels", "--rounds", "3"]) == 2
         assert "source checkout" in capsys.readouterr().err
 

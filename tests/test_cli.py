@@ -15,7 +15,8 @@ import pytest
 from package_tools import tiny_package
 
 import qla_runtime
-from qla_runtime import Engine, cli, hub
+from qla_runtime import Engine, hub
+from qla_runtime.cli import program
 
 SOURCE = Path(qla_runtime.__file__).parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(SOURCE.parent), "PYTHONIOENCODING": "utf-8"}
@@ -307,4 +308,4 @@ def test_a_reader_that_leaves_is_no_error(packages):
     ],
 )
 def test_lengths_of_the_command_line(text, config):
-    assert cli._length(text) == config
+    assert program._length(text) == config

@@ -23,13 +23,14 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 import reference  # noqa: E402
 from tokenizers import Tokenizer, models, pre_tokenizers, processors  # noqa: E402
 
-from qla_runtime import data_sets  # noqa: E402
-from qla_runtime.convert import calibration, card, lengths, pack, package_writer, report  # noqa: E402
-from qla_runtime.convert.checkpoint import open_checkpoint  # noqa: E402
-from qla_runtime.convert.spec import encoder_spec  # noqa: E402
+from qla_runtime.checkpoints.reader import open_checkpoint  # noqa: E402
+from qla_runtime.convert import calibration, card, lengths, report  # noqa: E402
 from qla_runtime.errors import InputError, QlaError, UnsupportedError  # noqa: E402
-from qla_runtime.length import LengthConfig  # noqa: E402
-from qla_runtime.modeling import Model, _select, kept_count  # noqa: E402
+from qla_runtime.lengths.configs import LengthConfig  # noqa: E402
+from qla_runtime.model import pack, package_writer  # noqa: E402
+from qla_runtime.model.float_model import Model, _select, kept_count  # noqa: E402
+from qla_runtime.model.spec import encoder_spec  # noqa: E402
+from qla_runtime.texts import data_sets  # noqa: E402
 
 VOCAB = 100
 SHAPE = dict(
@@ -561,7 +562,7 @@ def test_calibration_leaves_standard_output_alone(qa_checkpoint):
 import sys
 import numpy as np
 from qla_runtime.convert.calibration import Sample
-from qla_runtime.convert.checkpoint import open_checkpoint
+from qla_runtime.checkpoints.reader import open_checkpoint
 from qla_runtime.convert.quantize import calibrate, weight_scales
 encoder = open_checkpoint(sys.argv[1]).load_model().encoder
 ids = np.arange(4, 20, dtype=np.int32)
@@ -856,7 +857,7 @@ def test_card_takes_what_the_checkpoint_says():
 
 
 def _task(kind: str):
-    from qla_runtime.convert.spec import TaskSpec
+    from qla_runtime.model.spec import TaskSpec
 
     labels = {"sequence-classification": ("a", "b", "c"), "token-classification": ("a", "b", "c")}
     return replace(TaskSpec(kind, 40), labels=labels.get(kind, ()))

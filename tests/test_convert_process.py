@@ -20,11 +20,12 @@ pytest.importorskip("qla_runtime._core", reason="the native module is not built"
 
 from test_convert import save_checkpoint  # noqa: E402
 
-from qla_runtime.convert import convert, package_writer, pipeline  # noqa: E402
-from qla_runtime.convert.checkpoint import open_checkpoint  # noqa: E402
+from qla_runtime.checkpoints.reader import open_checkpoint  # noqa: E402
+from qla_runtime.convert import convert, pipeline  # noqa: E402
 from qla_runtime.convert.report import reference_of  # noqa: E402
 from qla_runtime.engine import Engine  # noqa: E402
 from qla_runtime.errors import InputError  # noqa: E402
+from qla_runtime.model import package_writer  # noqa: E402
 
 QUIET = dict(progress=False)
 
@@ -48,7 +49,7 @@ def no_work(monkeypatch):
     def load(*_, **__):
         raise AssertionError("the weights are read before the check")
 
-    monkeypatch.setattr("qla_runtime.convert.checkpoint.Checkpoint.load_model", load)
+    monkeypatch.setattr("qla_runtime.checkpoints.reader.Checkpoint.load_model", load)
 
 
 def qla(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
@@ -147,7 +148,7 @@ def mounted(tmp_path: Path, command: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_mounted_volume_is_filled(checkpoint, tmp_path):
     code = f"""
-from qla_runtime.convert import convert
+from qla_runtime.convert import convert  # noqa: E402
 from qla_runtime.engine import Engine
 out = {str(tmp_path / "out")!r}
 convert({str(checkpoint)!r}, out, progress=False)
@@ -268,7 +269,7 @@ def test_both_kinds_are_compared_on_request(checkpoint, texts, tmp_path):
 
 def test_a_misread_weight_shows_in_the_report(checkpoint, tmp_path, monkeypatch):
     """INT8 is compared with what transformers makes of the checkpoint, not with what we made of it."""
-    from qla_runtime.convert.checkpoint import Checkpoint
+    from qla_runtime.checkpoints.reader import Checkpoint
 
     load = Checkpoint.load_model
 

@@ -18,11 +18,12 @@ from pathlib import Path
 import pytest
 from package_tools import tiny_package
 
-from qla_runtime import Engine, LengthConfig, cost_cache, cost_model, timekeeper
-from qla_runtime.cost_cache import CostCache
-from qla_runtime.cost_model import CostModel, Fit, Survey
+from qla_runtime import Engine, LengthConfig
 from qla_runtime.fork_safe import ForkSafeLock
-from qla_runtime.timekeeper import CHECK_CALLS, REFIT_ROUNDS, Timekeeper
+from qla_runtime.lengths import cost_cache, cost_model, timekeeper
+from qla_runtime.lengths.cost_cache import CostCache
+from qla_runtime.lengths.cost_model import CostModel, Fit, Survey
+from qla_runtime.lengths.timekeeper import CHECK_CALLS, REFIT_ROUNDS, Timekeeper
 
 FULL = LengthConfig.ratio((1.0, 1.0))
 INFO = {"hidden": 64, "intermediate": 128, "layers": 2, "outputs": 2}
@@ -196,7 +197,7 @@ def test_explain_says_how_old_and_how_good_the_fit_is(tmp_path, fits):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from qla_runtime.cost_cache import CostCache
+from qla_runtime.lengths.cost_cache import CostCache
 with CostCache(Path(sys.argv[1])).lock(0.0) as mine:
     print(mine, flush=True)
     time.sleep(60)

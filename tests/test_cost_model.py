@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from package_tools import tiny_package
 
-from qla_runtime import Engine, InputError, LengthConfig, cost_model
-from qla_runtime.cost_model import COUNTS, CostModel
-from qla_runtime.length import count_macs
+from qla_runtime import Engine, InputError, LengthConfig
+from qla_runtime.lengths import cost_model
+from qla_runtime.lengths.configs import count_macs
+from qla_runtime.lengths.cost_model import COUNTS, CostModel
 
 FULL, HALF = LengthConfig.ratio((1.0, 1.0)), LengthConfig.ratio((0.5, 0.5))
 INFO = {"hidden": 64, "intermediate": 128, "layers": 2, "outputs": 2}

@@ -193,7 +193,7 @@ def sentence_folder(
 
 
 def test_settings_reach_the_package(tmp_path, bare):
-    from qla_runtime.convert.checkpoint import open_checkpoint
+    from qla_runtime.checkpoints.reader import open_checkpoint
 
     saved = {
         "prompts": {"query": "q: ", "document": None},
@@ -217,7 +217,7 @@ def test_settings_reach_the_package(tmp_path, bare):
     ],
 )
 def test_settings_that_say_nothing_add_nothing(tmp_path, bare, saved):
-    from qla_runtime.convert.checkpoint import open_checkpoint
+    from qla_runtime.checkpoints.reader import open_checkpoint
 
     source = open_checkpoint(sentence_folder(bare, tmp_path / "m", saved))
     assert source.settings.to_json() == {} and source.settings.notes == ()
@@ -226,7 +226,7 @@ def test_settings_that_say_nothing_add_nothing(tmp_path, bare, saved):
 
 def test_settings_of_another_kind_of_model_are_named(tmp_path, bare):
     """sentence-transformers does not use them either: a reranker's prompt is none of an encoder's."""
-    from qla_runtime.convert.checkpoint import open_checkpoint
+    from qla_runtime.checkpoints.reader import open_checkpoint
 
     saved = {"model_type": "SparseEncoder", "prompts": {"query": "q: "}, "default_prompt_name": "query"}
     source = open_checkpoint(sentence_folder(bare, tmp_path / "m", saved))
@@ -247,7 +247,7 @@ def test_settings_of_another_kind_of_model_are_named(tmp_path, bare):
     ],
 )
 def test_settings_that_are_damaged(tmp_path, bare, saved, words):
-    from qla_runtime.convert.checkpoint import open_checkpoint
+    from qla_runtime.checkpoints.reader import open_checkpoint
 
     with pytest.raises(InputError, match=words):
         open_checkpoint(sentence_folder(bare, tmp_path / "m", saved))
@@ -275,7 +275,7 @@ def test_settings_that_are_damaged(tmp_path, bare, saved, words):
     ],
 )
 def test_pooling_modes(pooling, normalize, expected):
-    from qla_runtime.convert.pooling import pooling_mode
+    from qla_runtime.checkpoints.pooling import pooling_mode
 
     if expected is not None:
         assert pooling_mode(pooling, normalize) == expected
@@ -285,7 +285,7 @@ def test_pooling_modes(pooling, normalize, expected):
 
 
 def test_pooling_where_the_folder_says_nothing(tmp_path, bare):
-    from qla_runtime.convert.checkpoint import open_checkpoint
+    from qla_runtime.checkpoints.reader import open_checkpoint
 
     assert open_checkpoint(bare, task="embedding").task.pooling == "mean"
     task = open_checkpoint(bare, pooling="cls").task

@@ -17,7 +17,9 @@ import pytest
 from package_tools import tiny_package
 
 import qla_runtime
-from qla_runtime import Engine, InputError, LengthConfig, UnsupportedError, _core, heads, hub, windows
+from qla_runtime import Engine, InputError, LengthConfig, UnsupportedError, _core, hub
+from qla_runtime.tasks import heads
+from qla_runtime.texts import windows
 
 QUESTION = "Where was the analytical engine designed?"
 PASSAGE = "The analytical engine was designed by Charles Babbage in London."

@@ -16,8 +16,9 @@ pytest.importorskip("qla_runtime._core", reason="the native module is not built"
 
 from package_tools import tiny_package  # noqa: E402
 
-from qla_runtime import Engine, evaluate  # noqa: E402
+from qla_runtime import Engine
 from qla_runtime.errors import InputError, QlaError  # noqa: E402
+from qla_runtime.evaluation import squad as evaluate
 
 
 @pytest.fixture(scope="module")

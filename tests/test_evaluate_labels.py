@@ -11,8 +11,8 @@ from package_tools import tiny_package
 from test_cli import ok, refused
 
 from qla_runtime import Engine, InputError, UnsupportedError
-from qla_runtime import evaluate_labels as scores
-from qla_runtime.evaluate_labels import Example, Query, Sentence
+from qla_runtime.evaluation import labels as scores
+from qla_runtime.evaluation.labels import Example, Query, Sentence
 
 
 @pytest.fixture(scope="module")

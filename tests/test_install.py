@@ -16,7 +16,7 @@ import package_tools
 import pytest
 
 import qla_runtime
-from qla_runtime import cli
+from qla_runtime.cli import program as cli
 
 ROOT = cmake_tools.ROOT
 PACKAGE = Path(qla_runtime.__file__).parent

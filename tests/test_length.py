@@ -20,7 +20,7 @@ from qla_runtime import (
     NamedLength,
     UnsupportedError,
 )
-from qla_runtime.length import count_macs, resolve
+from qla_runtime.lengths.configs import count_macs, resolve
 
 NAMED = {"full": LengthConfig.ratio((1.0, 1.0)), "fast": LengthConfig.ratio((0.5, 0.25))}
 MINILM = {"layers": 6, "hidden": 384, "intermediate": 1536, "outputs": 2}

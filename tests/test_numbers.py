@@ -9,8 +9,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from qla_runtime import Escalate, InputError, LatencyBudget, LengthConfig, MaxLoss, policies
+from qla_runtime import Escalate, InputError, LatencyBudget, LengthConfig, MaxLoss
 from qla_runtime.errors import shown
+from qla_runtime.lengths import policies
 from qla_runtime.real_numbers import as_float
 
 HALVES = [0.5, Fraction(1, 2), Decimal("0.5"), np.float16(0.5), np.float64(0.5), np.array(0.5)]

@@ -10,7 +10,7 @@ import pytest
 from package_tools import tiny_package
 
 from qla_runtime import Engine, Escalate, InputError, LatencyBudget, LengthConfig, MaxLoss, UnsupportedError, cli
-from qla_runtime.cost_model import COUNTS, CostModel, Fit
+from qla_runtime.lengths.cost_model import COUNTS, CostModel, Fit
 
 CUSTOM = LengthConfig.ratio(np.float32([1 / 3, 0.1]), keep_cls=True)
 COUNTED = LengthConfig.tokens(np.array([9, 4]))

@@ -23,14 +23,13 @@ from qla_runtime import (
     QlaError,
     UnsupportedError,
     cli,
-    evaluate,
-    policies,
-    timekeeper,
 )
 from qla_runtime import engine as engine_module
-from qla_runtime.cost_model import COUNTS, CostModel, Fit
-from qla_runtime.length import Accuracy, NamedLength, count_macs
-from qla_runtime.length_table import LengthTable
+from qla_runtime.evaluation import squad as evaluate
+from qla_runtime.lengths import policies, timekeeper
+from qla_runtime.lengths.configs import Accuracy, NamedLength, count_macs
+from qla_runtime.lengths.cost_model import COUNTS, CostModel, Fit
+from qla_runtime.lengths.table import LengthTable
 
 FULL, HALF = LengthConfig.ratio((1.0, 1.0)), LengthConfig.ratio((0.5, 0.5))
 INFO = {"hidden": 64, "intermediate": 128, "layers": 2, "outputs": 2}
@@ -309,7 +308,7 @@ def test_the_frontier_is_chosen_from(tiny, clock):
 def test_a_call_in_several_parts_has_one_budget(tiny, clock, monkeypatch):
     engine = tiny()
     whole = engine.answer(QUESTIONS, CONTEXTS, latency_ms=170)
-    monkeypatch.setattr("qla_runtime.windows.BATCH_TEXTS", 1)
+    monkeypatch.setattr("qla_runtime.texts.windows.BATCH_TEXTS", 1)
     assert engine.answer(QUESTIONS, CONTEXTS, latency_ms=170) == whole
 
 

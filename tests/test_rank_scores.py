@@ -12,7 +12,7 @@ import pytest
 from package_tools import tiny_package
 
 from qla_runtime import Engine
-from qla_runtime.activations import ACTIVATIONS, activate
+from qla_runtime.tasks.activations import ACTIVATIONS, activate
 
 POINTS = np.array([-40.0, -3.5, -1.0, -0.25, 0.0, 0.25, 1.0, 3.5, 40.0], np.float32)
 AT_ONE_AND_MINUS_TWO = {
@@ -43,7 +43,7 @@ def test_activation_values(name):
 
 def test_activations_are_torchs():
     torch = pytest.importorskip("torch", reason="the reference is torch.nn, of the [convert] extra")
-    from qla_runtime.convert.sentence_settings import _TORCH_CLASSES
+    from qla_runtime.checkpoints.sentence_settings import _TORCH_CLASSES
 
     assert set(_TORCH_CLASSES.values()) == set(ACTIVATIONS)
     for theirs, ours in _TORCH_CLASSES.items():
@@ -158,7 +158,7 @@ def variant(source: Path, folder: Path, config: dict, saved: dict | None) -> Pat
 
 @pytest.mark.parametrize(("config", "saved", "expected"), FOLDERS)
 def test_activation_of_a_checkpoint(tmp_path, cross_encoder, config, saved, expected):
-    from qla_runtime.convert.checkpoint import open_checkpoint
+    from qla_runtime.checkpoints.reader import open_checkpoint
 
     folder = variant(cross_encoder, tmp_path / "m", config, saved)
     source = open_checkpoint(folder)
@@ -181,7 +181,7 @@ def test_activation_is_sentence_transformers(tmp_path, cross_encoder, config, sa
 
 
 def test_activation_that_is_unknown(tmp_path, cross_encoder):
-    from qla_runtime.convert.checkpoint import open_checkpoint
+    from qla_runtime.checkpoints.reader import open_checkpoint
     from qla_runtime.errors import InputError, UnsupportedError
 
     for number, path in enumerate(("torch.nn.Softmax", "torch.nn.modules.activation.PReLU", "torch.sigmoid")):
@@ -201,7 +201,7 @@ def test_activation_that_is_unknown(tmp_path, cross_encoder):
 def test_activation_is_for_rankers_only(tmp_path, cross_encoder):
     from test_convert import save_checkpoint
 
-    from qla_runtime.convert.checkpoint import open_checkpoint
+    from qla_runtime.checkpoints.reader import open_checkpoint
     from qla_runtime.errors import InputError
 
     folder = save_checkpoint(tmp_path / "three", "Bert", "sequence-classification")

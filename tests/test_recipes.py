@@ -17,8 +17,9 @@ from package_tools import tiny_package  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from test_convert import add_sentence_layout, save_checkpoint  # noqa: E402
 
-from qla_runtime import Engine, LengthConfig, evaluate  # noqa: E402
-from qla_runtime.convert.checkpoint import open_checkpoint  # noqa: E402
+from qla_runtime import Engine, LengthConfig  # noqa: E402
+from qla_runtime.checkpoints.reader import open_checkpoint  # noqa: E402
+from qla_runtime.evaluation import squad as evaluate  # noqa: E402
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 

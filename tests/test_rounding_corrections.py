@@ -14,10 +14,10 @@ pytest.importorskip("neural_compressor", reason="needs the [convert] extra")
 
 import qla_runtime  # noqa: E402
 from qla_runtime import Engine  # noqa: E402
+from qla_runtime.checkpoints.tokenizer_files import first_token  # noqa: E402
 from qla_runtime.convert import convert, pipeline  # noqa: E402
-from qla_runtime.convert.pack import embedding_scale, exact_first_token, quantize_rows  # noqa: E402
-from qla_runtime.convert.tokenizer import first_token  # noqa: E402
-from qla_runtime.tokenizer import TextRules  # noqa: E402
+from qla_runtime.model.pack import embedding_scale, exact_first_token, quantize_rows  # noqa: E402
+from qla_runtime.texts.tokenizer import TextRules  # noqa: E402
 
 TOKENIZER = Path(qla_runtime.__file__).parent / "models/minilm-l6-squad/tokenizer.json"
 SUBJECTS = ("a rose", "the river", "my neighbour", "every ship", "some bread", "no winter", "a song", "Paris")

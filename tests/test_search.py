@@ -17,7 +17,7 @@ import pytest
 from package_tools import edit_json, tiny_package
 
 from qla_runtime import Engine, InputError, LengthConfig, QlaError, UnsupportedError, cli
-from qla_runtime.convert.package_writer import update_package
+from qla_runtime.model.package_writer import update_package
 from qla_runtime.search import SearchOptions, pipeline, search
 from qla_runtime.search.cost import macs_share, time_share
 from qla_runtime.search.evolve import Plan, Point, evolve, frontier
@@ -267,7 +267,7 @@ def test_the_package_gets_the_new_configs(package, data, tmp_path):
 
 
 def test_scores_are_those_of_eval(package, data, tmp_path):
-    from qla_runtime import evaluate
+    from qla_runtime.evaluation import squad as evaluate
 
     report = run(package, data, tmp_path / "run", replace(OPTIONS, sample=None, balanced_loss=100))
     for entry in report["configs"].values():

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from package_tools import tiny_package
 
-from qla_runtime import Engine, InputError, cli, evaluate, squad2
-from qla_runtime.evaluate import Question
-from qla_runtime.squad2 import Prediction
+from qla_runtime import Engine, InputError, cli
+from qla_runtime.evaluation import squad as evaluate
+from qla_runtime.evaluation import squad2
+from qla_runtime.evaluation.squad import Question
+from qla_runtime.evaluation.squad2 import Prediction
 
 CONTEXTS = ["ada lives in london.", "bob bakes bread.", "the sea is deep."]
 
@@ -169,7 +171,7 @@ def test_convert_finds_or_is_told_whether_there_may_be_no_answer(tmp_path, name,
     pytest.importorskip("torch", reason="reading checkpoints needs the [convert] extra")
     from test_convert import save_checkpoint
 
-    from qla_runtime.convert.checkpoint import open_checkpoint
+    from qla_runtime.checkpoints.reader import open_checkpoint
     from qla_runtime.convert.no_answer import with_no_answer
 
     folder = save_checkpoint(tmp_path / name, "Bert", "span-qa")

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from package_tools import tiny_package
 
-from qla_runtime import Engine, InputError, aggregation, heads
-from qla_runtime.label_schemes import BEGIN, END, INSIDE, SINGLE, Tag, chunks, read_labels
+from qla_runtime import Engine, InputError
+from qla_runtime.tasks import aggregation, heads
+from qla_runtime.tasks.label_schemes import BEGIN, END, INSIDE, SINGLE, Tag, chunks, read_labels
 
 TRANSFORMERS_STRATEGIES = ("none", "simple", "first", "average", "max")
 TEXTS = (

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from qla_runtime import data_sets, text_files
 from qla_runtime.errors import InputError
+from qla_runtime.texts import data_sets
+from qla_runtime.texts import files as text_files
 
 
 def write(path: Path, content: str | bytes) -> Path:

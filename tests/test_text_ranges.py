@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qla_runtime.text_ranges import trim
+from qla_runtime.texts.ranges import trim
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from package_tools import TinyPackage, tiny_package
 from tokenizers import Tokenizer
 
 from qla_runtime import Engine
-from qla_runtime.convert.package_writer import publish
 from qla_runtime.errors import InputError, PackageError
-from qla_runtime.tokenizer import LOADING, TextRules
+from qla_runtime.model.package_writer import publish
+from qla_runtime.texts.tokenizer import LOADING, TextRules
 
 IDS = [[5, 6, 7, 8]]
 

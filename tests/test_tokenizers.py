@@ -13,14 +13,14 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 import tokenizer_tools as tools  # noqa: E402
 from tokenizers import AddedToken, models  # noqa: E402
 
-from qla_runtime.convert import tokenizer as made_by  # noqa: E402
+from qla_runtime.checkpoints import tokenizer_files as made_by  # noqa: E402
+from qla_runtime.checkpoints.reader import open_checkpoint  # noqa: E402
+from qla_runtime.checkpoints.tokenizer_files import CheckpointTokenizer, read_tokenizer  # noqa: E402
+from qla_runtime.checkpoints.transformer_settings import TransformerSettings, transformer_settings  # noqa: E402
 from qla_runtime.convert.calibration import pick_samples  # noqa: E402
-from qla_runtime.convert.checkpoint import open_checkpoint  # noqa: E402
 from qla_runtime.convert.pipeline import package_config  # noqa: E402
-from qla_runtime.convert.tokenizer import CheckpointTokenizer, read_tokenizer  # noqa: E402
-from qla_runtime.convert.transformer_settings import TransformerSettings, transformer_settings  # noqa: E402
 from qla_runtime.errors import InputError, UnsupportedError  # noqa: E402
-from qla_runtime.windows import TextEncoder  # noqa: E402
+from qla_runtime.texts.windows import TextEncoder  # noqa: E402
 
 BERT, ROBERTA, XLM_R, CAMEMBERT = (
     {"model_type": kind, "vocab_size": 1000} for kind in ("bert", "roberta", "xlm-roberta", "camembert")

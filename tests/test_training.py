@@ -28,11 +28,12 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 from test_convert import add_sentence_layout, random_ids, save_checkpoint  # noqa: E402
 
 import qla_runtime  # noqa: E402
-from qla_runtime.convert.checkpoint import open_checkpoint  # noqa: E402
-from qla_runtime.convert.spec import TaskSpec  # noqa: E402
+from qla_runtime.checkpoints.reader import open_checkpoint  # noqa: E402
 from qla_runtime.errors import InputError, QlaError  # noqa: E402
-from qla_runtime.length import LengthConfig  # noqa: E402
-from qla_runtime.modeling import Model  # noqa: E402
+from qla_runtime.lengths.configs import LengthConfig  # noqa: E402
+from qla_runtime.model.float_model import Model  # noqa: E402
+from qla_runtime.model.spec import TaskSpec  # noqa: E402
+from qla_runtime.texts.windows import Ragged  # noqa: E402
 from qla_runtime.training import length_drop, loop, losses  # noqa: E402
 from qla_runtime.training.data import Batch, Features, read_labelled, read_questions  # noqa: E402
 from qla_runtime.training.device import Device  # noqa: E402
@@ -41,7 +42,6 @@ from qla_runtime.training.loop import Diverged, Loop, LoopOptions  # noqa: E402
 from qla_runtime.training.run_folder import RunFolder, read_log  # noqa: E402
 from qla_runtime.training.start import Start  # noqa: E402
 from qla_runtime.training.teacher import LiveTeacher  # noqa: E402
-from qla_runtime.windows import Ragged  # noqa: E402
 
 STEPS = 6
 LOOP = LoopOptions(steps=STEPS, learning_rate=1e-3, checkpoint_minutes=0, log_steps=1)

@@ -16,7 +16,7 @@ from test_convert import add_sentence_layout, save_checkpoint  # noqa: E402
 from test_training import LOOP, lines, table  # noqa: E402
 from test_training import train as train_longer  # noqa: E402
 
-from qla_runtime.convert.checkpoint import open_checkpoint  # noqa: E402
+from qla_runtime.checkpoints.reader import open_checkpoint  # noqa: E402
 from qla_runtime.errors import InputError  # noqa: E402
 from qla_runtime.training.start import Start  # noqa: E402
 

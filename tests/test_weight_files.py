@@ -19,7 +19,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 from safetensors.torch import load_file, save_file  # noqa: E402
 from test_convert import save_checkpoint  # noqa: E402
 
-from qla_runtime.convert.checkpoint import open_checkpoint  # noqa: E402
+from qla_runtime.checkpoints.reader import open_checkpoint  # noqa: E402
 from qla_runtime.errors import InputError, UnsupportedError  # noqa: E402
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qla_runtime.errors import InputError
-from qla_runtime.tokenizer import TextRules, open_tokenizer
+from qla_runtime.texts.tokenizer import TextRules, open_tokenizer
 
 POOL = 8
 """Texts looked at per sample picked, so that the picked lengths follow the file's own distribution."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from qla_runtime.convert.report import sentence, table
-from qla_runtime.convert.spec import EncoderSpec, TaskSpec
-from qla_runtime.length import LengthConfig
+from qla_runtime.lengths.configs import LengthConfig
+from qla_runtime.model.spec import EncoderSpec, TaskSpec
 
 _ACTIVATIONS = {
     "per_token": "scale and zero point of each row come from the row itself",

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from qla_runtime.convert.spec import EncoderSpec, TaskSpec
 from qla_runtime.errors import InputError
-from qla_runtime.length import LengthConfig, count_macs
+from qla_runtime.lengths.configs import LengthConfig, count_macs
+from qla_runtime.model.spec import EncoderSpec, TaskSpec
 
 # Kept tokens of 384 per layer, found by evolutionary search for QuaLA-MiniLM (arXiv 2210.17114): -0.17 F1 at
 # 63 % and -0.95 F1 at 54 % of the arithmetic, for a model trained to drop. Read as shares of a sequence's own

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+from qla_runtime.checkpoints.reader import Checkpoint
 from qla_runtime.convert.card import front_matter
-from qla_runtime.convert.checkpoint import Checkpoint
 from qla_runtime.errors import InputError
 
 _SQUAD2 = re.compile(r"squad[-_ .]?(v?2(?!\d)|v?2\.0)", re.IGNORECASE)

@@ -12,14 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qla_runtime.checkpoints.reader import Checkpoint, open_checkpoint
+from qla_runtime.checkpoints.tokenizer_files import first_token
 from qla_runtime.convert.calibration import Sample, Samples, pick_samples
 from qla_runtime.convert.card import Provenance, write_card
-from qla_runtime.convert.checkpoint import Checkpoint, open_checkpoint
 from qla_runtime.convert.lengths import default_configs, to_json, with_full
-from qla_runtime.convert.limits import check_name
 from qla_runtime.convert.no_answer import with_no_answer
-from qla_runtime.convert.pack import embedding_scale, exact_first_token, pack, pad16, quantize_rows
-from qla_runtime.convert.package_writer import (
+from qla_runtime.convert.report import Reference, compare, engine_run, reference_of, sentence, table
+from qla_runtime.convert.sample_texts import NAME as SAMPLE_NAME
+from qla_runtime.convert.sample_texts import sample_texts
+from qla_runtime.convert.scales import ALGORITHMS, LINEARS, LinearScales
+from qla_runtime.errors import InputError
+from qla_runtime.lengths.configs import LengthConfig
+from qla_runtime.model.limits import check_name
+from qla_runtime.model.pack import embedding_scale, exact_first_token, pack, pad16, quantize_rows
+from qla_runtime.model.package_writer import (
     FORMAT_VERSION,
     check_room,
     check_target,
@@ -28,19 +35,12 @@ from qla_runtime.convert.package_writer import (
     write_file,
     write_package,
 )
-from qla_runtime.convert.report import Reference, compare, engine_run, reference_of, sentence, table
-from qla_runtime.convert.sample_texts import NAME as SAMPLE_NAME
-from qla_runtime.convert.sample_texts import sample_texts
-from qla_runtime.convert.scales import ALGORITHMS, LINEARS, LinearScales
-from qla_runtime.convert.spec import TaskSpec
-from qla_runtime.convert.tokenizer import first_token
-from qla_runtime.data_sets import read_texts
-from qla_runtime.errors import InputError
-from qla_runtime.length import LengthConfig
-from qla_runtime.text_files import shown
+from qla_runtime.model.spec import TaskSpec
+from qla_runtime.texts.data_sets import read_texts
+from qla_runtime.texts.files import shown
 
 if TYPE_CHECKING:
-    from qla_runtime.modeling import Model
+    from qla_runtime.model.float_model import Model
 
 ACTIVATIONS = ("per_token", "static")
 
@@ -83,15 +83,15 @@ def convert(
         checkpoint: Hugging Face folder or hub id; also the sentence-transformers layout.
         out: the package's folder; an older package there is replaced atomically. It may be a mount point, whose
             files are then replaced one by one, the manifest last.
-        calibrate: a file of texts as the model will meet them; see :data:`qla_runtime.data_sets.FORMATS`. Static
-            activations are calibrated on some of them; the report runs on others. None: the report runs on a small
-            built-in sample, which static activations cannot do with.
+        calibrate: a file of texts as the model will meet them; see
+            :data:`qla_runtime.texts.data_sets.FORMATS`. Static activations are calibrated on some of them, and the
+            report runs on others. None: the report runs on a small built-in sample; static ones need a file.
         activations: ``per_token`` or ``static``, for every linear layer.
         task: a task kind of ``docs/file-format.md``; None reads it from the checkpoint.
         max_length: tokens a text is cut at; None takes the checkpoint's limit (span QA: 384).
         pooling: ``mean`` or ``cls``, for a sentence encoder without ``modules.json``; None takes the mean there.
         activation: what makes a cross-encoder's score of its logit, in place of what the checkpoint says; one of
-            :data:`qla_runtime.activations.ACTIVATIONS`.
+            :data:`qla_runtime.tasks.activations.ACTIVATIONS`.
         name: the package's name; None takes the output folder's.
         length_configs: name -> config; None gives ``full``, ``balanced`` and ``fast``.
         calibration_algo: ``kl`` or ``minmax``; for static activations.

@@ -12,14 +12,14 @@ import numpy as np
 
 from qla_runtime.convert.calibration import Sample
 from qla_runtime.convert.noise import quiet
-from qla_runtime.convert.spec import TaskSpec
+from qla_runtime.model.spec import TaskSpec
 from qla_runtime.training.bars import bar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qla_runtime.convert.checkpoint import Checkpoint
-    from qla_runtime.modeling import Model
+    from qla_runtime.checkpoints.reader import Checkpoint
+    from qla_runtime.model.float_model import Model
 
 Result = tuple[np.ndarray, np.ndarray]
 """Of one sample: last hidden states (n, H), and the head's output ((n, outputs) or (outputs,))."""
@@ -29,7 +29,7 @@ Run = Callable[[Sequence[Sample]], Iterable[Result]]
 
 
 def torch_run(model) -> Run:
-    """Runs a :class:`qla_runtime.modeling.Model`, or what is called alike, one unpadded sample at a time."""
+    """Runs a :class:`qla_runtime.model.float_model.Model` one sample at a time, unpadded."""
     import torch
 
     def run(samples: Sequence[Sample]) -> Iterable[Result]:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qla_runtime.engine import Engine
-from qla_runtime.length import LengthConfig
-from qla_runtime.windows import Ragged
+from qla_runtime.lengths.configs import LengthConfig
+from qla_runtime.texts.windows import Ragged
 
 TIMED_SEQUENCES = 32
 REPEATS = 5

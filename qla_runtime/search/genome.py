@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qla_runtime.errors import InputError
-from qla_runtime.length import LengthConfig
+from qla_runtime.lengths.configs import LengthConfig
 
 Genome = tuple[int, ...]
 

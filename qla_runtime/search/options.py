@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 
 from qla_runtime.errors import InputError
-from qla_runtime.evaluate import ARTICLES
-from qla_runtime.length import LengthConfig
+from qla_runtime.evaluation.squad import ARTICLES
+from qla_runtime.lengths.configs import LengthConfig
 
 COSTS = ("time", "macs")
 

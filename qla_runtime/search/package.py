@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from qla_runtime.convert.card import replace_length_section
-from qla_runtime.convert.package_writer import json_bytes, staging, update_package
 from qla_runtime.engine import Engine
 from qla_runtime.errors import InputError, PackageError
-from qla_runtime.length import Accuracy, LengthConfig, count_macs
-from qla_runtime.windows import TextEncoder
+from qla_runtime.lengths.configs import Accuracy, LengthConfig, count_macs
+from qla_runtime.model.package_writer import json_bytes, staging, update_package
+from qla_runtime.texts.windows import TextEncoder
 
 _IDENTITY = ("config.json", "model.safetensors", "tokenizer.json")
 """Files that decide what a config scores. The length configs are what a search is there to change."""

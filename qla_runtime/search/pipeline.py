@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from qla_runtime import _core
-from qla_runtime.convert.package_writer import crc32c
 from qla_runtime.errors import InputError
-from qla_runtime.evaluate import sampling_error
-from qla_runtime.length import Accuracy, LengthConfig
+from qla_runtime.evaluation.squad import sampling_error
+from qla_runtime.lengths.configs import Accuracy, LengthConfig
+from qla_runtime.model.package_writer import crc32c
 from qla_runtime.search.cost import Cost, macs_share, time_share
 from qla_runtime.search.evolve import Plan, Point, evolve, frontier
 from qla_runtime.search.genome import Genome, Space
@@ -22,7 +22,7 @@ from qla_runtime.search.package import Package
 from qla_runtime.search.plot import plot, require_matplotlib
 from qla_runtime.search.run_folder import RunFolder
 from qla_runtime.search.selection import Selection, read_selection
-from qla_runtime.text_files import read_bytes
+from qla_runtime.texts.files import read_bytes
 from qla_runtime.training.bars import bar
 
 _RESULT_ONLY = ("generations", "balanced_loss", "fast_loss")

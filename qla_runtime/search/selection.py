@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from qla_runtime.data_sets import read_labelled, read_scored_pairs
 from qla_runtime.engine import Engine
 from qla_runtime.errors import InputError, UnsupportedError
-from qla_runtime.evaluate import check_varied, correlation, read_squad
-from qla_runtime.length import LengthConfig
+from qla_runtime.evaluation.squad import check_varied, correlation, read_squad
+from qla_runtime.lengths.configs import LengthConfig
 from qla_runtime.search.package import Package
-from qla_runtime.windows import Ragged, TextEncoder, batches
+from qla_runtime.texts.data_sets import read_labelled, read_scored_pairs
+from qla_runtime.texts.windows import Ragged, TextEncoder, batches
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from qla_runtime.engine import Engine
 from qla_runtime.errors import InputError
-from qla_runtime.length import LengthConfig, NamedLength
+from qla_runtime.lengths.configs import LengthConfig, NamedLength
 
 SPECIAL, QUESTION, CONTEXT = "special", "question", "context"
 

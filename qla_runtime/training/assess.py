@@ -1,6 +1,6 @@
 """Accuracy of the float model: the figures that tell, while it trains, whether training helps.
 
-Scored by :mod:`qla_runtime.evaluate`, as the INT8 engine is; in percent, higher is better.
+Scored by :mod:`qla_runtime.evaluation.squad`, as the INT8 engine is; in percent, higher is better.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qla_runtime.data_sets import read_labelled, read_scored_pairs
 from qla_runtime.errors import InputError
-from qla_runtime.evaluate import check_varied, correlation, read_squad
-from qla_runtime.length import LengthConfig
-from qla_runtime.modeling import Model
+from qla_runtime.evaluation.squad import check_varied, correlation, read_squad
+from qla_runtime.lengths.configs import LengthConfig
+from qla_runtime.model.float_model import Model
+from qla_runtime.texts.data_sets import read_labelled, read_scored_pairs
+from qla_runtime.texts.windows import QuestionWindows, TextEncoder, batches
 from qla_runtime.training.data import Features, encode_labels, text_features
 from qla_runtime.training.device import Device
-from qla_runtime.windows import QuestionWindows, TextEncoder, batches
 
 BATCH_TOKENS = 16384
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qla_runtime.errors import InputError
-from qla_runtime.length import LengthConfig
+from qla_runtime.lengths.configs import LengthConfig
 
 EPILOG = """\
 The same command continues a run that was interrupted (Ctrl-C and SIGTERM write a checkpoint first), and ends

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from qla_runtime.errors import UnsupportedError
-from qla_runtime.length import LengthConfig
-from qla_runtime.modeling import EncoderOutput, Model
+from qla_runtime.lengths.configs import LengthConfig
+from qla_runtime.model.float_model import EncoderOutput, Model
 from qla_runtime.training.data import Batch
 
 PRECISIONS = ("auto", "bf16", "fp32")
@@ -60,7 +60,7 @@ class Device:
         skip: Collection[int] = (),
         score_gradient: bool = False,
     ) -> tuple[Tensor, EncoderOutput]:
-        """Head outputs and encoder outputs; arguments as in :meth:`qla_runtime.modeling.Encoder.forward`."""
+        """Head and encoder outputs; arguments as in :meth:`qla_runtime.model.float_model.Encoder.forward`."""
         # A context per pass: autocast keeps bf16 copies of the weights until it ends.
         with self.autocast():
             return model(batch.input_ids, batch.token_type_ids, batch.mask, length, skip, score_gradient)

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qla_runtime.convert.checkpoint import Checkpoint, hugging_face_tensors
-from qla_runtime.convert.package_writer import publish, staging, write_file
-from qla_runtime.convert.spec import label_names, task_of_architecture
+from qla_runtime.checkpoints.reader import Checkpoint, hugging_face_tensors
 from qla_runtime.errors import QlaError
-from qla_runtime.modeling import Model
+from qla_runtime.model.float_model import Model
+from qla_runtime.model.package_writer import publish, staging, write_file
+from qla_runtime.model.spec import label_names, task_of_architecture
 
 _CLASSES = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert"}
 _SUFFIXES = {

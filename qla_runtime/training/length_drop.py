@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qla_runtime.errors import InputError
-from qla_runtime.length import LengthConfig
-from qla_runtime.modeling import Model
+from qla_runtime.lengths.configs import LengthConfig
+from qla_runtime.model.float_model import Model
 from qla_runtime.training.assess import assessor
 from qla_runtime.training.data import Batch, Features
 from qla_runtime.training.device import Device

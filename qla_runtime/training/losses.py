@@ -1,6 +1,6 @@
 """What a task is trained for, and how far a student's outputs are from a teacher's. For every recipe.
 
-Outputs are those of :meth:`qla_runtime.modeling.Model.forward`: (B, n, 2) for span QA, (B, labels) for
+Outputs are those of :meth:`qla_runtime.model.float_model.Model.forward`: (B, n, 2) for span QA, (B, labels) for
 classification and regression, (B, H) for embeddings. Everything is computed in float32.
 """
 
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qla_runtime.convert.spec import TaskSpec
 from qla_runtime.errors import InputError
-from qla_runtime.modeling import EncoderOutput
+from qla_runtime.model.float_model import EncoderOutput
+from qla_runtime.model.spec import TaskSpec
 from qla_runtime.training.data import Batch
 
 _NEVER = -1e4
@@ -129,7 +129,7 @@ def hidden_distance(
     Args:
         student: per layer that ran (B, n, H), its restored outputs in a dropping pass.
         teacher: the same layers' outputs in a frozen model, with every token.
-        kept: per layer that ran, as in :class:`~qla_runtime.modeling.EncoderOutput`.
+        kept: per layer that ran, as in :class:`~qla_runtime.model.float_model.EncoderOutput`.
         mask: (B, n) bool, True on tokens.
 
     Returns:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 
-from qla_runtime.convert.checkpoint import Checkpoint, open_checkpoint
-from qla_runtime.convert.spec import task_of_architecture
-from qla_runtime.data_sets import Labelled, read_labelled, read_sentences
+from qla_runtime.checkpoints.reader import Checkpoint, open_checkpoint
 from qla_runtime.errors import InputError
-from qla_runtime.modeling import Model
+from qla_runtime.model.float_model import Model
+from qla_runtime.model.spec import task_of_architecture
+from qla_runtime.texts.data_sets import Labelled, read_labelled, read_sentences
+from qla_runtime.texts.windows import TextEncoder
 from qla_runtime.training.data import (
     Features,
     SpanQuestion,
@@ -24,7 +25,6 @@ from qla_runtime.training.data import (
     text_features,
 )
 from qla_runtime.training.losses import check_task
-from qla_runtime.windows import TextEncoder
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Start:
         Args:
             checkpoint: a fine-tuned checkpoint, or a pretrained encoder, which gets a new head.
             data: SQuAD json for span QA, a GLUE-like table for classification and regression, texts (one per
-                line, or in a table) for embeddings; see :mod:`qla_runtime.data_sets`.
+                line, or in a table) for embeddings; see :mod:`qla_runtime.texts.data_sets`.
             task: a task kind; None reads it from the checkpoint.
             max_length: tokens of a sequence; None takes the checkpoint's limit (span QA: 384).
             new_head: replace a head that the checkpoint has.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qla_runtime.convert.json_files import first_line, read_object
+from qla_runtime.checkpoints.json_files import first_line, read_object
 from qla_runtime.errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:

@@ -10,14 +10,14 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qla_runtime.convert.spec import EncoderSpec, TaskSpec
-from qla_runtime.convert.weights import FLOATS, StoredTensor
+from qla_runtime.checkpoints.weights import FLOATS, StoredTensor
 from qla_runtime.errors import InputError, UnsupportedError
+from qla_runtime.model.spec import EncoderSpec, TaskSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qla_runtime.modeling import Model
+    from qla_runtime.model.float_model import Model
 
 # Ours -> theirs, without the family prefix. Several names on the right are stacked along the rows.
 _EMBEDDING_NAMES = {

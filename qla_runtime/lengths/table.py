@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from qla_runtime.fork_safe import lazy
-from qla_runtime.length import Accuracy, LengthConfig, LengthPlan, NamedLength, count_macs
+from qla_runtime.lengths.configs import Accuracy, LengthConfig, LengthPlan, NamedLength, count_macs
 
 
 class LengthTable:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qla_runtime.errors import InputError, PackageError
-from qla_runtime.tokenizer import LOADING, TextRules, faults_named, open_tokenizer, watch_forks
+from qla_runtime.texts.tokenizer import LOADING, TextRules, faults_named, open_tokenizer, watch_forks
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer

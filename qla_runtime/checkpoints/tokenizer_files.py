@@ -1,7 +1,7 @@
 """From a checkpoint's tokenizer files to the package's tokenizer: the same ids as transformers' own tokenizer.
 
 transformers builds the tokenizer, from whichever files there are, and its tokenizer.json is stored. What that
-cannot express becomes a :class:`~qla_runtime.tokenizer.TextRules`. Both together are then compared with
+cannot express becomes a :class:`~qla_runtime.texts.tokenizer.TextRules`. Both together are then compared with
 transformers over :data:`PROBES`. Without transformers (training does not need it) :mod:`.plain_tokenizer` follows
 the same rules for a folder with a tokenizer.json.
 """
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qla_runtime.convert.json_files import first_line
-from qla_runtime.convert.plain_tokenizer import (
+from qla_runtime.checkpoints.json_files import first_line
+from qla_runtime.checkpoints.plain_tokenizer import (
     BuiltTokenizer,
     check_side,
     fits_class,
@@ -26,10 +26,10 @@ from qla_runtime.convert.plain_tokenizer import (
     plain_tokenizer,
     tokenizer_class,
 )
-from qla_runtime.convert.transformer_settings import TransformerSettings
+from qla_runtime.checkpoints.transformer_settings import TransformerSettings
 from qla_runtime.errors import InputError, PackageError, UnsupportedError
-from qla_runtime.tokenizer import TextRules, open_tokenizer
-from qla_runtime.windows import Ragged, TextEncoder
+from qla_runtime.texts.tokenizer import TextRules, open_tokenizer
+from qla_runtime.texts.windows import Ragged, TextEncoder
 
 SENTENCEPIECE_FILES = ("sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", *SENTENCEPIECE_FILES)

@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from qla_runtime.convert import limits
-from qla_runtime.convert.config_keys import MODEL_TYPES, architecture, refuse_other_arithmetic, with_defaults
-from qla_runtime.convert.pooling import pooling_mode
+from qla_runtime.checkpoints.config_keys import MODEL_TYPES, architecture, refuse_other_arithmetic, with_defaults
+from qla_runtime.checkpoints.pooling import pooling_mode
 from qla_runtime.errors import InputError, UnsupportedError
+from qla_runtime.model import limits
 
 TASK_OF_ARCHITECTURE = {
     "ForQuestionAnswering": "span-qa",

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qla_runtime.errors import InputError, shown
-from qla_runtime.length import MIN_KEPT, LengthConfig
+from qla_runtime.lengths.configs import MIN_KEPT, LengthConfig
 
 COUNTS = ("calls", "sequences", "rows", "linear_macs", "attention_macs")
 """What a call is made of, in the order of a model's prices."""

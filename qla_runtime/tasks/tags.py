@@ -2,7 +2,7 @@
 
 Two rules are this project's: ``words`` gives each word the label of its first piece, which is the piece that
 models are trained on, and ``pieces`` lets every piece have a label of its own. The others are transformers'
-(:mod:`qla_runtime.aggregation`).
+(:mod:`qla_runtime.tasks.aggregation`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qla_runtime import aggregation, heads
 from qla_runtime.errors import InputError, shown
-from qla_runtime.label_schemes import LabelScheme, chunks, read_labels
 from qla_runtime.options import check_choice
-from qla_runtime.text_ranges import trim
+from qla_runtime.tasks import aggregation, heads
+from qla_runtime.tasks.label_schemes import LabelScheme, chunks, read_labels
+from qla_runtime.texts.ranges import trim
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer

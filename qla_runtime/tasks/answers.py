@@ -13,8 +13,8 @@ from qla_runtime import _core
 from qla_runtime.errors import InputError, shown
 from qla_runtime.options import check_choice, check_count
 from qla_runtime.real_numbers import as_float
-from qla_runtime.text_ranges import trim
-from qla_runtime.windows import QuestionWindows
+from qla_runtime.texts.ranges import trim
+from qla_runtime.texts.windows import QuestionWindows
 
 SCORES = ("against-null", "all-windows", "with-null")
 """The rules of ``score=``, in the order of ``qla_span_score`` in qla/qla.h."""

@@ -1,6 +1,6 @@
 """What the columns of text files mean: texts, pairs of texts, labels and scores.
 
-Files are read by :mod:`qla_runtime.text_files`. A table's columns are found by the names in its first row (or by
+Files are read by :mod:`qla_runtime.texts.files`. A table's columns are found by the names in its first row (or by
 the keys of its JSON objects): those of GLUE, QQP, SNLI, MNLI and the STS benchmark, and their usual relatives.
 Tables without names are understood where their shape is known: CoLA's four columns, the STS benchmark's seven,
 and one or two columns of texts where only texts are wanted.
@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, NoReturn
 
 from qla_runtime.errors import InputError
-from qla_runtime.text_files import BadRow, Path, Row, Table, read_json, read_lines, read_table, records, shown
+from qla_runtime.texts.files import BadRow, Path, Row, Table, read_json, read_lines, read_table, records, shown
 
 LABEL_COLUMNS = ("label", "quality", "gold_label", "is_duplicate", "labels", "class")
 SCORE_COLUMNS = ("score", "similarity", "similarity_score", "relatedness_score")

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from qla_runtime import squad2
-from qla_runtime.data_sets import read_scored_pairs
 from qla_runtime.engine import Engine
 from qla_runtime.errors import InputError, QlaError
-from qla_runtime.length import LatencyBudget, Length
-from qla_runtime.text_files import read_json
+from qla_runtime.evaluation import squad2
+from qla_runtime.lengths.configs import LatencyBudget, Length
+from qla_runtime.texts.data_sets import read_scored_pairs
+from qla_runtime.texts.files import read_json
 
 ARTICLES = ("all", "odd", "even")
 """Which articles of a SQuAD file count: by position, and the first one is odd."""
@@ -68,7 +68,7 @@ class SquadScore:
     """``exact_match`` and ``f1`` in percent, mean ``macs`` per question, ``seconds`` of wall time.
 
     ``within_budget`` is the share of calls that kept within their latency budget; None where there was none.
-    ``squad2`` holds the metrics of :func:`qla_runtime.squad2.metrics`; None for SQuAD 1.1.
+    ``squad2`` holds the metrics of :func:`qla_runtime.evaluation.squad2.metrics`; None for SQuAD 1.1.
     """
 
     exact_match: float

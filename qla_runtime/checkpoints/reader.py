@@ -11,12 +11,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qla_runtime.convert import limits
-from qla_runtime.convert.companions import check_modules, companion_notes
-from qla_runtime.convert.config_keys import infer_model_type, refuse_other_arithmetic, unknown_keys, with_defaults
-from qla_runtime.convert.json_files import first_line, read_json, read_object
-from qla_runtime.convert.sentence_settings import SentenceSettings, chosen_pooling, read_settings
-from qla_runtime.convert.spec import (
+from qla_runtime.checkpoints.companions import check_modules, companion_notes
+from qla_runtime.checkpoints.config_keys import (
+    infer_model_type,
+    refuse_other_arithmetic,
+    unknown_keys,
+    with_defaults,
+)
+from qla_runtime.checkpoints.json_files import first_line, read_json, read_object
+from qla_runtime.checkpoints.sentence_settings import SentenceSettings, chosen_pooling, read_settings
+from qla_runtime.checkpoints.tensors import Account, account, canonical_names, hugging_face_tensors, origins
+from qla_runtime.checkpoints.tokenizer_files import read_tokenizer
+from qla_runtime.checkpoints.transformer_settings import TransformerSettings, transformer_settings
+from qla_runtime.checkpoints.weights import WeightFiles
+from qla_runtime.errors import InputError
+from qla_runtime.model import limits
+from qla_runtime.model.spec import (
     EncoderSpec,
     SentenceSpec,
     TaskSpec,
@@ -25,18 +35,13 @@ from qla_runtime.convert.spec import (
     sentence_spec,
     task_spec,
 )
-from qla_runtime.convert.tensors import Account, account, canonical_names, hugging_face_tensors, origins
-from qla_runtime.convert.tokenizer import read_tokenizer
-from qla_runtime.convert.transformer_settings import TransformerSettings, transformer_settings
-from qla_runtime.convert.weights import WeightFiles
-from qla_runtime.errors import InputError
-from qla_runtime.text_files import check_regular_files
-from qla_runtime.tokenizer import TextRules
+from qla_runtime.texts.files import check_regular_files
+from qla_runtime.texts.tokenizer import TextRules
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qla_runtime.modeling import Model
+    from qla_runtime.model.float_model import Model
 
 __all__ = ["Checkpoint", "hugging_face_tensors", "open_checkpoint"]
 
@@ -85,7 +90,7 @@ class Checkpoint:
             InputError: a tensor is missing, has the wrong shape, or holds NaN or infinite values.
             UnsupportedError: as :meth:`check_weights`.
         """
-        from qla_runtime.modeling import Model
+        from qla_runtime.model.float_model import Model
 
         self.check_weights(new_head=new_head)
         model = Model(self.encoder, self.task)

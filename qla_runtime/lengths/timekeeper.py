@@ -15,10 +15,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from qla_runtime import cost_model
-from qla_runtime.cost_cache import CostCache
-from qla_runtime.cost_model import REST_SECONDS, CostModel, Fit, Prepare, Survey
 from qla_runtime.fork_safe import ForkSafeLock, lazy
+from qla_runtime.lengths import cost_model
+from qla_runtime.lengths.cost_cache import CostCache
+from qla_runtime.lengths.cost_model import REST_SECONDS, CostModel, Fit, Prepare, Survey
 
 WAIT_SECONDS = 3.0
 """How long a process waits for another one that fits the same model. A fit takes about 0.6 s."""

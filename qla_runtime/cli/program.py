@@ -30,21 +30,21 @@ from qla_runtime import (
     QlaError,
     UnsupportedError,
     __version__,
-    cli_words,
     cmake_dir,
-    evaluate,
-    evaluate_labels,
-    render,
-    text_files,
 )
-from qla_runtime.answers import SCORES
+from qla_runtime.cli import render
+from qla_runtime.cli import words as cli_words
 from qla_runtime.errors import shown
-from qla_runtime.label_schemes import SCHEMES
-from qla_runtime.length import Length
+from qla_runtime.evaluation import labels as evaluate_labels
+from qla_runtime.evaluation import squad as evaluate
+from qla_runtime.lengths.configs import Length
 from qla_runtime.progress import bar as _progress
 from qla_runtime.search import command as searching
-from qla_runtime.tags import STRATEGIES
+from qla_runtime.tasks.answers import SCORES
+from qla_runtime.tasks.label_schemes import SCHEMES
+from qla_runtime.tasks.tags import STRATEGIES
 from qla_runtime.terminal import visible
+from qla_runtime.texts import files as text_files
 from qla_runtime.trace import trace
 from qla_runtime.training import command as training
 
@@ -690,7 +690,7 @@ def _add_convert(add: Callable[..., argparse.ArgumentParser], output: argparse.A
 def _add_bench(commands: Any) -> None:
     """The benchmarks are in bench/ of a source checkout, which an installed package does not bring."""
     text = "measure speed, beside other runtimes too (needs a source checkout)"
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     if (root / "bench" / "command.py").is_file():
         sys.path.insert(0, str(root))
         try:
@@ -911,7 +911,3 @@ def _complain(kind: str, message: str) -> None:
     with contextlib.suppress(OSError):  # nobody reads
         _say(f"qla: {kind}: {' '.join(words)}", sys.stderr)
         sys.stderr.flush()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,8 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from qla_runtime.cost_model import COUNTS, MAX_MARGIN, MIN_MARGIN, REST_SECONDS, CostModel, Fit
 from qla_runtime.fork_safe import importing
+from qla_runtime.lengths.cost_model import COUNTS, MAX_MARGIN, MIN_MARGIN, REST_SECONDS, CostModel, Fit
 
 try:
     import fcntl

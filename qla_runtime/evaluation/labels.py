@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qla_runtime.data_sets import read_labelled
 from qla_runtime.engine import Engine
 from qla_runtime.errors import InputError, UnsupportedError
-from qla_runtime.evaluate import correlation
-from qla_runtime.label_schemes import INSIDE, LabelScheme, Tag, chunks, read_labels
-from qla_runtime.length import Length
-from qla_runtime.text_files import Path, read_lines, shown
+from qla_runtime.evaluation.squad import correlation
+from qla_runtime.lengths.configs import Length
+from qla_runtime.tasks.label_schemes import INSIDE, LabelScheme, Tag, chunks, read_labels
+from qla_runtime.texts.data_sets import read_labelled
+from qla_runtime.texts.files import Path, read_lines, shown
 
 STEP = 64
 """Inputs per engine call, between two reports of progress."""
@@ -74,7 +74,7 @@ def read_examples(path: Path, *, skip_bad_rows: bool = False) -> list[Example]:
     """The rows of a table with a column of texts, perhaps one of second texts, and one of labels.
 
     Raises:
-        InputError: as :func:`qla_runtime.data_sets.read_labelled`.
+        InputError: as :func:`qla_runtime.texts.data_sets.read_labelled`.
     """
     found = read_labelled(path, skip_bad_rows=skip_bad_rows)
     pairs = [(text, None) if isinstance(text, str) else text for text in found.texts]
@@ -207,7 +207,7 @@ def read_queries(path: Path, *, skip_bad_rows: bool = False) -> list[Query]:
     """The pairs of a table by their first text, in order of appearance; labels are numbers of 0 or more.
 
     Raises:
-        InputError: as :func:`qla_runtime.data_sets.read_labelled`; single texts; or a label that is no number.
+        InputError: as :func:`qla_runtime.texts.data_sets.read_labelled`; single texts; a label that is no number.
     """
     found: dict[str, list[tuple[str, float]]] = {}
     for example in read_examples(path, skip_bad_rows=skip_bad_rows):

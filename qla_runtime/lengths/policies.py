@@ -1,6 +1,7 @@
 """How a policy becomes length configs.
 
-The policies themselves (``LatencyBudget``, ``MaxLoss``, ``Escalate``) are values in :mod:`qla_runtime.length`.
+The policies themselves (``LatencyBudget``, ``MaxLoss``, ``Escalate``) are values in
+:mod:`qla_runtime.lengths.configs`.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qla_runtime.cost_model import CostModel
 from qla_runtime.errors import InputError, UnsupportedError, shown
-from qla_runtime.length import Escalate, LengthConfig, MaxLoss, NamedLength, check_amount
+from qla_runtime.lengths.configs import Escalate, LengthConfig, MaxLoss, NamedLength, check_amount
+from qla_runtime.lengths.cost_model import CostModel
 
 if TYPE_CHECKING:
     from qla_runtime.engine import Engine
-    from qla_runtime.evaluate import Question
+    from qla_runtime.evaluation.squad import Question
 
 Result = TypeVar("Result")
 

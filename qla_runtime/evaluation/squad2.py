@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qla_runtime.evaluate import Question
+    from qla_runtime.evaluation.squad import Question
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qla_runtime.convert.json_files import optional_object
+from qla_runtime.checkpoints.json_files import optional_object
 from qla_runtime.errors import InputError, UnsupportedError
 
 FILES = (

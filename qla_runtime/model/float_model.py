@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qla_runtime.length import MIN_KEPT, LengthConfig
+from qla_runtime.lengths.configs import MIN_KEPT, LengthConfig
 
 if TYPE_CHECKING:
-    from qla_runtime.convert.spec import EncoderSpec, TaskSpec
+    from qla_runtime.model.spec import EncoderSpec, TaskSpec
 
 # ceil(r * n - 1e-6) in integers: r becomes a numerator over 2^40. The error, below n * 2^-41, is a
 # millionth of the 1e-6 that the rule itself forgives, and n * 2^40 still fits 63 bits.

@@ -8,7 +8,7 @@ Every text file is read by the same rules:
 - It is a regular file. A FIFO or a device could make the reader wait forever; ``-`` reads standard input.
 - It holds no NUL byte, as binary files do.
 
-:mod:`qla_runtime.data_sets` says what the columns of a table mean.
+:mod:`qla_runtime.texts.data_sets` says what the columns of a table mean.
 """
 
 from __future__ import annotations

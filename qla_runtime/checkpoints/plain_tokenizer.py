@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, processors
 
-from qla_runtime.convert.json_files import optional_object
+from qla_runtime.checkpoints.json_files import optional_object
 from qla_runtime.errors import InputError, UnsupportedError
-from qla_runtime.tokenizer import SIDES, TextRules
+from qla_runtime.texts.tokenizer import SIDES, TextRules
 
 Json = dict[str, Any]
 

@@ -1,0 +1,3 @@
+"""Scores of a model on labelled data."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Length configs, and the policies that choose one for a call."""
+
+from __future__ import annotations

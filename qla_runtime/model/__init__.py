@@ -1,0 +1,3 @@
+"""What a model is: its specification, its float form and its package."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""From files and strings to token ids."""
+
+from __future__ import annotations
