@@ -47,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         description="Time the whole encoder on the cases of bench/shapes.txt.",
     )  # fmt: skip
     _add_rounds(encoder, 15)
-    encoder.add_argument("--model", help="package folder or hub id (default: the packaged SQuAD model)")
+    model = encoder.add_mutually_exclusive_group()
+    model.add_argument("--model", help="package folder or hub id (default: the packaged SQuAD model)")
+    _add_random(model)
     encoder.set_defaults(benchmark=_encoder)
 
     peers = kinds.add_parser(
@@ -56,7 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         epilog=PEERS_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     _add_rounds(peers, 15)
-    peers.add_argument("--checkpoint", required=True, metavar="FOLDER", help="Hugging Face folder that peers load")
+    model = peers.add_mutually_exclusive_group(required=True)
+    model.add_argument("--checkpoint", metavar="FOLDER", help="Hugging Face folder that peers load")
+    _add_random(model)
     peers.add_argument(
         "--package", metavar="FOLDER", help="the same weights as a qla package (default: the packaged model)"
     )
@@ -86,6 +90,12 @@ def run(arguments: argparse.Namespace) -> None:
     print(json.dumps(record, indent=1) if arguments.json else text)
 
 
+def _add_random(parser: Any) -> None:
+    parser.add_argument(
+        "--random", metavar="SIZE", help="random weights of this size: bert-base or bert-large (bench/models.py)"
+    )
+
+
 def _add_rounds(parser: argparse.ArgumentParser, default: int) -> None:
     parser.add_argument(
         "--rounds",
@@ -107,7 +117,7 @@ def _kernels(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
 def _encoder(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from bench import encoder, report
 
-    names = ("model", "threads", "isa", "cases", "rounds", "squad", "sts")
+    names = ("model", "random", "threads", "isa", "cases", "rounds", "squad", "sts")
     record = encoder.record(**{name: getattr(arguments, name) for name in names})
     return record, report.encoder_text(record, arguments.markdown)
 
@@ -117,6 +127,7 @@ def _peers(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     options = peers.Options(
         checkpoint=arguments.checkpoint,
+        random=arguments.random,
         package=arguments.package,
         peers=peers.PEERS if arguments.peers is None else arguments.peers,
         pythons=arguments.peer_python,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from tqdm import tqdm
 
-from bench import machine, workloads
+from bench import kernels, machine, models, workloads
 from bench.worker.runtimes import named_accuracy, parse_length
 from qla_runtime import Engine, InputError, _core
 
@@ -29,8 +32,12 @@ class Run:
     """Runs the case's batches once; returns the multiply-accumulates they took."""
     sequences: int
     tokens: int
+    weight_bytes: int
     macs: int = 0
     ms: list[float] = field(default_factory=list)
+    """A median per turn."""
+    passes: list[float] = field(default_factory=list)
+    """Every pass but each turn's first, which wakes threads and finds the caches full of another case."""
 
     def turn(self) -> None:
         times = []
@@ -39,16 +46,18 @@ class Run:
             start = time.perf_counter()
             self.macs = self.one_pass()
             times.append(1e3 * (time.perf_counter() - start))
+        self.passes += times[1:] or times
         self.ms.append(median(times[1:] or times))
 
     def record(self) -> dict[str, Any]:
-        names = ("case", "length", "sequences", "tokens", "macs", "ms")
+        names = ("case", "length", "sequences", "tokens", "macs", "weight_bytes", "ms", "passes")
         return {name: getattr(self, name) for name in names}
 
 
 def record(
     *,
     model: str | None = None,
+    random: str | None = None,
     threads: int | None = None,
     isa: str | None = None,
     cases: Sequence[str] | None = None,
@@ -59,16 +68,37 @@ def record(
     """Measures; what ``bench.report.encoder_text`` reads. Cases that cannot be made are in ``refused``.
 
     Raises:
-        InputError: an unknown case, or no case that can be made.
+        InputError: an unknown case or random model, or no case that can be made.
+        QlaError: machine_bench could not be built.
     """
     facts = machine.facts()
+    chosen = workloads.read(list(cases or ()), random)
+    with ExitStack() as stack:
+        if random:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="qla-bench-"))
+            model = str(models.write_package(random, Path(folder)))
+        return _record(facts, chosen, model, threads, isa, rounds, squad, sts)
+
+
+def _record(
+    facts: dict[str, Any],
+    cases: Sequence[workloads.Case],
+    model: str | None,
+    threads: int | None,
+    isa: str | None,
+    rounds: int,
+    squad: str | None,
+    sts: str | None,
+) -> dict[str, Any]:
     engine = Engine.from_pretrained(model, num_threads=threads, isa=isa)
-    runs, refused = plan(engine, workloads.read(list(cases or ())), squad, sts)
+    runs, refused = plan(engine, cases, squad, sts)
     if not runs:
         raise InputError("; ".join(refused.values()))
+    limits = kernels.limits(engine.num_threads, isa)
     for run in tqdm(runs, desc="warm up", unit="run"):
         run.turn()
         run.ms.clear()
+        run.passes.clear()
     for _ in tqdm(range(rounds), desc="encoder", unit="round"):
         for run in runs:
             run.turn()
@@ -79,6 +109,7 @@ def record(
         "threads": engine.num_threads,
         "isa": isa or _core.available_isas()[-1],
         "accuracy": named_accuracy(engine),
+        "limits": limits,
         "cases": [run.record() for run in runs],
         "throughput": throughput(engine, model, isa, rounds),
         "refused": refused,
@@ -109,7 +140,8 @@ def plan(
                 return sum(int(engine.forward(rows, length=length).macs.sum()) for rows in made)
 
             rows = [row for batch in made for row in batch]
-            runs.append(Run(case.name, length, one_pass, len(rows), sum(map(len, rows))))
+            read = len(made) * machine.weight_bytes(engine)
+            runs.append(Run(case.name, length, one_pass, len(rows), sum(map(len, rows)), read))
     return runs, refused
 
 

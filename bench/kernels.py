@@ -1,4 +1,4 @@
-"""The C++ program kernel_bench: built by CMake, run, read."""
+"""The C++ programs kernel_bench and machine_bench: built by CMake, run, read."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from qla_runtime import QlaError
 BUILD = machine.ROOT / "build" / "bench"
 
 
-def build(folder: Path = BUILD) -> Path:
-    """Configures and builds kernel_bench; the second time only what has changed.
+def build(folder: Path = BUILD, program: str = "kernel_bench") -> Path:
+    """Configures and builds one of the programs; the second time only what has changed.
 
     Returns:
         The program.
@@ -31,10 +31,10 @@ def build(folder: Path = BUILD) -> Path:
     ninja = _tool("ninja")
     if ninja:
         configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-    print(f"building kernel_bench in {folder}", file=sys.stderr)
-    _cmake(*configure)
-    _cmake("--build", str(folder), "--target", "kernel_bench", "--parallel")
-    return folder / "bench" / "cpp" / "kernel_bench"
+    print(f"building {program} in {folder}", file=sys.stderr)
+    _cmake(program, *configure)
+    _cmake(program, "--build", str(folder), "--target", program, "--parallel")
+    return folder / "bench" / "cpp" / program
 
 
 def run(program: Path, *, rounds: int = 9, isa: str | None = None) -> list[dict[str, Any]]:
@@ -64,22 +64,40 @@ def record(folder: Path = BUILD, *, rounds: int = 9, isa: str | None = None) -> 
     return {"machine": facts, "machine_in_words": machine.in_words(facts), "kernels": measured}
 
 
+def limits(threads: int, isa: str | None = None, folder: Path = BUILD) -> dict[str, Any]:
+    """What this machine gives so many threads at once.
+
+    Args:
+        threads: as many as the calls have that are to be compared with it.
+        isa: the highest instruction set; None: the best of this CPU.
+        folder: where machine_bench is built.
+
+    Returns:
+        ``isa``, ``threads``, ``macs_per_second`` (dot products on registers) and ``bytes_per_second`` (read from
+        memory).
+
+    Raises:
+        QlaError: it could not be built or run.
+    """
+    return _lines(build(folder, "machine_bench"), isa, str(threads))[0]
+
+
 def _lines(program: Path, isa: str | None, *arguments: str) -> list[dict[str, Any]]:
     environ = os.environ | ({"QLA_MAX_ISA": isa} if isa else {})
     done = subprocess.run([program, *arguments], env=environ, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise QlaError(f"kernel_bench ended with status {done.returncode}; what it said is above")
+        raise QlaError(f"{program.name} ended with status {done.returncode}; what it said is above")
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def _cmake(*arguments: str) -> None:
+def _cmake(program: str, *arguments: str) -> None:
     cmake = _tool("cmake")
     if not cmake:
-        raise QlaError("building kernel_bench needs CMake; run: pip install cmake ninja nlohmann-json")
+        raise QlaError(f"building {program} needs CMake; run: pip install cmake ninja nlohmann-json")
     done = subprocess.run([cmake, *arguments], capture_output=True, text=True)
     if done.returncode:
         words = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        raise QlaError("\n".join(["building kernel_bench failed", *words[-15:]]))
+        raise QlaError("\n".join([f"building {program} failed", *words[-15:]]))
 
 
 def _tool(name: str) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import qla_runtime
-from qla_runtime import _core
+from qla_runtime import Engine, _core
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -50,6 +50,12 @@ def commit() -> str:
         return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def weight_bytes(engine: Engine) -> int:
+    """Bytes of the linear layers' weights, which a call reads at least once."""
+    info = engine._info
+    return info["layers"] * (4 * info["hidden"] ** 2 + 2 * info["hidden"] * info["intermediate"])
 
 
 def _git(*arguments: str) -> str:

@@ -13,7 +13,8 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import IO, Any
@@ -21,8 +22,8 @@ from typing import IO, Any
 from tqdm import tqdm
 
 import qla_runtime
-from bench import machine, workloads
-from bench.report import OURS
+from bench import kernels, machine, models, workloads
+from bench.report import OURS, percentile_99
 from qla_runtime import Engine, InputError, QlaError, _core
 
 WORKER = Path(__file__).with_name("worker")
@@ -79,7 +80,8 @@ class Absent(Exception):
 class Options:
     """What one run of the comparison is to do."""
 
-    checkpoint: str
+    checkpoint: str | None = None
+    random: str | None = None
     package: str | None = None
     peers: Sequence[str] = PEERS
     pythons: Sequence[str] = ()
@@ -253,10 +255,14 @@ def compare(options: Options) -> dict[str, Any]:
         raise InputError(f"no peer {', '.join(sorted(unknown))}; use {', '.join(PEERS)}")
     if options.isa and options.isa not in set(_core.available_isas()).intersection(ISAS):
         raise InputError(f"--isa is {options.isa!r}; use one of {', '.join(ISAS)} that this CPU has")
-    cases = workloads.read(list(options.cases or ()))
+    cases = workloads.read(list(options.cases or ()), options.random)
     facts = machine.facts()
     with ExitStack() as stack:
         folder = Path(options.artifacts or stack.enter_context(tempfile.TemporaryDirectory(prefix="qla-bench-")))
+        if options.random:
+            folder /= options.random
+            package = models.write_package(options.random, folder)
+            options = replace(options, checkpoint=str(folder / "checkpoint"), package=str(package))
         engine = Engine.from_pretrained(options.package, num_threads=options.threads)
         fleet = Fleet(options, engine.num_threads, folder)
         stack.callback(fleet.close)
@@ -267,7 +273,8 @@ def compare(options: Options) -> dict[str, Any]:
         if OURS not in fleet.workers:
             raise QlaError(f"qla itself did not start: {fleet.absent[OURS]}")
         hellos = {name: worker.hello for name, worker in fleet.workers.items()}
-        times = {case.name: measure(fleet, case, refused) for case in cases}
+        limits = kernels.limits(fleet.threads, options.isa)
+        passes = {case.name: measure(fleet, case, refused) for case in cases}
         if OURS in fleet.absent:
             raise QlaError(f"qla itself {fleet.absent[OURS]}")
         ours = hellos[OURS]["facts"]
@@ -283,7 +290,16 @@ def compare(options: Options) -> dict[str, Any]:
             "peers": [name for name in options.peers if name in hellos],
             "versions": {name: hello["versions"] for name, hello in hellos.items()},
             "opening": opening,
-            "times": times,
+            "limits": limits,
+            "work": {case.name: work(engine, case, options) for case in cases},
+            "times": {
+                case: {name: [median(turn) for turn in turns] for name, turns in runners.items()}
+                for case, runners in passes.items()
+            },
+            "p99": {
+                case: {name: percentile_99(chain.from_iterable(turns)) for name, turns in runners.items()}
+                for case, runners in passes.items()
+            },
             "absent": fleet.absent,
             "refused": refused,
         }
@@ -333,12 +349,24 @@ def absent_if_raised(fleet: Fleet, name: str):
         fleet.lose(name, str(error))
 
 
-def measure(fleet: Fleet, case: workloads.Case, refused: dict[str, dict[str, str]]) -> dict[str, list[float]]:
-    """Rounds over everybody: runner -> milliseconds, one per round. A runner is a runtime, or qla and a config."""
+def work(engine: Engine, case: workloads.Case, options: Options) -> dict[str, int]:
+    """Multiply-accumulates of one pass over a case at full length, and bytes of weights that its calls read."""
+    made = workloads.batches(case, engine, options.squad, options.sts)
+    macs = sum(int(engine.forward(rows).macs.sum()) for rows in made)
+    return {"macs": macs, "weight_bytes": len(made) * machine.weight_bytes(engine)}
+
+
+def measure(
+    fleet: Fleet, case: workloads.Case, refused: dict[str, dict[str, str]]
+) -> dict[str, list[list[float]]]:
+    """Rounds over everybody: runner -> per round, the milliseconds of its passes.
+
+    A runner is a runtime, or qla and a config.
+    """
     options = fleet.options
     turns = [(OURS, OURS, "full")] + [(f"{OURS} {length}", OURS, length) for length in case.lengths]
     turns += [(name, name, "full") for name in fleet.workers if name != OURS]
-    times: dict[str, list[float]] = {}
+    times: dict[str, list[list[float]]] = {}
 
     def turn(runner: str, name: str, length: str, seconds: float) -> list[float]:
         """One worker's turn; empty where it refused or ended."""
@@ -365,7 +393,7 @@ def measure(fleet: Fleet, case: workloads.Case, refused: dict[str, dict[str, str
                 passes = turn(*runner, options.turn_seconds)
                 if passes:
                     # The first pass of a turn wakes threads and finds caches full of another runtime.
-                    times.setdefault(runner[0], []).append(median(passes[1:] or passes))
+                    times.setdefault(runner[0], []).append(passes[1:] or passes)
                     time.sleep(PAUSE)
             bar.update()
     return times

@@ -5,7 +5,8 @@ A measurement is the median over rounds of a turn's median; a ratio is one of tw
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,6 +33,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool) ->
     return "\n".join(f"| {' | '.join(line)} |" for line in [padded[0], rule, *padded[1:]])
 
 
+def percentile_99(times: Iterable[float]) -> float:
+    """The time that one of a hundred exceeds; the longest of fewer than a hundred."""
+    ordered = sorted(times)
+    return ordered[math.ceil(0.99 * len(ordered)) - 1]
+
+
 def number(value: float) -> str:
     """Three significant figures, never in scientific notation."""
     digits = 2 if value < 10 else 1 if value < 100 else 0
@@ -49,6 +56,7 @@ def peers_text(record: Mapping[str, Any], markdown: bool) -> str:
         settings_in_words(record),
         f"Kernels: {', '.join(record['kernels'].values())}",
         f"{title}Milliseconds per call\n\n{speed_table(record['times'], record['peers'], markdown)}",
+        f"{title}Bounds\n\n{bounds_text(record, markdown)}",
         f"{title}Opening\n\n{opening_table(record['opening'], markdown)}",
         absent_text(record["absent"], record["refused"]),
         versions_in_words(record["versions"]),
@@ -84,6 +92,44 @@ def speed_table(times: Times, peers: Sequence[str], markdown: bool) -> str:
             end = [fastest, f"{theirs[fastest] / ours:.2f}x"] if fastest else ["-", "-"]
             rows.append([name, number(ours), *cells, *end])
     return table(head, rows, markdown)
+
+
+def limits_in_words(limits: Mapping[str, Any]) -> str:
+    """What bounds every figure of this run, in one sentence."""
+    return (
+        f"Measured in this run, {limits['threads']} threads: {limits['macs_per_second'] / 1e9:,.0f} billion "
+        f"multiply-accumulates a second ({limits['isa']}, on registers), and "
+        f"{limits['bytes_per_second'] / 1e9:.1f} GB/s read from memory."
+    )
+
+
+def shares(ms: float, macs: float, weight_bytes: float, limits: Mapping[str, Any]) -> list[str]:
+    """How near a call comes to both limits: its multiply-accumulates, and its weights read once from memory.
+
+    The second may exceed 100 %: weights that stay in a cache don't come from memory.
+    """
+    seconds = 1e-3 * ms
+    return [
+        f"{macs / seconds / limits['macs_per_second']:.0%}",
+        f"{weight_bytes / seconds / limits['bytes_per_second']:.0%}",
+    ]
+
+
+SHARES = ["of the peak", "of the bandwidth"]
+
+
+def bounds_text(record: Mapping[str, Any], markdown: bool) -> str:
+    """Per case: median and 99th percentile of qla and of the fastest peer, and qla's shares of both limits."""
+    limits, rows = record["limits"], []
+    for case, times in record["times"].items():
+        ours, tails = median(times[OURS]), record["p99"][case]
+        theirs = {peer: median(times[peer]) for peer in record["peers"] if peer in times}
+        fastest = min(theirs, key=theirs.__getitem__, default=None)
+        peer = [number(theirs[fastest]), number(tails[fastest])] if fastest else ["-", "-"]
+        reached = shares(ours, **record["work"][case], limits=limits)
+        rows.append([case, number(ours), number(tails[OURS]), *peer, *reached])
+    head = ["case", "qla", "p99", "fastest peer", "p99", *(f"qla, {name}" for name in SHARES)]
+    return f"{limits_in_words(limits)}\n\n{table(head, rows, markdown)}"
 
 
 def opening_table(opening: Mapping[str, Mapping[str, Sequence[float]]], markdown: bool) -> str:
@@ -129,17 +175,19 @@ def encoder_text(record: Mapping[str, Any], markdown: bool) -> str:
             [
                 f"{found['case']} {found['length']}",
                 number(ms),
+                number(percentile_99(found["passes"])),
                 number(found["sequences"] * per_second),
                 number(found["tokens"] * per_second),
                 f"{2 * found['macs'] * per_second / 1e12:.3f}",
+                *shares(ms, found["macs"], found["weight_bytes"], record["limits"]),
             ]
         )
-    calls = table(["case", "ms", "sequences/s", "tokens/s", "TOPS"], rows, markdown)
+    calls = table(["case", "ms", "p99", "sequences/s", "tokens/s", "TOPS", *SHARES], rows, markdown)
     throughput = throughput_table(record["throughput"], markdown)
     return "\n\n".join(
         [
             record["machine_in_words"],
-            f"{title}Calls, {record['threads']} threads each\n\n{calls}",
+            f"{title}Calls, {record['threads']} threads each\n\n{limits_in_words(record['limits'])}\n\n{calls}",
             f"{title}Threads and streams\n\n{throughput}",
             *(f"- {case} did not run: {reason}" for case, reason in record["refused"].items()),
         ]

@@ -15,6 +15,9 @@ from qla_runtime.evaluation import squad as evaluate
 
 SHAPES = Path(__file__).with_name("shapes.txt")
 
+PACKAGED = "packaged"
+"""The section of shapes.txt for the packaged model, and for any other that is no random one."""
+
 MOST_TOKENS = 512
 """Positions of every model here."""
 
@@ -44,16 +47,20 @@ class Case:
         return (int(found[1]), int(found[2])) if found else None
 
 
-def parse(text: str, source: str = SHAPES.name) -> list[Case]:
-    """The cases of a shapes file.
+def parse(text: str, source: str = SHAPES.name, section: str = PACKAGED) -> list[Case]:
+    """The cases of one section of a shapes file. Lines before the first ``[section]`` are the packaged model's.
 
     Raises:
-        InputError: a line that is no case, or is one twice; a file without any.
+        InputError: a line that is no case, or is one twice in its section; no case in the section.
     """
-    cases: dict[str, Case] = {}
+    cases: dict[str, dict[str, Case]] = {}
+    here = PACKAGED
     for number, line in enumerate(text.splitlines(), 1):
         name, *lengths = line.split("#")[0].split() or [""]
         if not name:
+            continue
+        if name.startswith("[") and name.endswith("]") and not lengths:
+            here = name[1:-1]
             continue
         case = Case(name, tuple(lengths))
         where = f"{source}: line {number}: {name!r}"
@@ -61,30 +68,37 @@ def parse(text: str, source: str = SHAPES.name) -> list[Case]:
             raise InputError(f"{where} is no case; use BATCHxTOKENS, or one of {', '.join(TEXTS)}")
         if case.shape and not (case.shape[0] >= 1 and 1 <= case.shape[1] <= MOST_TOKENS):
             raise InputError(f"{where} is out of range; use at least one sequence of 1 to {MOST_TOKENS} tokens")
-        if name in cases:
+        if name in cases.get(here, {}):
             raise InputError(f"{where} is there already; put all its length configs on one line")
         for length in lengths:
             if not re.fullmatch(r"\d+(,\d+)+|[a-z][\w.-]*", length):
                 raise InputError(
                     f"{where} has the length config {length!r}; use a name, or counts such as 315,251,33"
                 )
-        cases[name] = case
-    if not cases:
-        raise InputError(f"{source}: there is no case; give one per line, such as 8x128")
-    return list(cases.values())
+        cases.setdefault(here, {})[name] = case
+    if section not in cases:
+        raise InputError(f"{source}: there is no case of [{section}]; give one per line, such as 8x128")
+    return list(cases[section].values())
 
 
-def read(chosen: list[str] | None = None) -> list[Case]:
-    """The cases of shapes.txt, or those of them that are chosen by name.
+def read(chosen: list[str] | None = None, section: str | None = None) -> list[Case]:
+    """The cases of a section of shapes.txt, or those of them that are chosen by name.
+
+    Args:
+        chosen: names of cases; None takes all.
+        section: a name of ``bench.models.SIZES``; None: the packaged model.
 
     Raises:
         InputError: a chosen name that is not there.
     """
-    cases = parse(SHAPES.read_text())
+    section = section or PACKAGED
+    cases = parse(SHAPES.read_text(), section=section)
     unknown = set(chosen or ()) - {case.name for case in cases}
     if unknown:
-        raise InputError(f"no case {', '.join(sorted(unknown))} in {SHAPES.name}; add a line there, or use "
-                         f"{', '.join(case.name for case in cases)}")  # fmt: skip
+        raise InputError(
+            f"no case {', '.join(sorted(unknown))} below [{section}] in {SHAPES.name}; add a line there, or use "
+            f"{', '.join(case.name for case in cases)}"
+        )
     return [case for case in cases if not chosen or case.name in chosen]
 
 

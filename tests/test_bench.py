@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from qla_runtime.evaluation import squad as evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ is no part of an installed package
-from bench import length_adaptation, peers, report, workloads  # noqa: E402
+from bench import kernels, length_adaptation, machine, models, peers, report, workloads  # noqa: E402
 
 RECORD = {
     "machine": {"cpu": "Canned CPU"},
@@ -41,6 +42,15 @@ RECORD = {
             "slow": [20, 20, 21],
             "quick": [12.4, 3, 13],
         },
+    },
+    "limits": {"isa": "avx512vnni", "threads": 2, "macs_per_second": 5e11, "bytes_per_second": 2e10},
+    "work": {
+        "1x32": {"macs": 110_000_000, "weight_bytes": 11_000_000},
+        "1x384": {"macs": 1_240_000_000, "weight_bytes": 12_400_000},
+    },
+    "p99": {
+        "1x32": {"qla": 9.0, "slow": 4.0},
+        "1x384": {"qla": 50.0, "qla fast": 3.1, "slow": 21.0, "quick": 13.0},
     },
     "absent": {"gone": "ModuleNotFoundError: No module named 'gone'"},
     "refused": {"quick": {"1x32": "too short for it", "8x128": "too short for it"}},
@@ -85,6 +95,17 @@ class TestReport:
     def test_accuracy_against_latency_has_the_configs_that_were_run(self) -> None:
         assert report.accuracy_points(RECORD) == {"full": (6.2, 84.0), "fast": (3.1, 80.0)}
 
+    def test_bounds_stand_beside_every_case(self) -> None:
+        text = report.bounds_text(RECORD, markdown=True)
+        assert "500 billion multiply-accumulates a second (avx512vnni, on registers), and 20.0 GB/s" in text
+        # 1.24e9 / 6.2e-3 s = 2e11 of 5e11 a second; 12.4e6 bytes / 6.2e-3 s = 2e9 of 2e10.
+        assert cells(text, "1x384") == ["6.20", "50.0", "12.4", "13.0", "40%", "10%"]
+        assert cells(text, "1x32") == ["1.10", "9.00", "4.00", "4.00", "20%", "50%"]
+
+    def test_percentile_99(self) -> None:
+        assert report.percentile_99(range(1, 1001)) == 990
+        assert report.percentile_99([3.0, 7.0, 5.0]) == 7.0, "the longest of few"
+
     def test_plots(self, tmp_path) -> None:
         pytest.importorskip("matplotlib")
         assert [path.name for path in report.draw(RECORD, tmp_path)] == ["speed.png", "accuracy.png"]
@@ -117,6 +138,16 @@ class TestShapes:
         assert cases["8x384"].lengths == ("balanced", "fast", "315,251,242,159,142,33")
         assert cases["squad"].shape is None
 
+    def test_sections_are_models(self) -> None:
+        text = "1x2\n[bert-base]\n1x2 # again\n1x4\n[packaged]\n1x8\n"
+        assert [case.name for case in workloads.parse(text)] == ["1x2", "1x8"]
+        assert [case.name for case in workloads.parse(text, section="bert-base")] == ["1x2", "1x4"]
+        with pytest.raises(InputError, match=r"no case of \[bert-large\]"):
+            workloads.parse(text, section="bert-large")
+
+    def test_every_random_model_has_a_section(self) -> None:
+        assert all(workloads.read(section=name) for name in models.SIZES)
+
     def test_comments_and_empty_lines(self) -> None:
         assert workloads.parse("# all\n\n1x2 fast # small\n") == [workloads.Case("1x2", ("fast",))]
 
@@ -147,6 +178,30 @@ def package(tmp_path_factory) -> Path:
     return Path(tiny_package("span-qa").save(tmp_path_factory.mktemp("bench") / "tiny"))
 
 
+class TestRandomModels:
+    def test_every_runtime_opens_the_checkpoint(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+        monkeypatch.setitem(models.SIZES, "tiny", models.Size(2, 64, 2, 128))
+        engine = Engine(models.write_package("tiny", tmp_path), num_threads=1)
+        original, report = transformers.AutoModel.from_pretrained(
+            tmp_path / "checkpoint", add_pooling_layer=False, output_loading_info=True
+        )
+        assert not report["missing_keys"] and not report["unexpected_keys"]
+        ids = [[101, 2054, 2003, 2023, 102]]
+        with torch.no_grad():
+            right = original(torch.tensor(ids))[0][0].numpy()
+        ours = engine.forward(ids).last_hidden_state[0]
+        cosine = (ours * right).sum() / np.linalg.norm(ours) / np.linalg.norm(right)
+        assert cosine > 0.999
+        assert machine.weight_bytes(engine) == models.SIZES["tiny"].linear_weights
+
+    def test_unknown_sizes_are_refused(self) -> None:
+        with pytest.raises(InputError, match="no random model 'bert-huge'; use one of bert-base, bert-large"):
+            models.write_package("bert-huge", Path("nowhere"))
+
+
 class TestBatches:
     def test_the_same_ids_each_time_and_never_padding(self, package: Path) -> None:
         engine = Engine.from_pretrained(package)
@@ -168,6 +223,7 @@ class TestPeers:
         monkeypatch.setattr(workloads, "SHAPES", tmp_path / "shapes.txt")
         monkeypatch.setattr(peers, "FIRST_CALL", "1x4")
         monkeypatch.setattr(peers, "PAUSE", 0)
+        monkeypatch.setattr(kernels, "limits", lambda threads, isa: RECORD["limits"])  # saves building it
         workloads.SHAPES.write_text("1x4 nonsense\n2x8\nsts\n")
         options = peers.Options(
             checkpoint="none",
@@ -233,6 +289,24 @@ class TestCommand:
         monkeypatch.setattr("qla_runtime.cli.program.__file__", "/site-packages/qla_runtime/cli/program.py")
         assert cli.main(["bench", "kernels", "--rounds", "3"]) == 2
         assert "source checkout" in capsys.readouterr().err
+
+
+def test_the_history_of_pytest_benchmark_stands_by_cpu(tmp_path: Path) -> None:
+    options = ["-k", "1x1-full", "--benchmark-autosave", "--benchmark-min-rounds=1", "--benchmark-max-time=0.01"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        str(ROOT / "bench/test_encoder.py"),
+        *options,
+    ]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    (run,) = tmp_path.rglob("*.json")
+    folder = run.relative_to(tmp_path / ".benchmarks").parts[0]
+    assert folder.endswith("-cpus") and machine.cpu_model().split()[0].lower() in folder
 
 
 class TestLengthAdaptation:
