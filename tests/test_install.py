@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import package_tools
 import pytest
 
 import qla_runtime
+from qla_runtime import _core
 from qla_runtime.cli import program as cli
 
 ROOT = cmake_tools.ROOT
@@ -28,6 +30,22 @@ def python(folder: Path, code: str, *paths: Path) -> subprocess.CompletedProcess
     environment["PYTHONPATH"] = os.pathsep.join(map(str, paths))
     command = [sys.executable, "-c", code]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_one_version_everywhere():
+    def number(file: str, pattern: str) -> str:
+        return ".".join(re.search(pattern, (ROOT / file).read_text(encoding="utf-8")).groups())
+
+    macros = r"VERSION_MAJOR (\d+)\n#define QLA_VERSION_MINOR (\d+)\n#define QLA_VERSION_PATCH (\d+)\n"
+    versions = {
+        "pyproject.toml": number("pyproject.toml", r'(?m)^version = "(.*)"$'),
+        "CMakeLists.txt": number("CMakeLists.txt", r"project\(qla VERSION (\S+) "),
+        "qla.h": number("csrc/include/qla/qla.h", macros),
+        "_core": _core.version(),
+        "CMake's config": number("qla_runtime/cmake/qla/qlaConfigVersion.cmake", r'PACKAGE_VERSION "(.*)"'),
+        "qla_runtime": qla_runtime.__version__,
+    }
+    assert len(set(versions.values())) == 1, versions
 
 
 # ---- a checkout that was not built in place --------------------------------------------------------
