@@ -31,11 +31,7 @@ PRICES = (3e-4, 2e-5, 1e-6, 2e-12, 8e-12)
 MODEL = CostModel(2, 64, 128, PRICES, 0.2)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """A cache folder of the test's own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "qla_runtime"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 # ---- the cache ------------------------------------------------------------------------------------

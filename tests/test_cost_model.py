@@ -17,10 +17,7 @@ FULL, HALF = LengthConfig.ratio((1.0, 1.0)), LengthConfig.ratio((0.5, 0.5))
 INFO = {"hidden": 64, "intermediate": 128, "layers": 2, "outputs": 2}
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """A cache folder of the test's own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 class Clock:
