@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import platform
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 import cmake_tools
 import package_tools
 import pytest
+from test_imports import NEED_AN_EXTRA
 
 import qla_runtime
 from qla_runtime import _core
@@ -184,6 +186,31 @@ def test_cmake_says_it_too(tmp_path, option, words):
     assert words in " ".join(str(caught.value).split())
 
 
+# ---- what a wheel holds ----------------------------------------------------------------------------
+
+
+def test_a_wheel_holds_every_module_and_every_file_beside_them(tmp_path):
+    pytest.importorskip("setuptools")
+    cmake_tools.run(sys.executable, ROOT / "setup.py", "--quiet", "build_py", "--build-lib", tmp_path, cwd=ROOT)
+    source, built = ROOT / "qla_runtime", tmp_path / "qla_runtime"
+    compiled = {
+        "_core*.so",
+        "libqla.so",
+        "include",
+        "cmake",
+        "__pycache__",
+        "*.pyc",
+        "*.new",
+    }  # by CMake, or cached
+    shutil.copytree(source, tmp_path / "expected", ignore=shutil.ignore_patterns(*compiled))
+
+    def files(folder: Path) -> dict[str, int]:
+        found = (path for path in folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(folder)): path.stat().st_size for path in found}
+
+    assert files(built) == files(tmp_path / "expected")
+
+
 # ---- C++ against the installed package -------------------------------------------------------------
 
 
@@ -205,6 +232,22 @@ def test_the_cpp_example_builds_against_the_installed_package(tmp_path):
 
 
 # ---- the real thing --------------------------------------------------------------------------------
+
+
+IMPORT_ALL = """
+import importlib, json, pkgutil
+import qla_runtime
+
+refused = []
+for module in pkgutil.walk_packages(qla_runtime.__path__, "qla_runtime."):
+    if module.name.endswith("__main__"):
+        continue
+    try:
+        importlib.import_module(module.name)
+    except ImportError:
+        refused.append(module.name)
+print(json.dumps(refused))
+"""
 
 
 @pytest.mark.slow
@@ -230,6 +273,11 @@ def test_pip_install_twice_then_python_in_the_checkout(tmp_path):
     done = subprocess.run([python, "-c", ask], cwd=source, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "Ann\n"), done.stderr
     assert not list(venv.rglob("stale.py"))
+    done = subprocess.run([python, "-c", IMPORT_ALL], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    refused = json.loads(done.stdout)
+    assert "qla_runtime.training.loop" in refused
+    assert [name for name in refused if not name.startswith(NEED_AN_EXTRA)] == []
     config = cmake_tools.run(venv / "bin" / "qla", "--cmake-dir").strip()
     assert config.startswith(str(venv))
     cmake_tools.configure(source / "examples" / "cpp", tmp_path / "build", f"-Dqla_DIR={config}")
