@@ -364,6 +364,15 @@ def test_a_refit_waits_where_budgets_leave_no_time(tmp_path, monkeypatch):
     assert simulation.times.fit == wrong and simulation.error() < 1.1
 
 
+def test_a_refit_passes_over_calls_that_are_longer_than_what_a_budget_leaves(tmp_path, monkeypatch):
+    simulation = Simulation(tmp_path, monkeypatch, Fit(slower(MODEL, *(55,) * 5), time.time() - 60))
+    simulation.truth = slower(simulation.truth, *(10,) * 5)
+    call, longest = (simulation.truth.seconds([n], FULL) for n in (16, 384))
+    left = 2 * timekeeper.BOOKKEEPING_SECONDS
+    assert left < longest
+    assert all([simulation.call(16, call + left) for _ in range(2 * REFIT_CALLS)])
+
+
 def test_what_calls_refute_is_marked_on_disk_for_processes_to_come(tmp_path, monkeypatch):
     wrong = Fit(slower(MODEL, *(5.5,) * 5), time.time() - 60)
     simulation = Simulation(tmp_path, monkeypatch, wrong)
