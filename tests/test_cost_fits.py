@@ -124,6 +124,7 @@ def test_what_is_no_file_in_the_cache_does_no_harm(tmp_path, cache, fits, make, 
     for other in cache.glob("*.json") if suffix == ".lock" else ():
         other.unlink()
     assert Engine(path).cost_model == model and len(fits) == 2
+    assert all(left.suffix in (".json", ".lock") for left in cache.glob("cost-*")), "no half-written file stays"
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, cache, fits):

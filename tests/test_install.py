@@ -240,7 +240,7 @@ import qla_runtime
 
 refused = []
 for module in pkgutil.walk_packages(qla_runtime.__path__, "qla_runtime."):
-    if module.name.endswith("__main__"):
+    if module.name.endswith(("__main__", "libqla")):
         continue
     try:
         importlib.import_module(module.name)

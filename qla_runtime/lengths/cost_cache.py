@@ -82,8 +82,6 @@ class CostCache:
             return
         with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            if self._path.is_dir():
-                return
             descriptor, name = mkstemp(dir=self._path.parent, prefix=self._path.stem)
             try:
                 with os.fdopen(descriptor, "w") as file:
