@@ -141,7 +141,9 @@ def test_no_home_is_no_cache(tmp_path, monkeypatch, fits):
         raise RuntimeError("no home")
 
     monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.chdir(tmp_path)
     assert Engine(tiny_package().save(tmp_path / "package")).cost_model.margin == 0.2
+    assert not Path("relative").exists()
 
 
 # ---- a doubtful fit -------------------------------------------------------------------------------
