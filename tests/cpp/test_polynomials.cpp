@@ -19,6 +19,7 @@ constexpr Polynomials kEach[] = {
     {Isa::kAvx2, gelu_avx2, exponential_avx2},
     {Isa::kAvxVnni, gelu_avxvnni, exponential_avxvnni},
     {Isa::kAvx512Vnni, gelu_avx512vnni, exponential_avx512vnni},
+    {Isa::kAmx, gelu_amx, exponential_amx},
 };
 
 constexpr int kPoints = 400'000;  // a multiple of 16
