@@ -78,7 +78,8 @@ class lazy(Generic[Value]):  # noqa: N801  used as a decorator, as property is
         return self if instance is None else instance.__dict__.setdefault(self._name, self._method(instance))
 
 
-def _renew_all() -> None:
+def _after_in_child() -> None:
+    _importing.release()
     for lock in list(_locks):
         lock._renew()
 
@@ -87,5 +88,5 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=_importing.acquire,
         after_in_parent=_importing.release,
-        after_in_child=lambda: (_importing.release(), _renew_all()),
+        after_in_child=_after_in_child,
     )

@@ -1,7 +1,7 @@
 """Wrong calls: every one gets a typed error that says the limit, the value met and the remedy, and after it
 the engine answers the next good call with the same bits as before.
 
-Damaged and hostile package files are test_hostile_packages.py's.
+Damaged and hostile package files are test_hostile_*.py's.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import raw
 from package_tools import tiny_package
 
 from qla_runtime import (
@@ -240,7 +241,7 @@ def test_options(package, options, words):
 
 
 def test_an_isa_that_this_cpu_lacks(package):
-    missing = [isa for isa in ("amx", "avx512vnni", "avxvnni", "avx2") if isa not in _core.available_isas()]
+    missing = [isa for isa in raw.ISAS if isa not in _core.available_isas()]
     if not missing:
         pytest.skip("this CPU has every instruction set there is a kernel for")
     refused(

@@ -3,64 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from package_tools import tiny_package
+from cli_tools import COMMAND, ENVIRONMENT, SOURCE, ok, refused, run
 
 import qla_runtime
 from qla_runtime import Engine, hub
 from qla_runtime.cli import program
 
-SOURCE = Path(qla_runtime.__file__).parent
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(SOURCE.parent), "PYTHONIOENCODING": "utf-8"}
-COMMAND = [sys.executable, "-m", "qla_runtime.cli"]
 CONTEXT = "The analytical engine was designed by Charles Babbage in London."
-
-
-@pytest.fixture(scope="module")
-def packages(tmp_path_factory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("packages")
-    kinds = ("span-qa", "sequence-classification", "token-classification", "embedding")
-    made = {kind: tiny_package(kind).save(folder / kind) for kind in kinds}
-    made["ranker"] = tiny_package("sequence-classification", problem="regression", labels=["relevance"]).save(
-        folder / "ranker"
-    )
-    return {kind: str(path) for kind, path in made.items()}
-
-
-def run(*arguments: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        input=text,
-        capture_output=True,
-        encoding="utf-8",
-        env=ENVIRONMENT,
-        cwd="/",
-        timeout=120,
-    )
-
-
-def ok(*arguments: str, text: str | None = None) -> str:
-    """Standard output of a run that succeeds and says nothing else."""
-    done = run(*arguments, text=text)
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
-
-
-def refused(*arguments: str, text: str | None = None) -> str:
-    """The one line on standard error of a run that is refused."""
-    done = run(*arguments, text=text)
-    assert (done.returncode, done.stdout) == (2, ""), done.stderr
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("qla: error: "), done.stderr
-    return lines[0]
 
 
 # ---- answer ---------------------------------------------------------------------------------------

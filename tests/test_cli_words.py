@@ -11,8 +11,8 @@ import subprocess
 
 import numpy as np
 import pytest
+from cli_tools import COMMAND, ENVIRONMENT, ok, refused, run
 from package_tools import tiny_package
-from test_cli import COMMAND, ENVIRONMENT, ok, refused, run
 
 from qla_runtime import Engine
 from qla_runtime.cli import program
@@ -21,14 +21,6 @@ from qla_runtime.terminal import visible
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202etxt.exe\u2066"
 KINDS = ("span-qa", "sequence-classification", "token-classification", "embedding")
-
-
-@pytest.fixture(scope="module")
-def packages(tmp_path_factory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("packages")
-    made = {kind: str(tiny_package(kind).save(folder / kind)) for kind in KINDS}
-    ranker = tiny_package("sequence-classification", problem="regression", labels=["relevance"])
-    return made | {"ranker": str(ranker.save(folder / "ranker"))}
 
 
 # ---- errors speak of flags --------------------------------------------------------------------------

@@ -31,11 +31,7 @@ PRICES = (3e-4, 2e-5, 1e-6, 2e-12, 8e-12)
 MODEL = CostModel(2, 64, 128, PRICES, 0.2)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """A cache folder of the test's own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "qla_runtime"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 # ---- the cache ------------------------------------------------------------------------------------
@@ -128,6 +124,7 @@ def test_what_is_no_file_in_the_cache_does_no_harm(tmp_path, cache, fits, make, 
     for other in cache.glob("*.json") if suffix == ".lock" else ():
         other.unlink()
     assert Engine(path).cost_model == model and len(fits) == 2
+    assert all(left.suffix in (".json", ".lock") for left in cache.glob("cost-*")), "no half-written file stays"
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, cache, fits):
@@ -144,7 +141,9 @@ def test_no_home_is_no_cache(tmp_path, monkeypatch, fits):
         raise RuntimeError("no home")
 
     monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.chdir(tmp_path)
     assert Engine(tiny_package().save(tmp_path / "package")).cost_model.margin == 0.2
+    assert not Path("relative").exists()
 
 
 # ---- a doubtful fit -------------------------------------------------------------------------------
@@ -366,6 +365,15 @@ def test_a_refit_waits_where_budgets_leave_no_time(tmp_path, monkeypatch):
     budget = simulation.truth.seconds([128], FULL) + 1e-9
     assert all([simulation.call(budget=budget) for _ in range(60)])
     assert simulation.times.fit == wrong and simulation.error() < 1.1
+
+
+def test_a_refit_passes_over_calls_that_are_longer_than_what_a_budget_leaves(tmp_path, monkeypatch):
+    simulation = Simulation(tmp_path, monkeypatch, Fit(slower(MODEL, *(55,) * 5), time.time() - 60))
+    simulation.truth = slower(simulation.truth, *(10,) * 5)
+    call, longest = (simulation.truth.seconds([n], FULL) for n in (16, 384))
+    left = 2 * timekeeper.BOOKKEEPING_SECONDS
+    assert left < longest
+    assert all([simulation.call(16, call + left) for _ in range(2 * REFIT_CALLS)])
 
 
 def test_what_calls_refute_is_marked_on_disk_for_processes_to_come(tmp_path, monkeypatch):

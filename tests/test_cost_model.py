@@ -17,10 +17,7 @@ FULL, HALF = LengthConfig.ratio((1.0, 1.0)), LengthConfig.ratio((0.5, 0.5))
 INFO = {"hidden": 64, "intermediate": 128, "layers": 2, "outputs": 2}
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """A cache folder of the test's own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 class Clock:
@@ -55,13 +52,17 @@ def test_kept_is_the_scalar_rule_for_all_lengths_and_configs_at_once(config):
     assert (both[1] == expected).all() and (both[0] == lengths).all()
 
 
-def test_counts_are_those_of_count_macs():
+@pytest.mark.parametrize("config", [FULL, HALF, LengthConfig.ratio((1.0, 0.2))])
+def test_counts_are_those_of_count_macs(config):
     lengths = [3, 40, 40]
-    counts = dict(zip(COUNTS, cost_model._counts(64, 128, lengths, [FULL])[0], strict=True))
+    counts = dict(zip(COUNTS, cost_model._counts(64, 128, lengths, [config])[0], strict=True))
     head = sum(2 * 64 * (n + 1) for n in lengths)
-    expected = sum(count_macs(INFO, {"kind": "span-qa"}, n, FULL) for n in lengths) - head
+    # The engine projects attention's output for kept rows only, where count_macs counts as the papers do.
+    not_projected = 64 * 64 * sum(n - config.kept(n)[-1] for n in lengths)
+    expected = sum(count_macs(INFO, {"kind": "span-qa"}, n, config) for n in lengths) - head - not_projected
     assert counts["linear_macs"] + counts["attention_macs"] + 64 * counts["rows"] == expected
-    assert (counts["calls"], counts["sequences"], counts["rows"]) == (1, 3, 5 * 83)
+    assert (counts["calls"], counts["sequences"]) == (1, 3)
+    assert config != FULL or counts["rows"] == 5 * 83
 
 
 def test_dropping_costs_less_of_everything_that_can_be_dropped():
@@ -159,6 +160,24 @@ def test_a_survey_without_the_longest_calls_still_fits():
         survey.skip() if turn % cost_model.SHAPES >= 6 else survey.measure()
     found = survey.fit()
     assert found.model.seconds([384], FULL) == pytest.approx(machine.truth.seconds([384], FULL), rel=0.01)
+
+
+def test_a_call_that_was_mostly_skipped_does_not_count():
+    machine = Machine(PRICES, lambda i: 1.0 * (i == 0))
+    survey = cost_model.Survey(machine.prepare, INFO, 384, machine.clock, machine.clock)
+    for turn in range(3 * cost_model.SHAPES):
+        survey.skip() if turn in (cost_model.SHAPES, 2 * cost_model.SHAPES) else survey.measure()
+    found = survey.fit()
+    assert found.model.seconds([384], FULL) == pytest.approx(machine.truth.seconds([384], FULL), rel=1e-6)
+
+
+def test_every_measured_call_begins_after_a_rest():
+    began = []
+    survey = cost_model.Survey(lambda lengths, config: lambda: began.append(time.perf_counter()), INFO, 384)
+    for _ in range(3):
+        asked = time.perf_counter()
+        survey.measure()
+        assert began[-1] - asked >= cost_model.REST_SECONDS
 
 
 def test_a_survey_of_too_few_calls_gives_no_fit():

@@ -18,16 +18,6 @@ EXAMPLE = cmake_tools.ROOT / "examples" / "cpp"
 
 
 @pytest.fixture(scope="module")
-def prefix(tmp_path_factory) -> Path:
-    if cmake_tools.SANITIZE:
-        pytest.skip("a sanitized library needs a sanitized program around it")
-    prefix = tmp_path_factory.mktemp("prefix")
-    build = cmake_tools.cpp_build().folder
-    cmake_tools.run(cmake_tools.tool("cmake"), "--install", build, "--prefix", prefix)
-    return prefix
-
-
-@pytest.fixture(scope="module")
 def by_cmake(prefix: Path, tmp_path_factory) -> Path:
     build = tmp_path_factory.mktemp("by_cmake")
     cmake_tools.configure(EXAMPLE, build, f"-DCMAKE_PREFIX_PATH={prefix}")

@@ -10,14 +10,13 @@ from pathlib import Path
 import cmake_tools
 import pytest
 from package_tools import tiny_package
-from test_cpp_embedding import prefix  # noqa: F401  (a fixture)
 
 import qla_runtime
 from qla_runtime import Engine
 
 
 @pytest.fixture(scope="module")
-def program(prefix: Path, tmp_path_factory) -> Path:  # noqa: F811
+def program(prefix: Path, tmp_path_factory) -> Path:
     build = tmp_path_factory.mktemp("budget")
     cmake_tools.configure(cmake_tools.ROOT / "examples" / "cpp", build, f"-DCMAKE_PREFIX_PATH={prefix}")
     cmake_tools.run(cmake_tools.tool("cmake"), "--build", build, "--target", "latency_budget")

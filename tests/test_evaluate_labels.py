@@ -7,8 +7,8 @@ import math
 
 import numpy as np
 import pytest
+from cli_tools import ok, refused
 from package_tools import tiny_package
-from test_cli import ok, refused
 
 from qla_runtime import Engine, InputError, UnsupportedError
 from qla_runtime.evaluation import labels as scores

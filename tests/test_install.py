@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -14,8 +16,10 @@ from pathlib import Path
 import cmake_tools
 import package_tools
 import pytest
+from test_imports import NEED_AN_EXTRA
 
 import qla_runtime
+from qla_runtime import _core
 from qla_runtime.cli import program as cli
 
 ROOT = cmake_tools.ROOT
@@ -28,6 +32,22 @@ def python(folder: Path, code: str, *paths: Path) -> subprocess.CompletedProcess
     environment["PYTHONPATH"] = os.pathsep.join(map(str, paths))
     command = [sys.executable, "-c", code]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_one_version_everywhere():
+    def number(file: str, pattern: str) -> str:
+        return ".".join(re.search(pattern, (ROOT / file).read_text(encoding="utf-8")).groups())
+
+    macros = r"VERSION_MAJOR (\d+)\n#define QLA_VERSION_MINOR (\d+)\n#define QLA_VERSION_PATCH (\d+)\n"
+    versions = {
+        "pyproject.toml": number("pyproject.toml", r'(?m)^version = "(.*)"$'),
+        "CMakeLists.txt": number("CMakeLists.txt", r"project\(qla VERSION (\S+) "),
+        "qla.h": number("csrc/include/qla/qla.h", macros),
+        "_core": _core.version(),
+        "CMake's config": number("qla_runtime/cmake/qla/qlaConfigVersion.cmake", r'PACKAGE_VERSION "(.*)"'),
+        "qla_runtime": qla_runtime.__version__,
+    }
+    assert len(set(versions.values())) == 1, versions
 
 
 # ---- a checkout that was not built in place --------------------------------------------------------
@@ -166,6 +186,31 @@ def test_cmake_says_it_too(tmp_path, option, words):
     assert words in " ".join(str(caught.value).split())
 
 
+# ---- what a wheel holds ----------------------------------------------------------------------------
+
+
+def test_a_wheel_holds_every_module_and_every_file_beside_them(tmp_path):
+    pytest.importorskip("setuptools")
+    cmake_tools.run(sys.executable, ROOT / "setup.py", "--quiet", "build_py", "--build-lib", tmp_path, cwd=ROOT)
+    source, built = ROOT / "qla_runtime", tmp_path / "qla_runtime"
+    compiled = {
+        "_core*.so",
+        "libqla.so",
+        "include",
+        "cmake",
+        "__pycache__",
+        "*.pyc",
+        "*.new",
+    }  # by CMake, or cached
+    shutil.copytree(source, tmp_path / "expected", ignore=shutil.ignore_patterns(*compiled))
+
+    def files(folder: Path) -> dict[str, int]:
+        found = (path for path in folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(folder)): path.stat().st_size for path in found}
+
+    assert files(built) == files(tmp_path / "expected")
+
+
 # ---- C++ against the installed package -------------------------------------------------------------
 
 
@@ -187,6 +232,22 @@ def test_the_cpp_example_builds_against_the_installed_package(tmp_path):
 
 
 # ---- the real thing --------------------------------------------------------------------------------
+
+
+IMPORT_ALL = """
+import importlib, json, pkgutil
+import qla_runtime
+
+refused = []
+for module in pkgutil.walk_packages(qla_runtime.__path__, "qla_runtime."):
+    if module.name.endswith(("__main__", "libqla")):
+        continue
+    try:
+        importlib.import_module(module.name)
+    except ImportError:
+        refused.append(module.name)
+print(json.dumps(refused))
+"""
 
 
 @pytest.mark.slow
@@ -212,6 +273,11 @@ def test_pip_install_twice_then_python_in_the_checkout(tmp_path):
     done = subprocess.run([python, "-c", ask], cwd=source, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "Ann\n"), done.stderr
     assert not list(venv.rglob("stale.py"))
+    done = subprocess.run([python, "-c", IMPORT_ALL], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    refused = json.loads(done.stdout)
+    assert "qla_runtime.training.loop" in refused
+    assert [name for name in refused if not name.startswith(NEED_AN_EXTRA)] == []
     config = cmake_tools.run(venv / "bin" / "qla", "--cmake-dir").strip()
     assert config.startswith(str(venv))
     cmake_tools.configure(source / "examples" / "cpp", tmp_path / "build", f"-Dqla_DIR={config}")

@@ -89,7 +89,8 @@ def test_an_unknown_rule_is_unsupported_rather_than_wrong():
 @pytest.mark.parametrize(
     "config, length, kept",
     [
-        (LengthConfig.ratio((0.7, 0.7, 0.1)), 10, [7, 7, 2]),  # 0.7 * 10 is a little above 7 in binary
+        (LengthConfig.ratio((0.7, 0.7, 0.1)), 10, [7, 7, 2]),
+        (LengthConfig.ratio((0.56, 0.28)), 25, [14, 7]),  # 0.56 * 25 is a little above 14 in binary
         (LengthConfig.ratio((0.5, 0.01)), 5, [3, 2]),
         (LengthConfig.tokens((8, 4)), 6, [6, 4]),
         (LengthConfig.tokens((8, 1)), 6, [6, 2]),
@@ -123,12 +124,13 @@ def test_macs_are_the_published_ones(values, macs):
         ("embedding", {"pooling": "cls"}),
     ],
 )
-@pytest.mark.parametrize("config", [LengthConfig.ratio((0.8, 0.4)), LengthConfig.tokens((11, 2))])
+@pytest.mark.parametrize("config", [LengthConfig.ratio((0.56, 0.28)), LengthConfig.tokens((11, 2))])
 def test_macs_are_what_the_engine_counts(tmp_path, task, options, config):
     engine = Engine(tiny_package(task, **options).save(tmp_path / "package"))
-    output = engine.forward([list(range(1, 1 + n)) for n in (1, 2, 17, 64)], length=config)
-    assert [len(layers[-1]) for layers in output.kept] == [config.kept(n)[-1] for n in (1, 2, 17, 64)]
-    counted = [count_macs(engine._info, engine._task, n, config) for n in (1, 2, 17, 64)]
+    lengths = (1, 2, 17, 25, 64)  # 0.56 * 25 is a little above 14 in binary
+    output = engine.forward([list(range(1, 1 + n)) for n in lengths], length=config)
+    assert [[len(kept) for kept in layers] for layers in output.kept] == [config.kept(n) for n in lengths]
+    counted = [count_macs(engine._info, engine._task, n, config) for n in lengths]
     assert output.macs.tolist() == counted
 
 
@@ -151,6 +153,12 @@ def test_one_entry_per_sequence_shares_equal_configs():
 def test_a_named_length_stands_for_its_config():
     entry = NamedLength("fast", NAMED["fast"], macs=1, macs_share=0.5)
     assert resolve(entry, None, 1, NAMED, 2).labels == ("fast",)
+
+
+def test_a_named_length_of_another_package_is_reported_by_its_config():
+    other = LengthConfig.ratio((0.75, 0.5))
+    plan = resolve(NamedLength("fast", other, macs=1, macs_share=0.5), None, 1, NAMED, 2)
+    assert (plan.configs, plan.labels) == ((other,), (str(other),))
 
 
 @pytest.mark.parametrize(

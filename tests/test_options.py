@@ -12,10 +12,10 @@ import pytest
 
 from qla_runtime import Engine, InputError, LengthConfig, QlaError
 
-TASKS = ("span-qa", "sequence-classification", "token-classification", "embedding")
 CALLS = {
     "answer": ("span-qa", ("who is it", "it is a b c")),
     "classify": ("sequence-classification", ("a b",)),
+    "rank": ("ranker", ("a", ["b", "c d"])),
     "tag": ("token-classification", ("a b",)),
     "encode": ("embedding", ("a b",)),
     "forward": ("embedding", ([[1, 2, 3]],)),
@@ -23,6 +23,7 @@ CALLS = {
 SWITCHES = {
     "answer": ("details",),
     "classify": ("truncate",),
+    "rank": ("truncate", "raw_scores"),
     "tag": ("truncate",),
     "encode": ("truncate", "normalize_embeddings"),
     "forward": ("output_hidden_states", "output_scores", "output_stages"),
@@ -54,10 +55,8 @@ STRANGE = [
 
 
 @pytest.fixture(scope="module")
-def engines(tmp_path_factory) -> dict[str, Engine]:
-    folder = tmp_path_factory.mktemp("packages")
-    saved = {task: package_tools.tiny_package(task).save(folder / task) for task in TASKS}
-    return {task: Engine(path, num_threads=1) for task, path in saved.items()}
+def engines(packages) -> dict[str, Engine]:
+    return {task: Engine(path, num_threads=1) for task, path in packages.items()}
 
 
 def options_of(method: str) -> list[str]:

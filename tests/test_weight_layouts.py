@@ -15,17 +15,16 @@ BATCH_LENGTHS = [1, 5, 16, 33]
 
 
 @pytest.mark.parametrize("task", ["span-qa", "embedding"])
-def test_a_package_of_version_0_1_gives_the_same_bits(task: str, tmp_path) -> None:
+def test_a_package_of_version_0_1_gives_the_same_bits(task: str, isa: str, tmp_path) -> None:
     package = package_tools.tiny_package(task, hidden=128, heads=4, intermediate=192)
     new, old = package.save(tmp_path / "new"), package.as_version_0_1().save(tmp_path / "old")
     assert (new / "model.safetensors").read_bytes() != (old / "model.safetensors").read_bytes()
     batch = raw.random_batch(BATCH_LENGTHS, 101, 2)
     lengths = [(raw.RATIO, np.array([0.7, 0.4]), 1)]
     want = raw.run(_core.Engine(new), batch, lengths)
-    for isa in raw.available_isas():
-        got = raw.run(_core.Engine(old, isa=isa), batch, lengths)
-        for name in want:
-            assert got[name].tobytes() == want[name].tobytes(), f"{name} on {isa}"
+    got = raw.run(_core.Engine(old, isa=isa), batch, lengths)
+    for name in want:
+        assert got[name].tobytes() == want[name].tobytes(), name
 
 
 def test_an_unknown_layout_is_named(tmp_path) -> None:

@@ -19,7 +19,7 @@ from qla_runtime.lengths.cost_model import COUNTS, MAX_MARGIN, MIN_MARGIN, REST_
 try:
     import fcntl
 except ImportError:  # not a Unix; processes then do without the lock
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 FORMAT = 2
 """Of the file. Files of other formats have other names."""
@@ -60,10 +60,13 @@ class CostCache:
             return None
         try:
             entry = json.loads(_read(self._path))
+            saved = entry["model"]
             model = CostModel(
-                *(_integer(entry["model"][name]) for name in ("layers", "hidden", "intermediate")),
-                tuple(float(price) for price in entry["model"]["prices"]),
-                float(entry["model"]["margin"]),
+                _integer(saved["layers"]),
+                _integer(saved["hidden"]),
+                _integer(saved["intermediate"]),
+                tuple(float(price) for price in saved["prices"]),
+                float(saved["margin"]),
             )
             fit = Fit(model, float(entry["made"]), entry["doubt"])
         except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
@@ -79,8 +82,6 @@ class CostCache:
             return
         with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            if self._path.is_dir():
-                return
             descriptor, name = mkstemp(dir=self._path.parent, prefix=self._path.stem)
             try:
                 with os.fdopen(descriptor, "w") as file:

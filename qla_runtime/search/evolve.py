@@ -103,7 +103,7 @@ def _children(
     """New genomes of one generation, each with its origin."""
 
     def mutation() -> Genome:
-        return space.mutate(parents[draw.integers(len(parents))], draw)
+        return space.mutate(parents[int(draw.integers(len(parents)))], draw)
 
     def crossover() -> Genome:
         first, second = draw.choice(len(parents), 2, replace=False)

@@ -43,7 +43,7 @@ class Selection(ABC):
             InputError: all of the sample have the same answer, so that any model scores the same.
         """
         if count is not None and count < len(self.items):
-            rows = np.arange(count) * len(self.items) // count
+            rows = (i * len(self.items) // count for i in range(count))
             chosen = replace(self, items=[self.items[row] for row in rows])
         else:
             chosen = self

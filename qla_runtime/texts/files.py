@@ -24,7 +24,7 @@ import stat
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, BinaryIO
 
 from qla_runtime.errors import InputError
 
@@ -131,7 +131,7 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
-def open_regular(path: Path):
+def open_regular(path: Path) -> BinaryIO:
     """Opens a file for reading in binary, and refuses what is no regular file without waiting for it.
 
     Raises:

@@ -1,0 +1,66 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import cmake_tools
+import hostile_tools
+import pytest
+import raw
+from package_tools import tiny_package
+
+from qla_runtime import _core
+
+
+@pytest.fixture(params=raw.ISAS)
+def isa(request: pytest.FixtureRequest) -> str:
+    """Each instruction set that there are kernels for; a skipped test where the machine lacks it."""
+    if request.param not in _core.available_isas():
+        pytest.skip(f"{request.param} is not available here (CPU, operating system or QLA_MAX_ISA)")
+    return request.param
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where cost models are kept: a folder of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "qla_runtime"
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The path of a tiny package of each task, and of a "ranker"."""
+    folder = tmp_path_factory.mktemp("packages")
+    kinds = ("span-qa", "sequence-classification", "token-classification", "embedding")
+    made = {kind: tiny_package(kind) for kind in kinds}
+    made["ranker"] = tiny_package("sequence-classification", problem="regression", labels=["relevance"])
+    return {kind: str(package.save(folder / kind)) for kind, package in made.items()}
+
+
+@pytest.fixture(scope="session")
+def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `cmake --install` has put the C++ library."""
+    if cmake_tools.SANITIZE:
+        pytest.skip("a sanitized library needs a sanitized program around it")
+    prefix = tmp_path_factory.mktemp("prefix")
+    build = cmake_tools.cpp_build().folder
+    cmake_tools.run(cmake_tools.tool("cmake"), "--install", build, "--prefix", prefix)
+    return prefix
+
+
+@pytest.fixture(scope="session")
+def bystander(tmp_path_factory: pytest.TempPathFactory) -> tuple[_core.Engine, bytes]:
+    """A good engine, opened before any attack, and its answer then."""
+    engine = hostile_tools.open_engine(tiny_package(seed=5).save(tmp_path_factory.mktemp("bystander")))
+    return engine, hostile_tools.run(engine)
+
+
+@pytest.fixture
+def victim(tmp_path: Path, bystander: tuple[_core.Engine, bytes]) -> Iterator[Path]:
+    """A valid package to spoil; whatever the test does, the bystander must answer as before."""
+    path = tiny_package().save(tmp_path / "package")
+    yield path
+    engine, answer = bystander
+    assert hostile_tools.run(engine) == answer

@@ -1,0 +1,216 @@
+"""The rooms of the house: which module may import which. ROOMS is the table that docs/architecture.md speaks of.
+
+Every import statement counts, wherever it stands: in a function, or under TYPE_CHECKING. Imports of a package's
+parents, which Python adds by itself, do not.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# From the ground up. A room may import what stands on earlier lines. Rooms on one line do not know each other.
+ROOMS = (
+    ("ground",),
+    ("texts",),
+    ("lengths",),
+    ("model",),
+    ("families",),
+    ("checkpoints",),
+    ("tasks",),
+    ("engine",),
+    ("evaluation", "trace"),
+    ("convert", "search", "training"),
+    ("cli",),
+    ("bench", "recipes"),
+)
+# The modules that stand in qla_runtime itself. The other rooms are folders.
+MODULES = {
+    "ground": {
+        "_checkout", "_core", "errors", "fork_safe", "hub", "lifetime", "options", "progress", "real_numbers",
+        "stages", "terminal",
+    },
+    "engine": {"__init__", "engine", "inputs", "output"},
+}  # fmt: skip
+# What `pip install qla_runtime` brings, and who may need more than that as soon as it is imported.
+RUNTIME = {"numpy", "tokenizers", "tqdm"}
+NEED_AN_EXTRA = ("qla_runtime.convert.quantize", "qla_runtime.model.float_model", "qla_runtime.training")
+# Other people's names that have no public spelling.
+NO_PUBLIC_WAY = {"_SubParsersAction", "_MutuallyExclusiveGroup", "_actions", "_dynamo", "_inductor"}
+
+# TEMPORARY, until issue 12 has landed: what does not hold yet. The tests fail where a line is no longer needed.
+UPWARD_TODAY = {
+    ("qla_runtime.checkpoints.sentence_settings", "qla_runtime.tasks.activations"),
+    ("qla_runtime.checkpoints.sentence_settings", "qla_runtime.tasks.vectors"),
+    ("qla_runtime.cli.program", "bench.command"),
+    ("qla_runtime.convert.quantize", "qla_runtime.training.bars"),
+    ("qla_runtime.convert.report", "qla_runtime.training.bars"),
+    ("qla_runtime.lengths.policies", "qla_runtime.engine"),
+    ("qla_runtime.lengths.policies", "qla_runtime.evaluation.squad"),
+    ("qla_runtime.model.spec", "qla_runtime.checkpoints.config_keys"),
+    ("qla_runtime.model.spec", "qla_runtime.checkpoints.pooling"),
+    ("qla_runtime.search.package", "qla_runtime.convert.card"),
+    ("qla_runtime.search.pipeline", "qla_runtime.training.bars"),
+}
+CIRCLES_TODAY = {
+    ("bench.command", "qla_runtime.cli.program"),
+    ("qla_runtime.trace.page", "qla_runtime.trace.record", "qla_runtime.trace.terminal"),
+    (
+        "qla_runtime.engine",
+        "qla_runtime.evaluation.squad",
+        "qla_runtime.evaluation.squad2",
+        "qla_runtime.lengths.policies",
+    ),
+}
+PRIVATE_TODAY = {
+    ("bench.accuracy", "_config"),
+    ("bench.accuracy", "_texts"),
+    ("bench.length_adaptation", "_texts"),
+    ("bench.qa_scores", "_config"),
+    ("bench.workloads", "_config"),
+    ("bench.workloads", "_info"),
+    ("bench.workloads", "_texts"),
+    ("qla_runtime.evaluation.labels", "_task"),
+    ("qla_runtime.search.package", "_texts"),
+    ("qla_runtime.trace.record", "_texts"),
+    ("qla_runtime.trace.record", "_windows"),
+}
+NOT_BUILT_TODAY = {"families"}
+
+
+@dataclass
+class Module:
+    tree: ast.Module
+    imports: set[str] = field(default_factory=set)  # wherever they stand
+    at_import: set[str] = field(default_factory=set)  # those that importing the module runs
+
+
+@functools.cache
+def modules() -> dict[str, Module]:
+    found = {}
+    for folder in ("qla_runtime", "bench", "recipes"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            found[name] = Module(ast.parse(path.read_text(encoding="utf-8")))
+    ours = found.keys() | {"qla_runtime._core"}
+    for module in found.values():
+        module.imports = set(imported(ast.walk(module.tree), ours))
+        module.at_import = set(imported(run_at_import(module.tree), ours))
+    return found
+
+
+def imported(nodes: Iterator[ast.AST], ours: set[str]) -> Iterator[str]:
+    """`from PACKAGE import MODULE` imports the module; of any other name, what it is taken from."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module and not node.level, f"line {node.lineno}: a relative import"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in ours else node.module
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            yield from (word.value for word in node.args[:1] if isinstance(word, ast.Constant))
+
+
+def run_at_import(tree: ast.AST) -> Iterator[ast.AST]:
+    """All but the bodies of functions and what stands under TYPE_CHECKING."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        yield node
+        yield from run_at_import(node)
+
+
+def room_of(module: str) -> str:
+    first, _, rest = module.partition(".")
+    if first != "qla_runtime":
+        return first
+    name = rest.split(".")[0] or "__init__"
+    return next((room for room, names in MODULES.items() if name in names), name)
+
+
+def arrows() -> Iterator[tuple[str, str]]:
+    """Between modules of this repository."""
+    known = modules().keys() | {"qla_runtime._core"}
+    for name, module in modules().items():
+        yield from ((name, target) for target in sorted(module.imports & known))
+
+
+def reached(direct: dict[str, set[str]]) -> dict[str, set[str]]:
+    """What every module imports, directly or through others."""
+    result = {name: set(targets) for name, targets in direct.items()}
+    grown = True
+    while grown:
+        grown = False
+        for targets in result.values():
+            more = set().union(*(result.get(target, ()) for target in targets)) - targets
+            targets |= more
+            grown |= bool(more)
+    return result
+
+
+def private_names_of_others(module: Module) -> Iterator[str]:
+    """Names with one leading underscore that the module uses and does not define."""
+    used, own = set(), set()
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.ImportFrom():
+                used |= {alias.name for alias in node.names}
+            case ast.Attribute(value=ast.Name(id="self" | "cls")):
+                own.add(node.attr)
+            case ast.Attribute():
+                used.add(node.attr)
+            case ast.ClassDef():
+                own |= {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
+                own |= {part.target.id for part in node.body if isinstance(part, ast.AnnAssign)}
+    private_modules = {name.split(".")[-1] for name in modules()} | {"_core"}
+    return (name for name in used - own - private_modules if name.startswith("_") and name[1:2] != "_")
+
+
+def test_every_room_stands_in_the_table():
+    listed = {room for line in ROOMS for room in line}
+    assert {room_of(name) for name in modules()} == listed - NOT_BUILT_TODAY
+    stand = {name.removeprefix("qla_runtime.") for name in modules() if name.count(".") == 1}
+    for room, names in MODULES.items():
+        assert names <= stand | {"__init__", "_core"}, f"{room}: a module that is gone"
+
+
+def test_imports_go_down():
+    height = {room: line for line, rooms in enumerate(ROOMS) for room in rooms}
+    upward = set()
+    for source, target in arrows():
+        above, below = room_of(source), room_of(target)
+        if above != below and height[above] <= height[below]:
+            upward.add((source, target))
+    assert upward == UPWARD_TODAY
+
+
+def test_no_circle():
+    reach = reached({name: module.imports for name, module in modules().items()})
+    circles = {
+        tuple(sorted(other for other in reach if other in reach[name] and name in reach[other])) for name in reach
+    }
+    assert circles - {()} == CIRCLES_TODAY
+
+
+def test_only_some_modules_need_more_than_the_runtime():
+    enough = set(sys.stdlib_module_names) | RUNTIME | {"qla_runtime"}
+    reach = reached({name: module.at_import for name, module in modules().items()})
+    for name, targets in reach.items():
+        if name.startswith("qla_runtime") and not name.startswith(NEED_AN_EXTRA):
+            assert {target.split(".")[0] for target in targets} <= enough, name
+
+
+def test_private_names_stay_in_their_module():
+    used = {(name, private) for name, module in modules().items() for private in private_names_of_others(module)}
+    assert {use for use in used if use[1] not in NO_PUBLIC_WAY} == PRIVATE_TODAY
+    assert {private for _, private in used} >= NO_PUBLIC_WAY, "an exception that nobody needs"
