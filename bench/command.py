@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qla_runtime.cli.program import positive
+from qla_runtime.cli.arguments import positive
 
 PEERS_EPILOG = """\
 Peers run in processes of their own, each in the interpreter that --peer-python gives it; what each needs is in

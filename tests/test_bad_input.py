@@ -26,6 +26,8 @@ from qla_runtime import (
     _core,
 )
 from qla_runtime.evaluation import squad as evaluate
+from qla_runtime.evaluation.questions import read_squad
+from qla_runtime.evaluation.sts import sts
 
 IDS = [[2, 7, 9, 3], [2, 8, 3]]
 VOCABULARY, POSITIONS, LAYERS = 101, 64, 2
@@ -466,9 +468,9 @@ def test_squad_files(engines, tmp_path, content, words):
 def test_sts_files(engines, tmp_path, content, words):
     path = tmp_path / "sts.csv"
     path.write_bytes(content)
-    refused(InputError, lambda: evaluate.sts(engines["embedding"], path), *words)
+    refused(InputError, lambda: sts(engines["embedding"], path), *words)
 
 
 def test_files_that_are_not_there(engines, tmp_path):
     refused(InputError, lambda: evaluate.squad(engines["span-qa"], tmp_path / "none"), "cannot be read", "path")
-    refused(InputError, lambda: evaluate.read_squad(tmp_path / "none", "some"), "'some'", "all, odd, even")
+    refused(InputError, lambda: read_squad(tmp_path / "none", "some"), "'some'", "all, odd, even")

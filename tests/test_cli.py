@@ -16,7 +16,7 @@ from package_tools import tiny_package
 
 import qla_runtime
 from qla_runtime import Engine, hub
-from qla_runtime.cli import program
+from qla_runtime.cli.lengths import read_length
 
 SOURCE = Path(qla_runtime.__file__).parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(SOURCE.parent), "PYTHONIOENCODING": "utf-8"}
@@ -308,4 +308,4 @@ def test_a_reader_that_leaves_is_no_error(packages):
     ],
 )
 def test_lengths_of_the_command_line(text, config):
-    assert program._length(text) == config
+    assert read_length(text) == config
