@@ -299,7 +299,6 @@ def test_a_reader_that_leaves_is_no_error(packages):
 @pytest.mark.parametrize(
     "text, config",
     [
-        (None, None),
         ("fast", "fast"),
         ("e5-long", "e5-long"),
         ("1.0,.5", qla_runtime.LengthConfig.ratio((1.0, 0.5))),

@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 from package_tools import tiny_package
 from test_cli import COMMAND, ENVIRONMENT, ok, refused, run
 
-from qla_runtime import Engine
+from qla_runtime import Engine, LengthConfig, QlaError
 from qla_runtime.cli import program, words
+from qla_runtime.cli.printing import print_json
 from qla_runtime.terminal import visible
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202etxt.exe\u2066"
@@ -218,6 +221,31 @@ def test_tag_has_strategies(packages):
     ignored = ["--ignore-label", "O", "--ignore-label", "PER"]
     (found,) = json.loads(ok("tag", text, *ignored, "--model", packages["token-classification"], "--json"))
     assert {span["label"] for span in found["spans"]} <= {"LOC"}
+
+
+# ---- JSON -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "value, place",
+    [
+        (math.nan, "the result is nan"),
+        ([[1.0, 2.0], [3.0, -math.inf]], "the result[1][1] is -inf"),
+        ([{"score": 1.0}, {"score": np.float32(math.inf)}], "the result[1].score is inf"),
+        ({"kept": np.array([[1.0, math.nan]])}, "the result.kept[0][1] is nan"),
+    ],
+)
+def test_json_holds_no_number_that_json_does_not_have(value, place, capsys):
+    with pytest.raises(QlaError) as caught:
+        print_json(value)
+    assert str(caught.value).startswith(place + ", ") and "--json" in str(caught.value)
+    assert capsys.readouterr().out == ""
+
+
+def test_json_of_arrays_and_length_configs(capsys):
+    print_json({"a": np.arange(2), "b": np.float32(0.5), "c": LengthConfig.ratio([1.0, 0.5]), "d": Path("e")})
+    config = {"rule": "ratio", "values": [1.0, 0.5], "keep_cls": None}
+    assert json.loads(capsys.readouterr().out) == {"a": [0, 1], "b": 0.5, "c": config, "d": "e"}
 
 
 # ---- streams ----------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def chosen_length(arguments: argparse.Namespace) -> Length:
         return MaxLoss(arguments.max_loss)
     if arguments.escalate is not None:
         return _read_escalation(arguments.escalate)
-    return read_length(arguments.length)
+    return None if arguments.length is None else read_length(arguments.length)
 
 
 def length_in_words(arguments: argparse.Namespace) -> str:
@@ -62,13 +62,13 @@ def length_in_words(arguments: argparse.Namespace) -> str:
     return arguments.length or "full" if length is None or arguments.length else str(length)
 
 
-def read_length(text: str | None) -> str | LengthConfig | None:
+def read_length(text: str) -> str | LengthConfig:
     """A value of ``--length``: a name, ratios (with a decimal point) or token counts (without).
 
     Raises:
         InputError: numbers that are no length config.
     """
-    if text is None or not set(text) <= set("0123456789.,-+eE ") or not any(c.isdigit() for c in text):
+    if not set(text) <= set("0123456789.,-+eE ") or not any(c.isdigit() for c in text):
         return text
     try:
         values = [float(part) for part in text.split(",")]

@@ -20,22 +20,28 @@ def say(text: str, stream: TextIO | None = None) -> None:
     print(visible(text), file=stream or sys.stdout)
 
 
-def print_json(value: Any, *, indent: int | None = None) -> None:
-    """Prints one JSON value, which may hold arrays and length configs.
+def print_json(value: Any) -> None:
+    """Prints the value as :func:`json_text` writes it."""
+    print(json_text(value))
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """A value in JSON. It may hold arrays and length configs; what else JSON has no type for becomes a text.
 
     Raises:
-        QlaError: a number in it is NaN or infinite, which JSON cannot express; the message names its place.
+        QlaError: a number in it is NaN or infinite, and JSON has no such number. The message names its place.
     """
     try:
-        text = json.dumps(value, default=_jsonable, allow_nan=False, indent=indent)
+        return json.dumps(value, default=_jsonable, allow_nan=False, indent=indent)
     except ValueError:
-        # Python's own reader takes what JSON forbids, so this is the value in plain types.
-        place, number = _first_unwritable(json.loads(json.dumps(value, default=_jsonable)), "") or ("", "")
+        # Python's reader takes the NaN that its writer writes, so this is the same value in plain types.
+        found = _first_not_finite(json.loads(json.dumps(value, default=_jsonable)), "the result")
+        if found is None:
+            raise
+        place, number = found
         raise QlaError(
-            f"the result's {place or 'value'} is {number}, and JSON has no such number; run it without --json to "
-            "see the rest"
+            f"{place} is {number}, and JSON has no such number; leave out --json to see the rest"
         ) from None
-    print(text)
 
 
 def _jsonable(value: Any) -> Any:
@@ -46,16 +52,16 @@ def _jsonable(value: Any) -> Any:
     return str(value)
 
 
-def _first_unwritable(value: Any, place: str) -> tuple[str, float] | None:
-    """The first number that is not finite, with its place, such as ``[3].score``."""
+def _first_not_finite(value: Any, place: str) -> tuple[str, float] | None:
+    """The first number that is NaN or infinite, behind its place in the value, such as ``the result[3].score``."""
     if isinstance(value, float) and not math.isfinite(value):
-        return place.removeprefix("."), value
+        return place, value
     entries: list[tuple[str, Any]] = []
     if isinstance(value, dict):
         entries = [(f"{place}.{key}", entry) for key, entry in value.items()]
     elif isinstance(value, list):
         entries = [(f"{place}[{i}]", entry) for i, entry in enumerate(value)]
-    return next(filter(None, (_first_unwritable(entry, where) for where, entry in entries)), None)
+    return next(filter(None, (_first_not_finite(entry, where) for where, entry in entries)), None)
 
 
 def warn_of_cut(truncated: Sequence[bool]) -> None:

@@ -96,7 +96,8 @@ def classification(
             "label per text do not score it"
         )
     truth = np.array(_label_numbers([example.label for example in examples], engine.labels))
-    found, macs = [], 0
+    found: list[int] = []
+    macs = 0
     number = {label: i for i, label in enumerate(engine.labels)}
     began = time.perf_counter()
     for part in steps(len(examples), STEP, progress):
@@ -107,7 +108,7 @@ def classification(
         macs += sum(result["macs"] for result in results)
     seconds = time.perf_counter() - began
     confusion = np.zeros((len(number), len(number)), np.int64)
-    np.add.at(confusion, (truth, found), 1)
+    np.add.at(confusion, (truth, np.array(found)), 1)
     f1 = _f1_by_label(confusion)
     present = (confusion.sum(0) + confusion.sum(1)) > 0
     macro = float(f1[present].mean())
@@ -139,8 +140,8 @@ def _label_numbers(labels: Sequence[str], names: Sequence[str]) -> list[int]:
 
 
 def _f1_by_label(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
-    hits = np.diag(confusion)
-    return 2 * hits / np.maximum(confusion.sum(0) + confusion.sum(1), 1)
+    f1: NDArray[np.float64] = 2 * np.diag(confusion) / np.maximum(confusion.sum(0) + confusion.sum(1), 1)
+    return f1
 
 
 def _matthews(confusion: NDArray[np.int64]) -> float:

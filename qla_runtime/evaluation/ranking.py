@@ -142,7 +142,7 @@ def ranking(
         pearson = np.corrcoef(found, truth)[0, 1] if len(found) > 1 and np.ptp(found) and np.ptp(truth) else 0.0
         return CorrelationScore(100 * float(pearson), 100 * correlation(found, truth), documents, seconds)
     ordered = [
-        np.array(query.relevance)[np.lexsort((query.relevance, -row))]
+        _in_order(np.array(query.relevance), row)
         for query, row in zip(queries, scores, strict=True)
         if any(query.relevance)
     ]
@@ -156,6 +156,11 @@ def ranking(
         documents=documents,
         seconds=seconds,
     )
+
+
+def _in_order(relevance: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Relevance by falling score, and in the worst order where scores are equal."""
+    return relevance[np.lexsort((relevance, -scores))]
 
 
 def _reciprocal_rank(relevance: NDArray[np.float64]) -> float:

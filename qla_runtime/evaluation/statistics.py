@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,9 +41,9 @@ def sampling_error(metric: str, score: float, items: int) -> float:
     share = min(max(score / 100, -1.0), 1.0)
     if metric == "spearman":
         # Fisher's transformation has the error 1.03 / sqrt(n - 3); its slope here is 1 - share^2.
-        return 100 * (1 - share**2) * 1.03 / np.sqrt(max(items - 3, 1))
+        return 100 * (1 - share**2) * 1.03 / math.sqrt(max(items - 3, 1))
     # Values from 0 to 1 vary the most when each is 0 or 1.
-    return 100 * float(np.sqrt(max(share, 0.0) * (1 - max(share, 0.0)) / items))
+    return 100 * math.sqrt(max(share, 0.0) * (1 - max(share, 0.0)) / items)
 
 
 def check_varied(answers: Sequence[Any], data: str) -> None:
