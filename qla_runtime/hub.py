@@ -1,7 +1,7 @@
 """Where packages come from: the packaged ones beside this file, a folder, or the Hugging Face hub.
 
-Only the place is found here; the engine checks what lies there. What is recognisably something else, a
-checkpoint or a pickle, gets an error that says how to turn it into a package.
+This module finds the place alone. The engine checks what lies there. For a checkpoint or a pickle file the error
+says how to turn it into a package.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def find_package(source: str | os.PathLike[str] | None, *, revision: str | None 
 def convert_line(checkpoint: str) -> str:
     """The command that turns a checkpoint into a package."""
     out = Path(checkpoint.rstrip("/")).name + "-qla"
-    return f"qla convert {shlex.quote(checkpoint)} {shlex.quote(out)} --calibrate TEXTS"
+    return f"qla convert {shlex.quote(checkpoint)} {shlex.quote(out)}"
 
 
 def _packaged(name: str) -> Path:
@@ -103,7 +103,7 @@ def _checked_folder(path: Path, source: str) -> Path:
         raise PackageError(
             f"{source!r} is a checkpoint, not a package (it has no manifest.json). Convert it once:\n"
             f"    {convert_line(source)}\n"
-            "where TEXTS is a file with one typical text per line, then open the folder that this writes"
+            "then open the folder that this writes"
         )
     raise PackageError(
         f"{source!r} is not a package: it has no manifest.json. Pass a folder that 'qla convert' wrote "

@@ -264,7 +264,7 @@ def write_checkpoint(folder: Path) -> Path:
 
 def test_a_checkpoint_prints_the_convert_line(tmp_path):
     checkpoint = write_checkpoint(tmp_path / "my model")
-    words = ["checkpoint", "manifest.json", f"qla convert '{checkpoint}' 'my model-qla' --calibrate TEXTS"]
+    words = ["checkpoint", "manifest.json", f"qla convert '{checkpoint}' 'my model-qla'\nthen open"]
     refused(PackageError, lambda: Engine.from_pretrained(checkpoint), *words)
     refused(PackageError, lambda: Engine(str(checkpoint)), *words)
 
@@ -327,7 +327,7 @@ def test_a_hub_id_that_is_a_checkpoint_is_not_downloaded_whole(tmp_path, monkeyp
 
     write_checkpoint(tmp_path / "snapshot")
     monkeypatch.setitem(sys.modules, "huggingface_hub", Hub)
-    words = ["'owner/model' is a checkpoint", "qla convert owner/model model-qla --calibrate TEXTS"]
+    words = ["'owner/model' is a checkpoint", "qla convert owner/model model-qla\nthen open"]
     refused(PackageError, lambda: Engine.from_pretrained("owner/model", revision="v1"), *words)
     assert asked == [("owner/model", "v1", ["manifest.json", "config.json"])]
 
