@@ -1,8 +1,8 @@
 """Predicts how long a call takes on this machine, by a small model that is fitted to a few measured calls.
 
 The predicted time of a ragged call is a sum over five counts. Each count has a price in seconds, which is not
-negative. The MACs that ``configs.count_macs`` adds up are two counts here, because a MAC of a linear layer and one of
-attention do not take the same time. Calls, sequences and rows have prices of their own.
+negative. ``configs.count_macs`` adds up MACs of linear layers and of attention. Here they are two counts, because
+they do not take the same time. Calls, sequences and rows have prices of their own.
 """
 
 from __future__ import annotations
