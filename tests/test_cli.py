@@ -207,6 +207,7 @@ def test_eval_squad(packages, tmp_path):
     assert json.loads(ok(*arguments, "--json", "--articles", "even"))["exact_match"] == 0
     assert json.loads(ok(*arguments, "--json", "--limit", "1", "--length", "fast"))["length"] == "fast"
     assert "exact match 66.67" in ok(*arguments)
+    assert "exact match 66.67" in ok("eval", "squad", "-", *arguments[3:], text=path.read_text())
 
 
 def test_eval_sts(packages, tmp_path):
@@ -218,6 +219,8 @@ def test_eval_sts(packages, tmp_path):
     path.write_text("\n".join(rows) + "\n")
     score = json.loads(ok("eval", "sts", str(path), "--model", packages["embedding"], "--json"))
     assert score["spearman"] == pytest.approx(100) and score["pairs"] == 4
+    piped = json.loads(ok("eval", "sts", "-", "--model", packages["embedding"], "--json", text=path.read_text()))
+    assert piped | {"seconds": 0} == score | {"seconds": 0}
 
 
 # ---- refusals -------------------------------------------------------------------------------------

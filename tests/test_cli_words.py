@@ -67,7 +67,14 @@ def packages(tmp_path_factory) -> dict[str, str]:
         ("token-classification", ["tag", "a", "--aggregation-strategy", "x"], ["--aggregation-strategy", "first"]),
         ("token-classification", ["tag", "a", "--label-scheme", "bilou", "--aggregation-strategy", "first"], [
             "--label-scheme is 'bilou'", "--aggregation-strategy 'first'"]),
+        ("embedding", ["encode", "a", "--truncate-dim", "9999"], ["--truncate-dim is 9999", "Leave it out for"]),
+        ("embedding", ["encode", "a", "--out", ""], ["--out ''", "written"]),
+        ("span-qa", ["answer", "a", "--context", "b", "--null-threshold", "2"], [
+            "--null-threshold is 2.0", "or leave it out to compare"]),
+        ("span-qa", ["answer", "a", "--context", "b", "--doc-stride", "-1"], [
+            "--doc-stride is -1", "leaving it out takes"]),
         (None, ["explain", "--model", "/no/such"], ["no such folder", "leave out --model"]),
+        (None, ["explain", "--model", ""], ["the model is ''", "leave out --model"]),
         (None, ["explain", "--model", os.fsdecode(b"\xff/x")], ["no such folder"]),
     ],
 )  # fmt: skip
@@ -76,8 +83,18 @@ def test_errors_are_one_line_in_the_words_of_the_command_line(packages, kind, ar
     line = refused(*arguments, *model, text="")
     assert all(word in line for word in words), line
     assert len(line) < 1000
-    for python in ("num_threads", "top_k", "latency_ms", "length=", "engine.", "()", "LengthConfig", "Traceback"):
-        assert python not in line, line
+    python = (
+        "num_threads",
+        "top_k",
+        "latency_ms",
+        "length=",
+        "engine.",
+        "()",
+        "None",
+        "LengthConfig",
+        "Traceback",
+    )
+    assert not [word for word in python if word in line], line
 
 
 def test_messages_are_translated_by_the_options_of_the_parser():

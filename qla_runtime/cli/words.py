@@ -25,7 +25,10 @@ _PHRASES = [
     (re.compile(r"For shares of the length use LengthConfig\.ratio"), "For shares write numbers with a point"),
     (re.compile(r"(a name, )a LengthConfig( or another policy as) length="), r"\1values\2 --length"),
     (re.compile(r"\btop_k=None\b|\bNone( gives)"), r"all\1"),
-    (re.compile(r"; leave it out \(None\) for"), "; leave it out for"),
+    (re.compile(r"\b([Ll]eave it out) \(None\)"), r"\1"),
+    (re.compile(r"\bor None for the default model"), "or leave out --model for the default model"),
+    (re.compile(r"\bor None to\b"), "or leave it out to"),
+    (re.compile(r"\bNone takes\b"), "leaving it out takes"),
 ]
 
 

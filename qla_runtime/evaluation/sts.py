@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from qla_runtime.evaluation.statistics import check_varied, spearman
 from qla_runtime.evaluation.steps import Progress, steps
 from qla_runtime.lengths.configs import Length
 from qla_runtime.texts.data_sets import read_scored_pairs
+from qla_runtime.texts.files import shown
 
 STEP = 256
 """Pairs per step, which is two engine calls."""
@@ -32,6 +34,10 @@ class StsScore:
     spearman: float
     pairs: int
     seconds: float
+
+
+Pairs = tuple[Sequence[float], Sequence[str], Sequence[str]]
+"""Human scores, first sentences and second sentences, one of each per pair."""
 
 
 def sts(
@@ -56,8 +62,34 @@ def sts(
         QlaError: the model gives every pair the same similarity, which correlates with nothing.
         UnsupportedError: the model gives no embeddings.
     """
-    scores, firsts, seconds = read_scored_pairs(path, skip_bad_rows=skip_bad_rows)
-    check_varied(scores, str(path))
+    pairs = read_scored_pairs(path, skip_bad_rows=skip_bad_rows)
+    return similarities(engine, pairs, shown(path), length, progress=progress)
+
+
+def similarities(
+    engine: Engine,
+    pairs: Pairs,
+    data: str,
+    length: Length = None,
+    *,
+    progress: Progress | None = None,
+) -> StsScore:
+    """Spearman correlation of cosine similarities with human scores.
+
+    Args:
+        engine: an embedding model.
+        pairs: as :func:`~qla_runtime.texts.data_sets.read_scored_pairs` gives them.
+        data: the name of the data, for messages.
+        length: a length config for all sentences.
+        progress: called with the number of pairs done since the last call.
+
+    Raises:
+        InputError: all scores are equal.
+        QlaError: the model gives every pair the same similarity, which correlates with nothing.
+        UnsupportedError: the model gives no embeddings.
+    """
+    scores, firsts, seconds = pairs
+    check_varied(scores, data)
     cosines = np.empty(len(scores))
     began = time.perf_counter()
     for part in steps(len(scores), STEP, progress):

@@ -41,7 +41,7 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Prints or writes one vector per text."""
     texts = read_texts(arguments.texts)
-    if arguments.out:
+    if arguments.out is not None:
         _check_writable(arguments.out)
     engine = open_engine(arguments)
     length = chosen_length(arguments)
@@ -68,11 +68,13 @@ def _check_writable(path: str) -> None:
     """Refuses, before the work, a file that could not be written after it."""
     folder = os.path.dirname(path) or "."
     if (
-        os.path.isdir(path)
+        not path
+        or os.path.isdir(path)
         or not os.path.isdir(folder)
         or not os.access(path if os.path.exists(path) else folder, os.W_OK)
     ):
-        raise InputError(f"--out {path}: cannot be written; give a file in a folder that you may write to")
+        name = path or "''"
+        raise InputError(f"--out {name}: cannot be written; give a file in a folder that you may write to")
 
 
 def _save(path: str, vectors: Sequence[Any]) -> None:

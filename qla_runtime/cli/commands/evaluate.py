@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,10 +24,11 @@ from qla_runtime.evaluation.classification import classification, read_examples
 from qla_runtime.evaluation.questions import ARTICLES, read_squad
 from qla_runtime.evaluation.ranking import ranking, read_queries
 from qla_runtime.evaluation.squad import answers
-from qla_runtime.evaluation.sts import sts
+from qla_runtime.evaluation.sts import similarities
 from qla_runtime.evaluation.tagging import read_conll, tagging
 from qla_runtime.progress import bar
 from qla_runtime.texts.data_sets import read_scored_pairs
+from qla_runtime.texts.files import shown
 
 
 def add(commands: Commands) -> None:
@@ -140,18 +140,10 @@ def _squad(arguments: argparse.Namespace) -> None:
 
 
 def _sts(arguments: argparse.Namespace) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the second reading, which is scored, warns
-        pairs = len(read_scored_pairs(arguments.file, skip_bad_rows=arguments.skip_bad_rows)[0])
+    pairs = read_scored_pairs(arguments.file, skip_bad_rows=arguments.skip_bad_rows)
     engine = open_engine(arguments)
-    with bar(pairs, "sts") as progress:
-        score = sts(
-            engine,
-            arguments.file,
-            chosen_length(arguments),
-            progress=progress,
-            skip_bad_rows=arguments.skip_bad_rows,
-        )
+    with bar(len(pairs[0]), "sts") as progress:
+        score = similarities(engine, pairs, shown(arguments.file), chosen_length(arguments), progress=progress)
     if arguments.json:
         print_json(dataclasses.asdict(score) | _run_facts(engine, arguments))
         return
