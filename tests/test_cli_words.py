@@ -280,6 +280,7 @@ def shell(packages, script: str) -> subprocess.CompletedProcess:
     [
         ("$QLA --help | true; exit ${PIPESTATUS[0]}", 0),
         ("$QLA --version | true; exit ${PIPESTATUS[0]}", 0),
+        ("PYTHONUNBUFFERED=1 $QLA --help | true; exit ${PIPESTATUS[0]}", 0),
         ("yes | head -2000 | $QLA encode - --model $MODEL | head -1 >/dev/null; exit ${PIPESTATUS[2]}", 0),
         ("$QLA explain --model $MODEL >&-", 0),
         ("$QLA encode a --model $MODEL --json >&-", 0),
@@ -293,10 +294,12 @@ def test_closed_streams_bring_no_traceback(packages, script, status):
     assert (done.returncode, done.stderr) == (status, ""), done.stderr
 
 
-def test_a_full_disk_is_one_sentence(packages):
+@pytest.mark.parametrize("buffered", ["PYTHONUNBUFFERED=", "PYTHONUNBUFFERED=1"])
+@pytest.mark.parametrize("command", ["explain --model $MODEL", "--help", "--version"])
+def test_a_full_disk_is_one_sentence(packages, buffered, command):
     if not os.path.exists("/dev/full"):
         pytest.skip("there is no /dev/full here")
-    done = shell(packages, "$QLA explain --model $MODEL >/dev/full")
+    done = shell(packages, f"{buffered} $QLA {command} >/dev/full")
     assert done.returncode == 2
     said = "qla: error: standard output cannot be written (No space left on device); send it elsewhere"
     assert done.stderr.splitlines() == [said]

@@ -78,6 +78,10 @@ class _Parser(argparse.ArgumentParser):
             message += "; a text that begins with - stands after --"
         self.exit(fail(f"{message} (see {self.prog} --help)"))
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # That of argparse ignores a full disk where Python does not buffer its output.
+        (file or sys.stderr).write(message)
+
 
 class _CMakeDir(argparse.Action):
     """Prints and exits as ``--version`` does, but asks for the folder only then."""
