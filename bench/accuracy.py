@@ -17,6 +17,8 @@ from tqdm import tqdm
 
 from qla_runtime import Engine
 from qla_runtime.evaluation import squad as evaluate
+from qla_runtime.evaluation import sts as evaluate_sts
+from qla_runtime.evaluation.questions import ARTICLES, read_squad
 from qla_runtime.tasks.answers import AnswerOptions, read_answers
 from qla_runtime.texts.windows import QuestionWindows
 
@@ -69,7 +71,7 @@ class Fp32Answers:
 
 def squad(args: argparse.Namespace) -> dict:
     engine = Engine.from_pretrained(args.package)
-    total = len(evaluate.read_squad(args.data, args.articles)[: args.limit])
+    total = len(read_squad(args.data, args.articles)[: args.limit])
     report = {}
     runs = [("int8 full", engine, None), ("fp32", Fp32Answers(args.checkpoint, engine), None)]
     runs += [(f"int8 {name}", engine, name) for name in args.lengths]
@@ -98,7 +100,7 @@ def sts(args: argparse.Namespace) -> dict:
     report = {}
     runs = {"int8 full": Engine.from_pretrained(args.package), "fp32": Fp32Sentences(args.checkpoint)}
     for name, model in runs.items():
-        report[name] = {"spearman": evaluate.sts(model, args.data).spearman}
+        report[name] = {"spearman": evaluate_sts.sts(model, args.data).spearman}
     return report
 
 
@@ -108,7 +110,7 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--package", help="package folder; none for the packaged default")
-    parser.add_argument("--articles", choices=evaluate.ARTICLES, default="all")
+    parser.add_argument("--articles", choices=ARTICLES, default="all")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--lengths", nargs="*", default=[], help="named length configs to score as well")
     args = parser.parse_args()

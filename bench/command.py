@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from qla_runtime.cli.program import positive
+from qla_runtime.cli.arguments import positive
+from qla_runtime.cli.printing import json_text
 
 PEERS_EPILOG = """\
 Peers run in processes of their own, each in the interpreter that --peer-python gives it; what each needs is in
@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Runs the benchmark that the arguments of :func:`add_arguments` name, and prints its report."""
     record, text = arguments.benchmark(arguments)
-    print(json.dumps(record, indent=1) if arguments.json else text)
+    print(json_text(record, indent=1) if arguments.json else text)
 
 
 def _add_random(parser: Any) -> None:
@@ -144,7 +144,7 @@ def _peers(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     record = peers.compare(options)
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "report.json").write_text(json.dumps(record, indent=1) + "\n")
+        (arguments.out / "report.json").write_text(json_text(record, indent=1) + "\n")
         (arguments.out / "report.md").write_text(report.peers_text(record, markdown=True) + "\n")
         report.draw(record, arguments.out)
     return record, report.peers_text(record, arguments.markdown)

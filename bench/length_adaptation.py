@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from qla_runtime import Engine, Escalate, LatencyBudget, LengthConfig
 from qla_runtime.evaluation import squad as evaluate
-from qla_runtime.evaluation.squad import Question
+from qla_runtime.evaluation.questions import ARTICLES, Question, read_squad
 from qla_runtime.lengths.configs import Length
 
 BATCH = 32
@@ -74,7 +74,7 @@ def accuracy(args: argparse.Namespace) -> None:
     """F1 by config: of the package, of another model at the same configs, of constant rates at equal MACs."""
     engine = Engine.from_pretrained(args.package)
     beside = Engine.from_pretrained(args.beside) if args.beside else None
-    questions = evaluate.read_squad(args.data, args.articles)
+    questions = read_squad(args.data, args.articles)
     some = questions[::20]
     full_cost = sum(r["macs"] for r in answers(engine, some, "full"))
 
@@ -126,7 +126,7 @@ class BertBase:
 def end_to_end(args: argparse.Namespace) -> None:
     """Wall time of the whole set in batches of 32, in its order, by config."""
     engine = Engine.from_pretrained(args.package)
-    questions = evaluate.read_squad(args.data, args.articles)
+    questions = read_squad(args.data, args.articles)
     parts = [questions[i : i + BATCH] for i in range(0, len(questions), BATCH)]
     baseline = BertBase(engine) if args.bert_base else None
     sampled = set(np.linspace(0, len(parts) - 1, args.bert_base, dtype=int).tolist()) if baseline else set()
@@ -173,7 +173,7 @@ def budgets(args: argparse.Namespace) -> None:
     """
     engine = Engine.from_pretrained(args.package)
     engine.warm_up()
-    questions = evaluate.read_squad(args.data, args.articles)
+    questions = read_squad(args.data, args.articles)
     questions = questions[:: max(1, len(questions) // args.questions)][: args.questions]
     lengths: dict[str, object] = {"full": "full", "fast": "fast", "fast again": "fast"}
     lengths |= {f"LatencyBudget({ms:g})": LatencyBudget(ms) for ms in args.ms}
@@ -217,7 +217,7 @@ def budgets(args: argparse.Namespace) -> None:
 def escalate(args: argparse.Namespace) -> None:
     """Accuracy and time of single configs and of Escalate, and the single configs' line at that time."""
     engine = Engine.from_pretrained(args.package)
-    questions = evaluate.read_squad(args.data, args.articles)
+    questions = read_squad(args.data, args.articles)
     lengths: dict[str, object] = {name: name for name in engine.lengths}
     for number, entry in enumerate(read_json(engine, "length_configs.json")["frontier"], 1):
         lengths[f"frontier {number}"] = LengthConfig(entry["rule"], tuple(entry["values"]), entry["keep_cls"])
@@ -253,7 +253,7 @@ def escalate(args: argparse.Namespace) -> None:
 def losses(args: argparse.Namespace) -> None:
     """Why configs lose: answers of full that were voted out, and answers still there that are read otherwise."""
     engine = Engine.from_pretrained(args.package)
-    questions = evaluate.read_squad(args.data, args.articles)
+    questions = read_squad(args.data, args.articles)
     task = read_json(engine, "config.json")["task"]
     texts = engine._texts
     windows = texts.windows(
@@ -319,7 +319,7 @@ def main() -> None:
         command.add_argument("data", help="SQuAD 1.1 dev-v1.1.json")
         command.add_argument("--package", help="package folder; none for the packaged default")
         whole = name in ("accuracy", "time")
-        command.add_argument("--articles", choices=evaluate.ARTICLES, default="all" if whole else "even")
+        command.add_argument("--articles", choices=ARTICLES, default="all" if whole else "even")
         if name == "accuracy":
             command.add_argument("--beside", help="package of another model, scored at the same configs")
         if name == "time":

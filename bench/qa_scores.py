@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from qla_runtime import Engine, _core
-from qla_runtime.evaluation import squad as evaluate
-from qla_runtime.evaluation.squad import Question
+from qla_runtime.evaluation.questions import ARTICLES, Question, read_squad
 from qla_runtime.texts.windows import QuestionWindows, TextEncoder
 
 SIZES = (2, 5, 20)
@@ -327,13 +326,13 @@ def names(sizes: Sequence[int]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="SQuAD 1.1 dev-v1.1.json")
-    parser.add_argument("--articles", choices=evaluate.ARTICLES, default="even")
+    parser.add_argument("--articles", choices=ARTICLES, default="even")
     parser.add_argument("--questions", type=int, default=60)
     parser.add_argument("--windows", type=int, default=80)
     parser.add_argument("--package", help="package folder (default: the packaged model)")
     args = parser.parse_args()
     engine = Engine.from_pretrained(args.package)
-    samples = collect(engine, evaluate.read_squad(args.data, args.articles), args.questions, args.windows)
+    samples = collect(engine, read_squad(args.data, args.articles), args.questions, args.windows)
     sizes = [0, *(size for size in SIZES if size < args.windows), args.windows]
     print(f"{len(samples)} questions of {args.articles} articles; right means F1 of at least 0.5\n")
     choices_table(samples, sizes)

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qla_runtime import Engine, InputError
-from qla_runtime.evaluation import squad as evaluate
+from qla_runtime.evaluation.questions import read_squad
+from qla_runtime.texts.data_sets import read_scored_pairs
 
 SHAPES = Path(__file__).with_name("shapes.txt")
 
@@ -134,7 +135,7 @@ def batches(case: Case, engine: Engine, squad: str | None, sts: str | None) -> B
 
 def squad_rows(engine: Engine, file: str) -> list[NDArray[np.int32]]:
     """Windows of evenly spaced questions, at least SEQUENCES of them where the file has as many."""
-    questions = evaluate.read_squad(file)
+    questions = read_squad(file)
     questions = questions[:: max(1, len(questions) // SEQUENCES)]
     task = engine._config["task"]
     texts = engine._texts
@@ -146,7 +147,7 @@ def squad_rows(engine: Engine, file: str) -> list[NDArray[np.int32]]:
 
 def sts_rows(engine: Engine, file: str) -> list[NDArray[np.int32]]:
     """Evenly spaced sentences, at least SEQUENCES of them where the file has as many."""
-    _, firsts, seconds = evaluate.read_sts(file)
+    _, firsts, seconds = read_scored_pairs(file)
     sentences = list(chain.from_iterable(zip(firsts, seconds, strict=True)))
     sentences = sentences[:: max(1, len(sentences) // SEQUENCES)]
     return _rows(engine._texts.encode(sentences).batch)

@@ -48,7 +48,7 @@ bool looks_like_pickle(const std::string& path) {
   if (looks_like_pickle(path)) {
     what +=
         ". This looks like a pickle, which qla never opens: convert the folder of the checkpoint"
-        " with `qla convert FOLDER OUT --calibrate TEXTS`";
+        " with `qla convert FOLDER OUT`";
   }
   throw Error(QLA_BAD_PACKAGE, what);
 }
@@ -57,7 +57,7 @@ bool looks_like_pickle(const std::string& path) {
   throw Error(QLA_BAD_PACKAGE,
               "'" + path +
                   "' is a checkpoint, not a package (it has no manifest.json); convert it:" +
-                  "\n  qla convert " + path + " OUT --calibrate TEXTS");
+                  "\n  qla convert " + path + " OUT");
 }
 
 // The manifest's checksum of itself: over its own bytes with the checksum's digits as zeros.

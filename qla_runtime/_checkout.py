@@ -1,7 +1,7 @@
-"""Lets ``python`` work in a source checkout after ``pip install .``.
+"""Makes ``import qla_runtime`` work inside a source checkout after ``pip install .``.
 
-The checkout's package folder then stands before the installed one on ``sys.path``, but has no compiled module.
-Importing this module, as the package's first step, makes every other submodule come from the installed one.
+Python finds the checkout's package folder before the installed one, but the checkout has no compiled module. The
+package imports this module first. From then on all other submodules come from the installed package.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from pathlib import Path
 
 
 def find_installed(here: Path) -> Path | None:
-    """The installed package folder, for a package folder ``here`` without a compiled module.
+    """The folder of the installed package, for a package folder ``here`` without a compiled module.
 
     Returns:
-        None when ``here`` has the compiled module itself.
+        None where ``here`` has the compiled module itself.
 
     Raises:
-        ImportError: it has none, and no folder of that name on ``sys.path`` has.
+        ImportError: neither ``here`` nor a folder of the same name on ``sys.path`` has a compiled module.
     """
     if _is_built(here):
         return None

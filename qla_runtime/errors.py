@@ -16,7 +16,7 @@ class PackageError(QlaError):
 
 
 class UnsupportedError(QlaError):
-    """Well formed, but this runtime, this build or this CPU cannot do it."""
+    """The request is well formed, but this runtime, this build or this CPU cannot do it."""
 
 
 def shown(value: object, width: int = 60) -> str:

@@ -1,12 +1,12 @@
-"""Locks and imports that a forked child does not wait for.
+"""Locks and imports that cannot block a forked child.
 
-``fork`` copies one thread alone. A plain lock that another thread held at that moment stays locked in the child
-for ever. Python locks a module in the same way while a thread imports it.
+``fork`` copies only the calling thread. A plain lock that another thread held at that moment stays locked in the
+child for ever. So does the lock that Python holds on a module while a thread imports it.
 """
 
 from __future__ import annotations
 
-import logging  # noqa: F401  imported while a fork waits, it would release a lock that it never took
+import logging  # noqa: F401  an import of it during a fork would release a lock that it never took
 import os
 import threading
 import weakref
@@ -20,10 +20,10 @@ _locks: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()
 
 
 class ForkSafeLock:
-    """Lets one thread in at a time; new and open in a forked child.
+    """A lock for one thread at a time. A forked child gets a new lock, which is open.
 
-    What it guards must be changed in single assignments: the thread that was inside has no copy in the child and
-    never finishes there.
+    Guarded state must change in single assignments. A thread that was inside the lock has no copy in the child, so
+    it never finishes its work there.
     """
 
     def __init__(self) -> None:
@@ -32,14 +32,14 @@ class ForkSafeLock:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Waits until no other thread is inside."""
+        """Holds the lock; waits for it first."""
         with self._lock:
             yield
 
     @contextmanager
     def tried(self) -> Iterator[bool]:
-        """Does not wait; False where another thread is inside."""
-        lock = self._lock  # the thread that forks may be inside: it releases the lock that it took
+        """Holds the lock if it is free, and does not wait. Yields whether it is held."""
+        lock = self._lock  # the thread that forks may be inside; then it must release the lock that it took
         mine = lock.acquire(blocking=False)
         try:
             yield mine
@@ -55,14 +55,14 @@ _importing = threading.RLock()
 
 
 def importing() -> AbstractContextManager[Any]:
-    """To be held (``with``) around an import inside a function: a thread that forks waits for the import's end."""
+    """A lock for imports inside a function: ``with importing(): import x``. A fork waits until it is free."""
     return _importing
 
 
 class lazy(Generic[Value]):  # noqa: N801  used as a decorator, as property is
-    """``functools.cached_property`` without its lock, which Python before 3.12 shares between all instances.
+    """``functools.cached_property`` without a lock. Before Python 3.12 that lock is shared by all instances.
 
-    Threads that are first together may each compute the value; one of them stays.
+    Several threads may compute the value at the same time. The value of one of them is kept.
     """
 
     def __init__(self, method: Callable[[Any], Value]) -> None:

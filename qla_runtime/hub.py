@@ -1,7 +1,7 @@
-"""Where packages come from: the packaged ones beside this file, a folder, or the Hugging Face hub.
+"""Finds a package: a packaged model beside this file, a folder, or a model on the Hugging Face hub.
 
-Only the place is found here; the engine checks what lies there. What is recognisably something else, a
-checkpoint or a pickle, gets an error that says how to turn it into a package.
+This module only finds the folder. The engine checks its contents. For a checkpoint or a pickle file the error
+message has the command that makes a package of it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from qla_runtime.errors import InputError, PackageError, UnsupportedError, shown
 
 DEFAULT_PACKAGE = "minilm-l6-squad"
 PACKAGED = {"span-qa": "minilm-l6-squad", "embedding": "all-minilm-l6-v2"}
-"""Task -> the model for it that comes with the package: it opens by name, offline."""
+"""Task -> the model for it that is installed with this library. It opens by name, offline."""
 PACKAGE_FILES = ("manifest.json", "config.json", "model.safetensors", "tokenizer.json", "length_configs.json")
-"""What a package holds besides its card; the hub download takes these and the card alone."""
+"""All files of a package but its card. A download from the hub takes these and the card, and nothing else."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
@@ -30,7 +30,7 @@ def find_package(source: str | os.PathLike[str] | None, *, revision: str | None 
 
     Args:
         source: a package folder, a name in :data:`PACKAGED`, a hub id (``owner/name``), or None for the default
-            model. A folder of that name in the working directory comes before a packaged model.
+            model. A folder in the working directory is preferred to a packaged model of the same name.
         revision: branch, tag or commit of a hub id.
 
     Raises:
@@ -83,7 +83,7 @@ def find_package(source: str | os.PathLike[str] | None, *, revision: str | None 
 def convert_line(checkpoint: str) -> str:
     """The command that turns a checkpoint into a package."""
     out = Path(checkpoint.rstrip("/")).name + "-qla"
-    return f"qla convert {shlex.quote(checkpoint)} {shlex.quote(out)} --calibrate TEXTS"
+    return f"qla convert {shlex.quote(checkpoint)} {shlex.quote(out)}"
 
 
 def _packaged(name: str) -> Path:
@@ -103,7 +103,7 @@ def _checked_folder(path: Path, source: str) -> Path:
         raise PackageError(
             f"{source!r} is a checkpoint, not a package (it has no manifest.json). Convert it once:\n"
             f"    {convert_line(source)}\n"
-            "where TEXTS is a file with one typical text per line, then open the folder that this writes"
+            "then open the folder that this writes"
         )
     raise PackageError(
         f"{source!r} is not a package: it has no manifest.json. Pass a folder that 'qla convert' wrote "

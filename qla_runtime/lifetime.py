@@ -1,4 +1,4 @@
-"""When an engine may be closed: not under the feet of a call that another thread is in."""
+"""Closing an engine while other threads may still be inside its calls."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class Lifetime:
-    """The calls that an engine is in, and whether it may give up what it holds.
+    """Counts the running calls of an engine, and says when its resources may be released.
 
-    It works without a lock, which a fork could copy in its locked state: each thread writes its own entry alone,
-    and registers before it looks whether the engine is closed.
+    It has no lock, because a fork could copy a lock in its locked state. Each thread writes only its own entry. A
+    call registers before it checks whether the engine is closed.
     """
 
     def __init__(self) -> None:
@@ -24,14 +24,14 @@ class Lifetime:
         self._calls: dict[int, int] = {}
 
     def close(self) -> bool:
-        """Refuses calls from now on. True: none is running, so that everything may go now."""
+        """Refuses calls from now on. Returns True where no call is running: the engine may be released now."""
         self.closed = True
         return not self._calls
 
     def enter(self) -> bool:
-        """Registers a call, which :meth:`leave` ends. True: it is refused, because the engine is closed.
+        """Registers a call; :meth:`leave` ends it. Returns True where the call is refused: the engine is closed.
 
-        A call that a running one makes is part of it, and is not refused.
+        A call from inside a running call of the same thread is part of that call, and is not refused.
         """
         me = threading.get_ident()
         depth = self._calls.get(me, 0)
@@ -39,7 +39,7 @@ class Lifetime:
         return self.closed and not depth
 
     def leave(self) -> bool:
-        """The end of a call. True: it was the last one of a closed engine."""
+        """Ends a call. Returns True where it was the last one of a closed engine."""
         me = threading.get_ident()
         depth = self._calls.pop(me) - 1
         if depth:
@@ -48,7 +48,7 @@ class Lifetime:
 
 
 def while_open(method: Method) -> Method:
-    """A method of an object with a ``_lifetime``, refused once that is closed."""
+    """Decorates a method of an object with a ``_lifetime``: the method is refused once that is closed."""
 
     @functools.wraps(method)
     def checked(self: Any, *args: Any, **kwargs: Any) -> Any:

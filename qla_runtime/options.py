@@ -1,4 +1,4 @@
-"""Checks of the options that callers pass: counts, switches, and one of several names."""
+"""Checks of options that callers pass: counts, switches, and choices among names."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def check_count(name: str, value: Any, remedy: str, *, least: int = 1, most: int
     """A whole number from ``least`` to ``most`` as an ``int``.
 
     Args:
-        name: of the option, for messages.
-        value: what the caller passed: an ``int`` or a NumPy integer, no boolean.
+        name: the option's name, for messages.
+        value: what the caller passed.
         remedy: what to do instead, for messages.
         least: the smallest number allowed.
-        most: the largest one; None: there is no limit.
+        most: the largest number allowed, or None for no limit.
 
     Raises:
-        InputError: anything else.
+        InputError: the value is neither an ``int`` nor a NumPy integer, is a boolean, or is out of range.
     """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise InputError(f"{name} is {shown(value)}; it must be an integer of at least {least}; {remedy}")
@@ -31,10 +31,10 @@ def check_count(name: str, value: Any, remedy: str, *, least: int = 1, most: int
 
 
 def check_switch(name: str, value: Any) -> bool:
-    """True or False, Python's or NumPy's.
+    """A boolean of Python or NumPy, as a ``bool``.
 
     Raises:
-        InputError: anything else, which ``if`` might take for True, or might not take at all.
+        InputError: anything else. ``if`` would take most other values for True, and fail on some arrays.
     """
     if not isinstance(value, (bool, np.bool_)):
         raise InputError(f"{name} is {shown(value)}; it must be True or False")
@@ -42,10 +42,10 @@ def check_switch(name: str, value: Any) -> bool:
 
 
 def check_choice(name: str, value: Any, choices: Collection[str], otherwise: str = "") -> str:
-    """One of ``choices``.
+    """The value, which must be one of ``choices``.
 
     Raises:
-        InputError: anything else; the message ends with ``otherwise``.
+        InputError: it is none of them. The message ends with ``otherwise``.
     """
     if not isinstance(value, str) or value not in choices:
         raise InputError(f"{name} is {shown(value)}; use one of {', '.join(choices)}{otherwise}")

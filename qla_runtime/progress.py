@@ -1,4 +1,4 @@
-"""Progress of long calls: a bar on standard error, or a function of the caller's."""
+"""Progress of long calls, shown by a bar on standard error or reported to a function of the caller."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qla_runtime.errors import InputError, shown
 from qla_runtime.fork_safe import importing
 
 Progress = bool | Callable[[int], Any]
-"""True shows a bar, False nothing. A function is called with the number of inputs done since the last call."""
+"""True shows a bar, and False nothing. A function is called with the number of inputs done since its last call."""
 
 STEP = 64
 """Inputs of a call between two reports."""
@@ -30,7 +30,7 @@ def in_steps(parts: Iterable[slice]) -> list[slice]:
 
 @contextmanager
 def reported(progress: Progress, total: int) -> Iterator[Callable[[int], Any]]:
-    """What to call with the number of inputs done since the last call.
+    """Yields a function, to be called with the number of inputs done since its last call.
 
     Raises:
         InputError: ``progress`` is neither True nor callable.
@@ -47,7 +47,7 @@ def reported(progress: Progress, total: int) -> Iterator[Callable[[int], Any]]:
 
 
 def _renew_lock() -> None:
-    """In a forked child: another thread may have been drawing, with the lock that all bars of tqdm share."""
+    """Gives tqdm's bars a new lock in a forked child. Another thread may have held the old one to draw a bar."""
     bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
     if bars is not None:
         bars.set_lock(threading.RLock())
@@ -59,11 +59,11 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def bar(total: int, what: str | None, *, delay: float = 2) -> Iterator[Callable[[int], Any]]:
-    """A bar on standard error, which appears when the work takes longer than ``delay`` seconds."""
+    """A bar on standard error. It appears once the work has taken ``delay`` seconds."""
     with importing():
         from tqdm import tqdm
 
-    # On a terminal the bar is redrawn; in a log each state is text to scroll past.
+    # A terminal redraws the bar in its place, but in a log every state is one more line.
     interval = 0.2 if sys.stderr is not None and sys.stderr.isatty() else 10
     with tqdm(total=total, desc=what, delay=delay, mininterval=interval, file=sys.stderr) as shown:
         yield shown.update

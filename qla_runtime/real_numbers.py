@@ -1,4 +1,4 @@
-"""Numbers of a caller, whatever type they come in, as floats."""
+"""Reads numbers of any type that a caller may pass as floats."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 def as_float(value: Any) -> float:
-    """The float nearest to a real number; NaN for anything else.
+    """The float nearest to a real number, and NaN for anything else.
 
-    Real numbers are those of Python, NumPy, ``fractions`` and ``decimal``, and arrays and tensors of one
-    number without an axis. Booleans, texts and masked entries are none. A number beyond the floats is infinite.
+    A real number is one of Python, NumPy, ``fractions`` or ``decimal``, or an array or tensor without an axis that
+    holds one. Booleans, texts and masked entries are no numbers. A number too large for a float becomes infinite.
     """
     if not _looks_real(value):
         return math.nan

@@ -25,6 +25,7 @@ from qla_runtime.convert import convert
 from qla_runtime.convert.card import Provenance
 from qla_runtime.errors import InputError
 from qla_runtime.evaluation import squad as evaluate
+from qla_runtime.evaluation.questions import read_squad
 from qla_runtime.lengths import policies
 from qla_runtime.lengths.configs import Accuracy, Length
 from qla_runtime.model.package_writer import check_target, json_bytes, update_package
@@ -108,7 +109,7 @@ def _ratio(values: Iterable[float]) -> LengthConfig:
 
 def measure(engine: Engine, dev: Path, name: str, length: Length, articles: str) -> evaluate.SquadScore:
     """EM, F1 and MACs at one length, with a progress bar."""
-    questions = evaluate.read_squad(dev, articles)
+    questions = read_squad(dev, articles)
     with tqdm(total=len(questions), desc=f"{name}, {articles} articles", unit="question") as bar:
         return evaluate.answers(engine, questions, length, progress=bar.update)
 
@@ -157,7 +158,7 @@ def finish(package: Path, dev: Path, frontier: list[LengthConfig]) -> Scores:
     """Measures, and writes what was measured: accuracies, the frontier, the threshold, the card's table."""
     engine = Engine.from_pretrained(package)
     cheap, dear = ESCALATION
-    questions = evaluate.read_squad(dev, "odd")
+    questions = read_squad(dev, "odd")
     threshold = round(policies.calibrate_escalation(engine, questions, cheap, dear, ESCALATION_LOSS), 4)
     escalate = f"escalate {cheap}:{dear}:{threshold:g}"
     scores = score(

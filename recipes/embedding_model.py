@@ -25,13 +25,13 @@ from tqdm import tqdm
 from qla_runtime import Engine, LengthConfig, QlaError
 from qla_runtime.convert import convert
 from qla_runtime.convert.card import Provenance
-from qla_runtime.evaluation import squad as evaluate
-from qla_runtime.evaluation.squad import read_sts
+from qla_runtime.evaluation import sts as evaluate
 from qla_runtime.lengths.configs import Accuracy, Length
 from qla_runtime.model.package_writer import check_target, update_package
 from qla_runtime.search import SearchOptions, search
 from qla_runtime.search.cost import macs_share
 from qla_runtime.search.package import Package
+from qla_runtime.texts.data_sets import read_scored_pairs
 from qla_runtime.training.length_drop import LengthDropOptions, train_length_drop
 from qla_runtime.training.loop import LoopOptions
 
@@ -84,7 +84,7 @@ def training_lines(wikinews: Path, sts_train: Path, squad_train: Path, seed: int
     news = wikinews.read_text(encoding="utf-8").split("\n")
     lines = _sample(sentences(news), SENTENCES, draw)
     lines += _sample((line.strip() for line in news if len(line.split()) >= LEAST_PARAGRAPH), PARAGRAPHS, draw)
-    _, firsts, seconds = read_sts(sts_train)
+    _, firsts, seconds = read_scored_pairs(sts_train)
     pairs = zip(firsts, seconds, strict=True)
     lines += list(dict.fromkeys(text.strip() for pair in pairs for text in pair)) * STS_TIMES
     articles = json.loads(squad_train.read_text(encoding="utf-8"))["data"]
@@ -134,7 +134,7 @@ def provenance(trained_on: str) -> Provenance:
 
 def score(engine: Engine, file: Path, name: str, length: Length) -> float:
     """Spearman correlation in percent, with a progress bar."""
-    with tqdm(total=len(read_sts(file)[0]), desc=f"{name}, {file.name}", unit="pair") as bar:
+    with tqdm(total=len(read_scored_pairs(file)[0]), desc=f"{name}, {file.name}", unit="pair") as bar:
         return evaluate.sts(engine, file, length, progress=bar.update).spearman
 
 
@@ -151,7 +151,7 @@ def finish(package: Path, sts: Path, frontier: list[LengthConfig]) -> str:
     named = {name: (config, accuracy(scores[name][0])) for name, config in configs.items()}
     opened.write_lengths(named, measured)
 
-    _, firsts, seconds = read_sts(test)
+    _, firsts, seconds = read_scored_pairs(test)
     offsets = opened.text_encoder().encode([*firsts, *seconds]).batch.offsets
     share = macs_share(opened.macs, offsets[1:] - offsets[:-1], engine.layers)
     rows = [

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from qla_runtime import Engine, LengthConfig, QlaError
 from qla_runtime.convert import convert
 from qla_runtime.evaluation import squad as evaluate
+from qla_runtime.evaluation.questions import read_squad
 
 
 def main() -> None:
@@ -32,7 +33,7 @@ def main() -> None:
         lengths = {"full": "full"} | {
             text: LengthConfig.ratio(map(float, text.split(",")), keep_cls=True) for text in args.length
         }
-        questions = evaluate.read_squad(args.dev, "odd")[:: args.every]
+        questions = read_squad(args.dev, "odd")[:: args.every]
         with tempfile.TemporaryDirectory() as folder:
             package = Path(folder) / "package"
             convert(args.checkpoint, package, args.dev, articles="odd")

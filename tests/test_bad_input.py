@@ -27,6 +27,8 @@ from qla_runtime import (
     _core,
 )
 from qla_runtime.evaluation import squad as evaluate
+from qla_runtime.evaluation.questions import read_squad
+from qla_runtime.evaluation.sts import sts
 
 IDS = [[2, 7, 9, 3], [2, 8, 3]]
 VOCABULARY, POSITIONS, LAYERS = 101, 64, 2
@@ -263,7 +265,7 @@ def write_checkpoint(folder: Path) -> Path:
 
 def test_a_checkpoint_prints_the_convert_line(tmp_path):
     checkpoint = write_checkpoint(tmp_path / "my model")
-    words = ["checkpoint", "manifest.json", f"qla convert '{checkpoint}' 'my model-qla' --calibrate TEXTS"]
+    words = ["checkpoint", "manifest.json", f"qla convert '{checkpoint}' 'my model-qla'\nthen open"]
     refused(PackageError, lambda: Engine.from_pretrained(checkpoint), *words)
     refused(PackageError, lambda: Engine(str(checkpoint)), *words)
 
@@ -326,7 +328,7 @@ def test_a_hub_id_that_is_a_checkpoint_is_not_downloaded_whole(tmp_path, monkeyp
 
     write_checkpoint(tmp_path / "snapshot")
     monkeypatch.setitem(sys.modules, "huggingface_hub", Hub)
-    words = ["'owner/model' is a checkpoint", "qla convert owner/model model-qla --calibrate TEXTS"]
+    words = ["'owner/model' is a checkpoint", "qla convert owner/model model-qla\nthen open"]
     refused(PackageError, lambda: Engine.from_pretrained("owner/model", revision="v1"), *words)
     assert asked == [("owner/model", "v1", ["manifest.json", "config.json"])]
 
@@ -467,9 +469,9 @@ def test_squad_files(engines, tmp_path, content, words):
 def test_sts_files(engines, tmp_path, content, words):
     path = tmp_path / "sts.csv"
     path.write_bytes(content)
-    refused(InputError, lambda: evaluate.sts(engines["embedding"], path), *words)
+    refused(InputError, lambda: sts(engines["embedding"], path), *words)
 
 
 def test_files_that_are_not_there(engines, tmp_path):
     refused(InputError, lambda: evaluate.squad(engines["span-qa"], tmp_path / "none"), "cannot be read", "path")
-    refused(InputError, lambda: evaluate.read_squad(tmp_path / "none", "some"), "'some'", "all, odd, even")
+    refused(InputError, lambda: read_squad(tmp_path / "none", "some"), "'some'", "all, odd, even")

@@ -286,7 +286,9 @@ class TestCommand:
         assert "no peer tvm; use openvino-int8" in capsys.readouterr().err
 
     def test_outside_a_checkout(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("qla_runtime.cli.program.__file__", "/site-packages/qla_runtime/cli/program.py")
+        monkeypatch.setattr(
+            "qla_runtime.cli.commands.bench.__file__", "/site-packages/qla_runtime/cli/commands/bench.py"
+        )
         assert cli.main(["bench", "kernels", "--rounds", "3"]) == 2
         assert "source checkout" in capsys.readouterr().err
 

@@ -14,7 +14,7 @@ from cli_tools import COMMAND, ENVIRONMENT, SOURCE, ok, refused, run
 
 import qla_runtime
 from qla_runtime import Engine, hub
-from qla_runtime.cli import program
+from qla_runtime.cli.lengths import read_length
 
 CONTEXT = "The analytical engine was designed by Charles Babbage in London."
 
@@ -163,6 +163,7 @@ def test_eval_squad(packages, tmp_path):
     assert json.loads(ok(*arguments, "--json", "--articles", "even"))["exact_match"] == 0
     assert json.loads(ok(*arguments, "--json", "--limit", "1", "--length", "fast"))["length"] == "fast"
     assert "exact match 66.67" in ok(*arguments)
+    assert "exact match 66.67" in ok("eval", "squad", "-", *arguments[3:], text=path.read_text())
 
 
 def test_eval_sts(packages, tmp_path):
@@ -174,6 +175,8 @@ def test_eval_sts(packages, tmp_path):
     path.write_text("\n".join(rows) + "\n")
     score = json.loads(ok("eval", "sts", str(path), "--model", packages["embedding"], "--json"))
     assert score["spearman"] == pytest.approx(100) and score["pairs"] == 4
+    piped = json.loads(ok("eval", "sts", "-", "--model", packages["embedding"], "--json", text=path.read_text()))
+    assert piped | {"seconds": 0} == score | {"seconds": 0}
 
 
 # ---- refusals -------------------------------------------------------------------------------------
@@ -255,7 +258,6 @@ def test_a_reader_that_leaves_is_no_error(packages):
 @pytest.mark.parametrize(
     "text, config",
     [
-        (None, None),
         ("fast", "fast"),
         ("e5-long", "e5-long"),
         ("1.0,.5", qla_runtime.LengthConfig.ratio((1.0, 0.5))),
@@ -264,4 +266,4 @@ def test_a_reader_that_leaves_is_no_error(packages):
     ],
 )
 def test_lengths_of_the_command_line(text, config):
-    assert program._length(text) == config
+    assert read_length(text) == config

@@ -11,8 +11,15 @@ from cli_tools import ok, refused
 from package_tools import tiny_package
 
 from qla_runtime import Engine, InputError, UnsupportedError
-from qla_runtime.evaluation import labels as scores
-from qla_runtime.evaluation.labels import Example, Query, Sentence
+from qla_runtime.evaluation.classification import (
+    Example,
+    _f1_by_label,
+    _label_numbers,
+    _matthews,
+    classification,
+)
+from qla_runtime.evaluation.ranking import Query, _ndcg, _reciprocal_rank, ranking
+from qla_runtime.evaluation.tagging import Sentence, _word_labels, read_conll, tagging
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +53,7 @@ def examples(engine: Engine, wrong: int) -> tuple[list[Example], list[int], list
 @pytest.mark.parametrize("wrong", [0, 5, 24])
 def test_classification_is_scikit_learn_s(engines, name, wrong):
     rows, truth, found = examples(engines[name], wrong)
-    score = scores.classification(engines[name], rows)
+    score = classification(engines[name], rows)
     assert score.accuracy == pytest.approx(100 * (1 - wrong / 24)) and score.texts == 24
     assert all(map(math.isfinite, (score.f1, score.f1_macro, score.matthews, score.macs)))
     metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not among the test requirements")
@@ -59,30 +66,30 @@ def test_classification_is_scikit_learn_s(engines, name, wrong):
 
 def test_figures_of_a_confusion_by_hand():
     confusion = np.array([[3, 1], [2, 4]])
-    assert scores._f1_by_label(confusion).tolist() == [6 / 9, 8 / 11]
-    assert scores._matthews(confusion) == pytest.approx((3 * 4 - 1 * 2) / math.sqrt(4 * 6 * 5 * 5))
-    assert scores._matthews(np.array([[4, 0], [0, 0]])) == 0.0
+    assert _f1_by_label(confusion).tolist() == [6 / 9, 8 / 11]
+    assert _matthews(confusion) == pytest.approx((3 * 4 - 1 * 2) / math.sqrt(4 * 6 * 5 * 5))
+    assert _matthews(np.array([[4, 0], [0, 0]])) == 0.0
 
 
 def test_labels_by_name_in_any_case_or_by_number(engines):
     names = engines["two"].labels
-    assert scores._label_numbers(["NO", "yes"], names) == scores._label_numbers(["0", "1"], names) == [0, 1]
-    assert scores._label_numbers(["1", "0"], ["1", "0"]) == [0, 1], "a name is meant before a number"
+    assert _label_numbers(["NO", "yes"], names) == _label_numbers(["0", "1"], names) == [0, 1]
+    assert _label_numbers(["1", "0"], ["1", "0"]) == [0, 1], "a name is meant before a number"
     with pytest.raises(InputError, match="label 'maybe' is none of the model's .no, yes.* from 0 to 1"):
-        scores._label_numbers(["yes", "maybe"], names)
+        _label_numbers(["yes", "maybe"], names)
     with pytest.raises(InputError, match="no examples"):
-        scores.classification(engines["two"], [])
+        classification(engines["two"], [])
 
 
 def test_models_that_do_not_fit(engines):
     example = [Example("a", None, "0")]
     for name, words in (("many", "multi_label"), ("ranker", "reranker"), ("embedding", "is a embedding model")):
         with pytest.raises(UnsupportedError, match=words):
-            scores.classification(engines[name], example)
+            classification(engines[name], example)
     with pytest.raises(UnsupportedError, match="one label"):
-        scores.ranking(engines["two"], [Query("a", ("b",), (1.0,))])
+        ranking(engines["two"], [Query("a", ("b",), (1.0,))])
     with pytest.raises(UnsupportedError, match="needs a token-classification model"):
-        scores.tagging(engines["two"], [Sentence(("a",), ("B-PER",))])
+        tagging(engines["two"], [Sentence(("a",), ("B-PER",))])
 
 
 # ---- ranking ----------------------------------------------------------------------------------------
@@ -94,21 +101,19 @@ def test_ranking_by_hand(engines):
     order = [entry["index"] for entry in engine.rank("what", documents)]
     relevance = [0.0] * 4
     relevance[order[1]], relevance[order[3]] = 1.0, 3.0
-    score = scores.ranking(
-        engine, [Query("what", documents, tuple(relevance)), Query("x", ("a", "b"), (0.0, 0.0))]
-    )
+    score = ranking(engine, [Query("what", documents, tuple(relevance)), Query("x", ("a", "b"), (0.0, 0.0))])
     assert score.mrr_at_10 == pytest.approx(50) and (score.queries, score.left_out, score.documents) == (1, 1, 6)
     ideal = 3 / math.log2(2) + 1 / math.log2(3)
     assert score.ndcg_at_10 == pytest.approx(100 * (1 / math.log2(3) + 3 / math.log2(5)) / ideal)
-    twins = scores.ranking(engine, [Query("what", ("a", "a", "a"), (1.0, 0.0, 0.0))])
+    twins = ranking(engine, [Query("what", ("a", "a", "a"), (1.0, 0.0, 0.0))])
     assert twins.mrr_at_10 == pytest.approx(100 / 3), "equal scores stand in the worst order"
     with pytest.raises(InputError, match="no query has a relevant document"):
-        scores.ranking(engine, [Query("x", ("a", "b"), (0.0, 0.0))])
+        ranking(engine, [Query("x", ("a", "b"), (0.0, 0.0))])
 
 
 def test_only_ten_documents_count():
     late = np.array([0.0] * 10 + [1.0])
-    assert scores._reciprocal_rank(late) == 0 and scores._ndcg(late) == 0
+    assert _reciprocal_rank(late) == 0 and _ndcg(late) == 0
 
 
 def test_pairs_with_scores_correlate(engines):
@@ -116,9 +121,9 @@ def test_pairs_with_scores_correlate(engines):
     pairs = [("a", "b c"), ("d", "e"), ("f g", "h"), ("i", "j k l")]
     values = [engine.rank(a, [b])[0]["score"] for a, b in pairs]
     queries = [Query(a, (b,), (2 * value + 50,)) for (a, b), value in zip(pairs, values, strict=True)]
-    score = scores.ranking(engine, queries)
+    score = ranking(engine, queries)
     assert score.pearson == pytest.approx(100) and score.spearman == pytest.approx(100) and score.pairs == 4
-    flat = scores.ranking(engine, [Query(a, (b,), (1.0,)) for a, b in pairs])
+    flat = ranking(engine, [Query(a, (b,), (1.0,)) for a, b in pairs])
     assert (flat.pearson, flat.spearman) == (0.0, 0.0)
 
 
@@ -130,12 +135,12 @@ def test_word_labels_are_those_of_first_tokens():
         return [{"start": a, "end": b, "label": f"{a}-{b}"} for a, b in ranges]
 
     words = ("new", "york", "a")
-    assert scores._word_labels(words, tokens((0, 3), (4, 6), (6, 8), (9, 10))) == ["0-3", "4-6", "9-10"]
+    assert _word_labels(words, tokens((0, 3), (4, 6), (6, 8), (9, 10))) == ["0-3", "4-6", "9-10"]
     # SentencePiece: the blank belongs to the token behind it, or is one
-    assert scores._word_labels(words, tokens((0, 3), (3, 8), (8, 9), (9, 10))) == ["0-3", "3-8", "8-9"]
-    assert scores._word_labels(words, tokens((0, 2), (2, 3), (9, 10))) == ["0-2", None, "9-10"]
-    assert scores._word_labels(words, tokens((0, 3))) == ["0-3", None, None]
-    assert scores._word_labels(("a", "b", "c"), tokens((0, 1), (2, 3), (4, 5))) == ["0-1", "2-3", "4-5"]
+    assert _word_labels(words, tokens((0, 3), (3, 8), (8, 9), (9, 10))) == ["0-3", "3-8", "8-9"]
+    assert _word_labels(words, tokens((0, 2), (2, 3), (9, 10))) == ["0-2", None, "9-10"]
+    assert _word_labels(words, tokens((0, 3))) == ["0-3", None, None]
+    assert _word_labels(("a", "b", "c"), tokens((0, 1), (2, 3), (4, 5))) == ["0-1", "2-3", "4-5"]
 
 
 def test_tagging_by_hand(engines, monkeypatch):
@@ -169,7 +174,7 @@ def test_tagging_by_hand(engines, monkeypatch):
         Sentence(("ada", "king", "in", "oslo"), ("B-PER", "E-PER", "O", "S-LOC")),
         Sentence(("bob", "in", "rome", "sea"), ("O", "O", "B-LOC", "E-LOC")),
     ]
-    score = scores.tagging(engine, sentences)
+    score = tagging(engine, sentences)
     assert (score.precision, score.recall) == (pytest.approx(100 * 2 / 5), pytest.approx(100 * 2 / 3))
     assert score.f1 == pytest.approx(100 * 4 / 8) and (score.entities, score.sentences) == (3, 2)
     assert score.f1_by_entity == {"LOC": pytest.approx(40), "PER": pytest.approx(100 * 2 / 3)}
@@ -181,14 +186,14 @@ def test_a_tagger_agrees_with_itself(engines):
     for text in ("ada lives in london", "bob bakes bread", "the sea is deep and cold"):
         words = tuple(text.split())
         tokens = engine.tag(text, aggregation_strategy="none", ignore_labels=[])
-        sentences.append(Sentence(words, tuple(map(str, scores._word_labels(words, tokens)))))
-    score = scores.tagging(engine, sentences)
+        sentences.append(Sentence(words, tuple(map(str, _word_labels(words, tokens)))))
+    score = tagging(engine, sentences)
     assert (score.precision, score.recall, score.f1, score.truncated) == (100, 100, 100, 0) and score.entities
     with pytest.raises(InputError, match="no name in common"):
-        scores.tagging(engine, [Sentence(("a",), ("B-ANIMAL",))])
+        tagging(engine, [Sentence(("a",), ("B-ANIMAL",))])
     with pytest.raises(InputError, match="tags no entity"):
-        scores.tagging(engine, [Sentence(("a",), ("O",))])
-    long = scores.tagging(engine, [Sentence(("word",) * 200, ("B-PER",) * 200)])
+        tagging(engine, [Sentence(("a",), ("O",))])
+    long = tagging(engine, [Sentence(("word",) * 200, ("B-PER",) * 200)])
     assert long.truncated == 1 and long.entities == 200
 
 
@@ -199,18 +204,18 @@ def test_conll_files(tmp_path):
         "# id 17\tdomain=en\r\n# O\r\nNew York\tI-LOC\r\n".encode()
     )
     expected = [Sentence(("EU", "rejects"), ("B-ORG", "O")), Sentence(("#", "New York"), ("O", "I-LOC"))]
-    assert scores.read_conll(path) == expected
+    assert read_conll(path) == expected
     path.write_text("a O\n\nb O\nword\nc O\n\nd B-X\n")
     with pytest.raises(InputError, match="line 4 has no tag beside its word.*--skip-bad-rows"):
-        scores.read_conll(path)
+        read_conll(path)
     with pytest.warns(UserWarning, match="1 lines without a tag, the first at line 4"):
-        assert scores.read_conll(path, skip_bad_rows=True) == [
+        assert read_conll(path, skip_bad_rows=True) == [
             Sentence(("a",), ("O",)),
             Sentence(("d",), ("B-X",)),
         ]
     path.write_text("\n\n")
     with pytest.raises(InputError, match="holds no sentence"):
-        scores.read_conll(path)
+        read_conll(path)
 
 
 # ---- command line -----------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def test_checkpoint_that_is_no_package(tmp_path, weights, config):
     with pytest.raises(PackageError) as caught:
         open_engine(tmp_path)
     assert "is a checkpoint, not a package" in str(caught.value)
-    assert f"\n  qla convert {tmp_path} OUT --calibrate TEXTS" in str(caught.value)
+    assert str(caught.value).endswith(f"\n  qla convert {tmp_path} OUT")
 
 
 # ---- Damage: the checksums find it -----------------------------------------------------------------

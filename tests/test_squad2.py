@@ -12,7 +12,7 @@ from package_tools import tiny_package
 from qla_runtime import Engine, InputError, cli
 from qla_runtime.evaluation import squad as evaluate
 from qla_runtime.evaluation import squad2
-from qla_runtime.evaluation.squad import Question
+from qla_runtime.evaluation.questions import Question, read_squad
 from qla_runtime.evaluation.squad2 import Prediction
 
 CONTEXTS = ["ada lives in london.", "bob bakes bread.", "the sea is deep."]
@@ -134,9 +134,9 @@ def test_eval_squad_of_version_1_is_as_before(package, tmp_path):
     assert score.squad2 is None
     entries[1] = {"answers": []}
     with pytest.raises(InputError, match=r"data\[1\].*no answers.*is_impossible"):
-        evaluate.read_squad(squad_file(tmp_path / "none.json", "1.1", entries))
+        read_squad(squad_file(tmp_path / "none.json", "1.1", entries))
     entries[1] = NONE  # a file without a version says so itself
-    read = evaluate.read_squad(squad_file(tmp_path / "unversioned.json", None, entries))
+    read = read_squad(squad_file(tmp_path / "unversioned.json", None, entries))
     assert [len(q.answers) for q in read] == [1, 0, 1]
 
 

@@ -1,4 +1,4 @@
-"""Results as plain text for a terminal: what ``qla answer`` shows of tokens, layers and cost."""
+"""Results as plain text, for the commands that print them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 BAR = 40
-"""Characters of a bar that stands for all tokens."""
+"""The length of a bar for all tokens, in characters."""
 
 
 def answer(result: dict[str, Any], *, time: str, show_kept: bool, block: str) -> str:
-    """One answer (with ``details``), what it cost, and in words how long it took."""
+    """The text for a result of ``Engine.answer`` with ``details``.
+
+    Args:
+        result: the result.
+        time: how long it took, in words.
+        show_kept: whether to draw the tokens that each layer keeps.
+        block: the character that bars are drawn with.
+    """
     counts = [len(positions) for positions in result["kept"]]
     tokens = result["tokens"]
     windows = f", best of {result['windows']} windows" if result["windows"] > 1 else ""
@@ -35,12 +42,12 @@ def answer(result: dict[str, Any], *, time: str, show_kept: bool, block: str) ->
 
 
 def _range(entry: dict[str, Any]) -> str:
-    """Where an answer stands."""
+    """The place of an answer in the context, in words."""
     return f"characters {entry['start']} to {entry['end']}" if entry["answer"] else "no characters"
 
 
 def kept_bars(counts: Sequence[int], total: int, block: str) -> list[str]:
-    """One line per layer: the tokens that it keeps of ``total``, as a number and as a bar of ``block``."""
+    """One line per layer: the number of tokens that it keeps of ``total``, and a bar of ``block``."""
     width = len(str(total))
     return [
         f"  layer {layer:<2} {count:>{width}} {block * max(1, round(BAR * count / total))}"

@@ -1,29 +1,10 @@
-"""What the command line says: an example for each command, and messages of the library in its words."""
+"""Messages of the library in the words of the command line."""
 
 from __future__ import annotations
 
 import argparse
 import re
 from collections.abc import Mapping
-
-EXAMPLES = {
-    "answer": ["qla answer 'Who wrote it?' --context @book.txt --length balanced"],
-    "trace": ["qla trace 'Who wrote it?' --context @book.txt --html trace.html"],
-    "encode": ["qla encode --model my-encoder @sentences.txt --out vectors.npy"],
-    "classify": ["qla classify --model my-classifier 'a fine film' --top-k all"],
-    "rank": ["qla rank --model my-reranker 'how do bees dance?' @passages.txt --top-k 5"],
-    "tag": ["qla tag --model my-tagger 'Ada Lovelace lived in London.' --aggregation-strategy words"],
-    "explain": ["qla explain --model my-encoder"],
-    "convert": ["qla convert owner/checkpoint my-package --calibrate texts.txt"],
-    "eval squad": ["qla eval squad dev-v1.1.json --length balanced"],
-    "eval sts": ["qla eval sts sts-test.csv --model my-encoder"],
-    "eval classify": ["qla eval classify dev.tsv --model my-classifier"],
-    "eval rank": ["qla eval rank pairs.tsv --model my-reranker"],
-    "eval tag": ["qla eval tag test.conll --model my-tagger"],
-    "train length-drop": ["qla train length-drop my-checkpoint train-v1.1.json my-run --minutes 60"],
-    "search": ["qla search my-package dev-v1.1.json"],
-}
-"""Per command, as ``--help`` shows them."""
 
 _ELSEWHERE = {
     "num_threads": "--threads",
@@ -44,18 +25,15 @@ _PHRASES = [
     (re.compile(r"For shares of the length use LengthConfig\.ratio"), "For shares write numbers with a point"),
     (re.compile(r"(a name, )a LengthConfig( or another policy as) length="), r"\1values\2 --length"),
     (re.compile(r"\btop_k=None\b|\bNone( gives)"), r"all\1"),
-    (re.compile(r"; leave it out \(None\) for"), "; leave it out for"),
+    (re.compile(r"\b([Ll]eave it out) \(None\)"), r"\1"),
+    (re.compile(r"\bor None for the default model"), "or leave out --model for the default model"),
+    (re.compile(r"\bor None to\b"), "or leave it out to"),
+    (re.compile(r"\bNone takes\b"), "leaving it out takes"),
 ]
 
 
-def example(command: str) -> str | None:
-    """The end of a command's help text."""
-    lines = EXAMPLES.get(command)
-    return "example:\n" + "\n".join(f"  {line}" for line in lines) if lines else None
-
-
 def in_flags(message: str, flags: Mapping[str, str]) -> str:
-    """A message of the library, whose arguments are called as the command line calls them.
+    """A message of the library, with the command line's names for arguments and calls.
 
     Args:
         message: such as ``"num_threads is 0; ..."``.

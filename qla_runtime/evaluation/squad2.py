@@ -1,22 +1,21 @@
-"""The metrics of SQuAD 2.0, where some questions have no answer, by the formulas of its official script."""
+"""The metrics of SQuAD 2.0, whose questions may have no answer, by the formulas of its official script."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from qla_runtime.evaluation.squad import Question
+from qla_runtime.evaluation.questions import Question
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was said to one question.
+    """A model's reply to one question.
 
     Attributes:
-        answer: the text, ``""`` for "no answer".
-        best_span: the best text of the context, whatever was said.
+        answer: the reply; ``""`` is "no answer".
+        best_span: the best text of the context, also where the reply is "no answer".
         null_score: the probability that there is no answer, 0 to 1.
     """
 
@@ -26,7 +25,7 @@ class Prediction:
 
     @classmethod
     def of(cls, result: dict[str, Any]) -> Prediction:
-        """A result of ``Engine.answer`` with ``top_k=2``: "no answer" hides one span at most."""
+        """Reads a result of ``Engine.answer`` with ``top_k=2``: one of its two answers is a span."""
         best_span = next(entry["answer"] for entry in result["answers"] if entry["answer"])
         return cls(result["answer"], best_span, result["null_score"])
 
@@ -34,10 +33,12 @@ class Prediction:
 def metrics(questions: Sequence[Question], predictions: Sequence[Prediction]) -> dict[str, float]:
     """The official metrics, under their official names, in percent.
 
-    ``exact``, ``f1`` and ``total`` are of all questions; with ``HasAns_`` and ``NoAns_`` before them, of those
-    with and those without an answer (absent where there are none). ``best_exact`` and ``best_f1`` are what the
-    best spans would reach if "no answer" were said wherever ``null_score`` lies above ``best_exact_thresh`` or
-    ``best_f1_thresh``.
+    - ``exact``, ``f1`` and ``total``: over all questions.
+    - ``HasAns_exact`` and so on: over the questions with an answer. Absent where there are none.
+    - ``NoAns_exact`` and so on: over the questions without an answer. Absent where there are none.
+    - ``best_exact`` and ``best_f1``: the best values that a threshold on ``null_score`` reaches. The reply is "no
+      answer" above it, and the best span below.
+    - ``best_exact_thresh`` and ``best_f1_thresh``: these thresholds.
 
     Args:
         questions: at least one.
@@ -66,7 +67,7 @@ def _means(name: str, exact: Sequence[float], f1: Sequence[float]) -> dict[str, 
 def _best_threshold(
     questions: Sequence[Question], scores: Sequence[float], null_scores: Sequence[float]
 ) -> tuple[float, float]:
-    """The best mean of ``scores``, in percent, and the null score above which it says "no answer"."""
+    """The best mean of ``scores`` in percent, and the null score above which the reply is then "no answer"."""
     # With a threshold below all null scores, every question without an answer is right, and no other.
     current = best = float(sum(not question.answers for question in questions))
     threshold = 0.0

@@ -1,4 +1,4 @@
-"""How many tokens each layer keeps: length configs, the policies that choose one, and what one costs."""
+"""Length configs, which say how many tokens each layer keeps; the policies that choose one; and their cost."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from qla_runtime.errors import InputError, UnsupportedError, shown
 from qla_runtime.real_numbers import as_float
 
 RULES = ("ratio", "tokens")
-"""The rules' names, at the numbers that the C door knows them by."""
+"""The names of the rules. Their positions here are their numbers in the C interface."""
 
 MIN_KEPT = 2
-"""No layer keeps fewer tokens than this, as long as the sequence has them."""
+"""The fewest tokens that a layer keeps, unless the sequence has fewer."""
 
 
 @dataclass(frozen=True)
 class LengthConfig:
-    """Tokens that each layer keeps for its feed-forward part and for all layers after it.
+    """How many tokens each layer keeps for its feed-forward part and for all layers after it.
 
-    Make one with :meth:`ratio` or :meth:`tokens`. Entry ``i`` belongs to layer ``i``; entries may not rise,
-    because a dropped token does not come back before the end. Whether there is one entry per layer is checked
-    against the engine that the config is used with.
+    Make one with :meth:`ratio` or :meth:`tokens`. Entry ``i`` belongs to layer ``i``. Entries may not rise,
+    because a dropped token does not come back before the end. The engine that the config is used with checks that
+    there is one entry per layer.
 
     Attributes:
         rule: ``"ratio"`` (shares of the sequence's real length) or ``"tokens"`` (absolute counts).
         values: one number per layer.
-        keep_cls: keep position 0 in every layer; None leaves it to the package.
+        keep_cls: whether every layer keeps position 0; None is what the package says.
 
     Raises:
         InputError: no entries, or an entry that is NaN, zero, negative, rising, above 1.0 as a ratio, or not
@@ -48,7 +48,7 @@ class LengthConfig:
 
     @classmethod
     def tokens(cls, values: Iterable[int], *, keep_cls: bool | None = None) -> LengthConfig:
-        """Layer ``i`` keeps ``values[i]`` tokens (at least 2), or all it has if that is fewer."""
+        """Layer ``i`` keeps ``values[i]`` tokens (at least 2), or all tokens where there are fewer."""
         return cls("tokens", _entries(values), keep_cls)
 
     def __post_init__(self) -> None:
@@ -73,7 +73,7 @@ class LengthConfig:
         object.__setattr__(self, "values", values)
 
     def __str__(self) -> str:
-        """``"ratio(1, 0.5)"`` or ``"tokens(40, 20, keep_cls=True)"``: :meth:`parse` reads it back exactly."""
+        """``"ratio(1, 0.5)"`` or ``"tokens(40, 20, keep_cls=True)"``. :meth:`parse` reads it back exactly."""
         entries = [_spelled(value) for value in self.values]
         if self.keep_cls is not None:
             entries.append(f"keep_cls={self.keep_cls}")
@@ -81,7 +81,7 @@ class LengthConfig:
 
     @classmethod
     def parse(cls, text: str) -> LengthConfig:
-        """The config that ``str`` spelled.
+        """The config whose ``str`` is this text.
 
         Raises:
             InputError: the text has another form, or spells no config.
@@ -102,7 +102,7 @@ class LengthConfig:
         return cls(rule, tuple(values), keep_cls)
 
     def to_json(self) -> dict[str, Any]:
-        """The config in plain JSON types: ``LengthConfig(**config.to_json())`` is equal to it."""
+        """The config in plain JSON types. ``LengthConfig(**config.to_json())`` is equal to the config."""
         return {"rule": self.rule, "values": list(self.values), "keep_cls": self.keep_cls}
 
     def kept(self, length: int) -> list[int]:
@@ -131,13 +131,13 @@ class LengthConfig:
             )
 
     def to_native(self) -> tuple[int, tuple[float, ...], int]:
-        """For ``_core.Engine.run``: rule number, values, and keep_cls (-1: as the package says)."""
+        """For ``_core.Engine.run``: the rule's number, the values, and keep_cls (-1 is what the package says)."""
         return RULES.index(self.rule), self.values, -1 if self.keep_cls is None else int(self.keep_cls)
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A measured figure: ``value`` of ``metric`` on ``data``."""
+    """A measured accuracy: the ``value`` of a ``metric`` on ``data``."""
 
     metric: str
     value: float
@@ -146,14 +146,14 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class NamedLength:
-    """A length config that a package names. ``length=`` takes it as it takes a LengthConfig.
+    """A length config with a name in a package. ``length=`` takes it like a LengthConfig.
 
     Attributes:
-        name: what ``length=`` calls it.
+        name: its name, which ``length=`` takes too.
         config: the length config.
         macs: multiply-accumulates of one sequence of the package's ``max_length`` tokens.
-        macs_share: ``macs`` as a share of keeping every token.
-        accuracy: what was measured with it and on which data; None where nothing was.
+        macs_share: ``macs`` as a share of those of ``full``, which keeps every token.
+        accuracy: the measured accuracy; None where nothing was measured.
     """
 
     name: str
@@ -171,8 +171,8 @@ class NamedLength:
 class LatencyBudget:
     """Policy: the most accurate config of the package predicted to answer within ``ms`` milliseconds.
 
-    A budget is the wall time of the whole call on an idle engine, tokenization included. Where no config fits,
-    the fastest runs. Results say in ``budget_met`` whether the call kept within the budget.
+    A budget is the wall time of the whole call on an idle engine, tokenization included. If no config fits, the
+    fastest one runs. ``budget_met`` of a result says whether the call stayed within the budget.
 
     Raises:
         InputError: ``ms`` is negative or not a finite number.
@@ -188,7 +188,7 @@ class LatencyBudget:
 class MaxLoss:
     """Policy: the cheapest config that loses at most ``points`` of the package's metric against ``full``.
 
-    It needs a package that tells the accuracy of its configs, as ``qla search`` writes them.
+    It needs a package with measured accuracies of its configs. ``qla search`` writes such packages.
 
     Raises:
         InputError: ``points`` is negative or not a finite number.
@@ -202,9 +202,9 @@ class MaxLoss:
 
 @dataclass(frozen=True)
 class Escalate:
-    """Policy: run ``cheap`` first, and again with ``dear`` where the result is less sure than ``threshold``.
+    """Policy: run every input with ``cheap``, and again with ``dear`` where the confidence is below ``threshold``.
 
-    How sure a result is: the ``score`` of an answer or a label; for ``tag`` the ``confidence`` of its spans.
+    The confidence is the ``score`` of an answer or a label, or the ``confidence`` of ``tag``'s spans.
     ``policies.calibrate_escalation`` finds a threshold. None is the one that the package holds for these two
     names, or 0.5 where it holds none.
 
@@ -241,9 +241,9 @@ class LengthPlan:
 
     Attributes:
         configs: the different configs of the call.
-        index: for each sequence of the call, which of ``configs`` it runs.
-        labels: for each of ``configs``, how results report it: its name, or the config spelled out.
-        accuracies: for each of ``configs``, what the package measured with it; empty where nobody looked.
+        index: for each sequence of the call, the position in ``configs`` of the config it runs with.
+        labels: for each of ``configs``, its name in results: the package's name for it, or the config spelled out.
+        accuracies: for each of ``configs``, its accuracy in the package; empty where it was not looked up.
     """
 
     configs: tuple[LengthConfig, ...]
@@ -273,15 +273,15 @@ def resolve(
 ) -> LengthPlan | Policy:
     """Turns ``length=`` and ``latency_ms=`` of a call over ``count`` sequences into the configs to run.
 
-    A policy comes back as it is: choosing takes more than is known here.
+    A policy is returned as it is. To choose a config for it takes more than is known here.
 
     Args:
         length: a name, a config, a config spelled out, a policy, or a list with one of the first three per
             sequence; None means ``full``.
-        latency_ms: sugar for ``LatencyBudget(latency_ms)``.
-        count: the sequences of the call; for ``answer`` the questions.
+        latency_ms: short for ``LatencyBudget(latency_ms)``.
+        count: the number of sequences of the call; for ``answer`` the number of questions.
         named: the package's configs by name.
-        layers: the model's layers.
+        layers: the number of the model's layers.
 
     Raises:
         InputError: an unknown name, both arguments, a wrong number of entries, or anything else that is no
@@ -319,16 +319,16 @@ def resolve(
 
 
 def count_macs(info: Mapping[str, Any], task: Mapping[str, Any], length: int, config: LengthConfig) -> int:
-    """Multiply-accumulates of one sequence of ``length`` tokens; the count that the engine reports per call.
+    """Multiply-accumulates of one sequence of ``length`` tokens, counted as in the engine's reports.
 
     Args:
         info: the model's shape, as ``_core.Engine.info`` gives it.
         task: the ``task`` object of the package's ``config.json``.
-        length: tokens of the sequence, special tokens included.
+        length: the number of the sequence's tokens, special tokens included.
         config: the length config.
     """
     hidden, intermediate, outputs = info["hidden"], info["intermediate"], info["outputs"]
-    macs = hidden * length  # LayerNorms count one per element, this one and two per layer
+    macs = hidden * length  # the embedding's LayerNorm; a LayerNorm counts one MAC per element
     before = length
     for after in config.kept(length):
         macs += 4 * before * hidden * hidden + 2 * before * before * hidden + 2 * after * hidden * intermediate
@@ -343,7 +343,7 @@ def count_macs(info: Mapping[str, Any], task: Mapping[str, Any], length: int, co
 
 
 def _one(length: Any, named: Mapping[str, LengthConfig], layers: int, where: str) -> tuple[str, LengthConfig]:
-    """One name or config -> how it is reported, and the config."""
+    """The label of one name or config in results, and the config itself."""
     if length is None:
         length = "full"
     if isinstance(length, str):
@@ -356,7 +356,7 @@ def _one(length: Any, named: Mapping[str, LengthConfig], layers: int, where: str
             )
         length = LengthConfig.parse(length)
     if isinstance(length, NamedLength):
-        # A name is reported only where this package gives it to the same config.
+        # The name may come from another package, where it means another config.
         if named.get(length.name) == length.config:
             return length.name, length.config
         length = length.config
@@ -378,7 +378,7 @@ _KEEP_CLS = {"keep_cls=True": True, "keep_cls=False": False}
 
 
 def _spelled(value: float) -> str:
-    """The shortest of the usual two spellings that reads back as the same number."""
+    """The shorter of two usual spellings, where it reads back as the same number."""
     return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
@@ -411,7 +411,11 @@ def _entry(rule: str, i: int, value: Any) -> float:
 
 
 def check_amount(what: str, value: Any, unit: str) -> float:
-    """A finite number that is not negative, as a float or the int that it was; else InputError."""
+    """The value as a finite number of at least 0. An int stays an int; everything else becomes a float.
+
+    Raises:
+        InputError: the value is no such number.
+    """
     number = as_float(value)
     if not math.isfinite(number) or number < 0:
         raise InputError(f"{what} is {shown(value)}; it must be a finite number of {unit}, 0 or more")
@@ -419,5 +423,5 @@ def check_amount(what: str, value: Any, unit: str) -> float:
 
 
 def _settle_amount(policy: Any, field: str, what: str, unit: str) -> None:
-    """Checks a number of a frozen dataclass and keeps it as a plain number."""
+    """Checks a field of a frozen dataclass, and stores it as a plain number."""
     object.__setattr__(policy, field, check_amount(what, getattr(policy, field), unit))

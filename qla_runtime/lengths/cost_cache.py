@@ -1,4 +1,4 @@
-"""Where a machine's cost model is kept between processes: one small file in the user's cache, and its lock."""
+"""Keeps a machine's cost model between processes: one small file in the user's cache folder, and a lock file."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ except ImportError:  # not a Unix; processes then do without the lock
     fcntl = None  # type: ignore[assignment]
 
 FORMAT = 2
-"""Of the file. Files of other formats have other names."""
+"""The number of the file's format. Files of other formats have other names."""
 
 MAX_SIZE = 1 << 16
-"""Bytes of a file that is read; a larger one is not ours."""
+"""The size in bytes of the largest file that is read. A larger one was not written by this module."""
 
 POLL_SECONDS = 0.01
-"""Between two looks at a lock that another process holds."""
+"""The pause between two attempts to take a lock that another process holds."""
 
 _held: set[int] = set()  # descriptors of the locks that this process holds
 
 
 class CostCache:
-    """The kept fit of one package on one machine. Nothing here raises: without a cache everything works.
+    """The stored fit of one package on one machine. Its methods raise nothing, because it is not needed to work.
 
     Args:
-        path: the file; None where there is no place for one.
+        path: the file; None where there is no folder for one.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -48,13 +48,13 @@ class CostCache:
         """The cache for a package.
 
         Args:
-            package: the package folder; its manifest vouches for all other files.
+            package: the package folder. Its manifest has the checksums of all other files.
             description: ``_core.Engine.explain()``: the library's version, kernels, CPU features and threads.
         """
         return cls(_file(package, description))
 
     def load(self, info: Mapping[str, Any]) -> Fit | None:
-        """The kept fit; None where there is none, or it is damaged or of a model of another shape than
+        """The stored fit; None where there is none, where it is damaged, or where its model has another shape than
         ``info``."""
         if self._path is None:
             return None
@@ -74,7 +74,7 @@ class CostCache:
         return fit if _is_sound(fit, info) else None
 
     def save(self, fit: Fit) -> None:
-        """Leaves the fit for later processes, which see the old file or the new one."""
+        """Stores the fit for later processes. A process sees the old file or the new one, never a mixture."""
         with importing():  # here, so that importing the package stays quick
             from tempfile import mkstemp
 
@@ -92,14 +92,14 @@ class CostCache:
 
     @contextmanager
     def lock(self, wait: float) -> Iterator[bool]:
-        """Keeps other processes from measuring at the same time.
+        """Holds the lock that keeps other processes from measuring at the same time.
 
         Args:
-            wait: seconds to wait for a process that measures.
+            wait: seconds to wait while another process holds it.
 
         Yields:
-            False where another process still measures. True where this one has the lock, or where there is no
-            place for one.
+            False where another process still holds it. True where this process holds it, or where there is no
+            folder for a lock file.
         """
         descriptor = self._open_lock()
         if descriptor is None:
@@ -111,10 +111,10 @@ class CostCache:
             mine = _acquire(descriptor, wait)
             yield mine
         finally:
-            if descriptor in _held:  # not in a child that was forked inside
+            if descriptor in _held:  # a child that was forked meanwhile has forgotten its locks
                 _held.discard(descriptor)
                 if mine:
-                    # A child forked meanwhile has the same lock open, so closing alone would not free it.
+                    # A child that was forked meanwhile has the same lock open, so closing would not free it.
                     fcntl.flock(descriptor, fcntl.LOCK_UN)
                 os.close(descriptor)
 
@@ -144,7 +144,7 @@ def _acquire(descriptor: int, wait: float) -> bool:
 
 
 def _forget_locks() -> None:
-    """In a forked child: the locks are the parent's, and the child must not keep them when the parent ends."""
+    """Closes the parent's locks in a forked child, which would otherwise hold them after the parent's end."""
     for descriptor in list(_held):
         with suppress(OSError):
             os.close(descriptor)
@@ -156,13 +156,13 @@ if hasattr(os, "register_at_fork"):
 
 
 def _file(package: Path, description: str) -> Path | None:
-    """Where the fit of this package on this machine is kept; None where there is no place."""
+    """The file for the fit of this package on this machine; None where there is no folder for it."""
     with importing():  # here, so that importing the package stays quick
         from hashlib import sha256
 
     root = os.environ.get("XDG_CACHE_HOME", "")
     try:
-        # Relative paths are to be ignored, says the XDG base directory specification.
+        # The XDG base directory specification says to ignore relative paths.
         folder = Path(root) if os.path.isabs(root) else Path.home() / ".cache"
         manifest = (package / "manifest.json").read_bytes()
     except (OSError, RuntimeError, ValueError):
@@ -175,7 +175,7 @@ def _file(package: Path, description: str) -> Path | None:
 
 
 def _cpu_model() -> str:
-    """The CPU's name, which the features alone do not tell: two CPUs with the same ones differ in speed."""
+    """The name of the CPU. Two CPUs with the same features may differ in speed."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
@@ -184,7 +184,7 @@ def _cpu_model() -> str:
 
 
 def _read(path: Path) -> bytes:
-    """The content of a small regular file; opening anything else does not block."""
+    """The content of a small regular file. Anything else is refused without waiting for it."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

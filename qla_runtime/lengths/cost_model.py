@@ -1,8 +1,8 @@
-"""What a call will take on this machine: a small model of time, fitted to a few measured calls.
+"""Predicts how long a call takes on this machine, by a small model that is fitted to a few measured calls.
 
-The time of a ragged call is a sum of five counts, each with a price in seconds that is not negative. The counts
-are those of ``length.count_macs``, taken apart: a MAC of a linear layer and one of attention do not cost the
-same, and a row costs something whatever is multiplied.
+The predicted time of a ragged call is a sum over five counts. Each count has a price in seconds, which is not
+negative. ``configs.count_macs`` adds up MACs of linear layers and of attention. Here they are two counts, because
+they do not take the same time. Calls, sequences and rows have prices of their own.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from qla_runtime.errors import InputError, shown
 from qla_runtime.lengths.configs import MIN_KEPT, LengthConfig
 
 COUNTS = ("calls", "sequences", "rows", "linear_macs", "attention_macs")
-"""What a call is made of, in the order of a model's prices."""
+"""The counts of a call, in the order of a model's prices."""
 
 FIT_SECONDS = 0.6
-"""No new round of measured calls begins later than this. The first round is always finished, so the fit of a
-model many times larger than MiniLM takes as long as four calls of its longest sequence."""
+"""No new round of measured calls begins after this time. The first round is always finished. So the fit of a model
+many times larger than MiniLM takes as long as four calls of its longest sequence."""
 
 MAX_ROUNDS = 9
-"""Rounds of measured calls; the median of nine ignores four disturbed ones."""
+"""Most rounds of measured calls. A median of nine ignores four disturbed calls."""
 
 REST_SECONDS = 5e-4
-"""Before each measured call: a call that comes when nothing ran has threads to wake and finds caches colder."""
+"""A pause before each measured call. A call on an idle engine has to wake threads, and its caches are colder."""
 
 MIN_MARGIN = 0.10
-"""Least share that predictions are raised by: calls on an idle machine scatter by a few percent, and texts of
-answers are put together after the native call that is measured."""
+"""The smallest share that predictions are raised by. Calls on an idle machine scatter by a few percent, and the
+texts of answers are put together after the native call, which alone is measured."""
 
 MAX_MARGIN = 0.5
-"""Most that one badly predicted call may raise all predictions by; more says that the machine was not idle."""
+"""The largest share that predictions are raised by. A call that was predicted worse shows a busy machine."""
 
 MAX_SURE_MARGIN = 0.25
-"""A fit with a larger margin is doubtful: the machine was busy."""
+"""A fit with a larger margin is doubtful, because the machine was probably busy."""
 
 MIN_RUNNING = 0.8
-"""Least share of a measured call for which the calling thread ran. On an idle machine it runs or spins nearly all
-the time; beside other processes it waits for a core, or for a thread of its own that waits for one."""
+"""The smallest share of the measured time for which the calling thread must have run. On an idle machine it runs
+or spins nearly all the time. Beside other processes it waits for a core, or for a thread that waits for one."""
 
 SHAPES = 9
-"""Different calls that are measured."""
+"""The number of different calls that are measured."""
 
 Prepare = Callable[[Sequence[int], LengthConfig], Callable[[], object]]
-"""Sequence lengths and the config to run them with -> the call to be timed."""
+"""Makes the call to be timed from the lengths of its sequences and their length config."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ class CostModel:
     """Predicts the time of a call from its sequences' lengths and their length config.
 
     Attributes:
-        layers: layers of the model.
-        hidden: its channels.
-        intermediate: channels inside its feed-forward part.
+        layers: the number of the model's layers.
+        hidden: the width of the model.
+        intermediate: the width inside its feed-forward part.
         prices: seconds per unit of each of :data:`COUNTS`; none is negative.
-        margin: share to add where a prediction must hold: the worst that the fit fell short of a measured call,
-            within ``MIN_MARGIN`` and ``MAX_MARGIN``.
+        margin: the share to add to a prediction that must hold. It is the largest share by which a measured call
+            took longer than the fit says, limited to ``MIN_MARGIN`` and ``MAX_MARGIN``.
     """
 
     layers: int
@@ -90,19 +90,22 @@ class CostModel:
         return float((_counts(self.hidden, self.intermediate, lengths, [config]) @ self.prices)[0])
 
     def safe_seconds(self, lengths: ArrayLike, configs: Sequence[LengthConfig]) -> NDArray[np.float64]:
-        """:meth:`seconds` of each config with the margin, (configs,): nearly all calls on an idle machine stay
-        below it. All configs at once and nothing checked, because a budget pays for the prediction too."""
+        """Upper estimates in seconds of a call with each of the configs: float64 (configs,), :meth:`seconds` plus
+        the margin. Nearly all calls on an idle machine stay below.
+
+        A latency budget includes the prediction. So this handles all configs at once, and checks nothing.
+        """
         return (1 + self.margin) * (_counts(self.hidden, self.intermediate, lengths, configs) @ self.prices)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A cost model and how it came about.
+    """A cost model, and how far it can be trusted.
 
     Attributes:
         model: the cost model.
         made: when it was fitted, in seconds since 1970.
-        doubt: in words, why its predictions may be wrong; empty where nothing speaks against it.
+        doubt: why its predictions may be wrong, in words; empty for a good fit.
     """
 
     model: CostModel
@@ -114,16 +117,16 @@ class Fit:
 
 
 class Survey:
-    """Measures calls that tell the prices apart, one at a time, in turn.
+    """Measures a series of calls, one at a time, in turn. Together they determine the prices.
 
-    A budget speaks of an idle engine, so every call begins after a rest.
+    A latency budget is defined for an idle engine. So there is a pause before every measured call.
 
     Args:
-        prepare: makes a call that can be timed.
+        prepare: makes the calls.
         info: the model's shape, as ``_core.Engine.info`` gives it.
-        longest: tokens of the longest sequence to measure.
-        clock: seconds from any beginning.
-        cpu_clock: seconds for which the calling thread ran, from any beginning.
+        longest: the number of tokens of the longest sequence to measure.
+        clock: gives wall time in seconds.
+        cpu_clock: gives the seconds for which the calling thread ran.
     """
 
     def __init__(
@@ -143,20 +146,20 @@ class Survey:
 
     @property
     def rounds(self) -> int:
-        """How often each call had its turn."""
+        """How often each of the calls had its turn."""
         return self._turns // len(self._shapes)
 
     @property
     def upcoming(self) -> tuple[list[int], LengthConfig]:
-        """Lengths and config of the call whose turn it is."""
+        """The lengths and the config of the next call."""
         return self._shapes[self._turns % len(self._shapes)]
 
     def warm_up(self) -> None:
-        """Runs the longest call, so that its memory is there."""
+        """Runs the longest call, so that its memory is allocated."""
         self._calls[-1]()
 
     def measure(self) -> None:
-        """Measures the call whose turn it is."""
+        """Measures the next call."""
         which = self._turns % len(self._shapes)
         time.sleep(REST_SECONDS)
         began, cpu_began = self._clock(), self._cpu_clock()
@@ -168,18 +171,18 @@ class Survey:
         self._turns += 1
 
     def skip(self) -> None:
-        """Passes over the call whose turn it is."""
+        """Leaves out the next call in this round."""
         self._turns += 1
 
     def fit(self) -> Fit | None:
-        """A cost model fitted to the calls' medians; None where too many calls were passed over."""
+        """A cost model fitted to the medians of the calls; None where too many calls were left out."""
         known = [i for i, times in enumerate(self._times) if 2 * len(times) > self.rounds]
         if len(known) <= len(COUNTS):
             return None
         times = np.maximum([np.median(self._times[i]) for i in known], 1e-9)
         hidden, intermediate = self._info["hidden"], self._info["intermediate"]
         counts = np.vstack([_counts(hidden, intermediate, n, [c]) for n, c in (self._shapes[i] for i in known)])
-        # Divided by the times, the fit minimizes relative errors: short calls count as much as long ones.
+        # The division by the times makes the fit minimize relative errors: short calls count as much as long ones.
         prices = nnls(counts / times[:, None], np.ones(len(times)))
         short = float((times / np.maximum(counts @ prices, 1e-12) - 1).max())
         margin = min(MAX_MARGIN, max(MIN_MARGIN, short))
@@ -202,7 +205,7 @@ def fit(
     clock: Callable[[], float] = time.perf_counter,
     cpu_clock: Callable[[], float] = time.thread_time,
 ) -> Fit:
-    """Measures rounds of calls on this machine and fits a model to them. Takes about ``FIT_SECONDS``.
+    """Measures rounds of calls on this machine and fits a model to them. It takes about ``FIT_SECONDS``.
 
     Args:
         prepare: as for :class:`Survey`.
@@ -225,8 +228,8 @@ def fit(
 def nnls(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     """The ``x`` without a negative entry that minimizes ``|a x - b|``.
 
-    Where the optimum is not zero it is a plain least-squares solution of those columns alone; with a handful of
-    columns all subsets can be tried.
+    The optimum is the plain least-squares solution on the columns where it is not zero. With a handful of columns
+    all subsets can be tried.
     """
     best, least = np.zeros(a.shape[1]), float(b @ b)
     scale = np.maximum(np.abs(a).max(axis=0), 1e-300)  # counts differ by nine orders of magnitude
@@ -241,7 +244,7 @@ def nnls(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _shapes(longest: int, layers: int) -> list[tuple[list[int], LengthConfig]]:
-    """Calls that tell the prices apart: short and long, one and many sequences, dropping and not."""
+    """Calls that determine the prices: short and long, of one and of many sequences, with and without dropping."""
     full = LengthConfig.ratio([1.0] * layers)
     steep = LengthConfig.ratio(np.linspace(1.0, 0.1, layers + 1)[1:])
     short, quarter, half = min(8, longest), max(2, longest // 4), max(2, longest // 2)
@@ -261,7 +264,7 @@ def _shapes(longest: int, layers: int) -> list[tuple[list[int], LengthConfig]]:
 def _counts(
     hidden: int, intermediate: int, lengths: ArrayLike, configs: Sequence[LengthConfig]
 ) -> NDArray[np.float64]:
-    """A call with each config in units of :data:`COUNTS`: (configs, counts)."""
+    """The :data:`COUNTS` of a call with each of the configs: float64 (configs, counts)."""
     n, repeats = np.unique(np.asarray(lengths, np.float64), return_counts=True)
     after = _kept(n, configs)
     before = np.concatenate([np.broadcast_to(n, after[:, :1].shape), after[:, :-1]], axis=1)
@@ -279,7 +282,7 @@ def _counts(
 
 
 def _kept(n: NDArray[np.float64], configs: Sequence[LengthConfig]) -> NDArray[np.float64]:
-    """``LengthConfig.kept`` of all configs and every length in ``n`` at once: (configs, layers, lengths)."""
+    """``LengthConfig.kept`` for all configs and all lengths ``n`` at once: float64 (configs, layers, lengths)."""
     values = np.array([config.values for config in configs])[:, :, None]
     of_length = np.array([config.rule == "ratio" for config in configs])[:, None, None]
     wanted = np.where(of_length, np.ceil(values * n - 1e-6), values)

@@ -1,8 +1,8 @@
-"""What an engine knows of the time that its calls take: the fit of a cost model, and whether calls bear it out.
+"""Keeps the cost model of an engine, compares it with the times of real calls, and corrects it.
 
-Two things can be wrong with a prediction. The machine may run at another pace than when it was measured: the
-:class:`Pace` follows that within some calls, and forgets it with the process. Or the fit itself may be wrong,
-because the machine was busy when it was made: then it is made anew, and the kept file is replaced.
+A prediction can be wrong for two reasons. The machine may run at another pace than when it was measured. The
+:class:`Pace` follows such a change within some calls, and lives as long as the process. Or the fit itself may be
+wrong, because the machine was busy when it was made. Then a new fit is made, and the stored file is replaced.
 """
 
 from __future__ import annotations
@@ -21,66 +21,67 @@ from qla_runtime.lengths.cost_cache import CostCache
 from qla_runtime.lengths.cost_model import REST_SECONDS, CostModel, Fit, Prepare, Survey
 
 WAIT_SECONDS = 3.0
-"""How long a process waits for another one that fits the same model. A fit takes about 0.6 s."""
+"""How long a process waits for another process that fits the same model. A fit takes about 0.6 s."""
 
 FRESH_SECONDS = 3.0
-"""A doubtful fit that is younger is taken by a process that starts: one of its own would be as doubtful."""
+"""A new process takes a doubtful fit that is younger than this. A fit of its own would be as doubtful."""
 
 CHECK_CALLS = 20
-"""Calls under a budget between two checks of the fit."""
+"""The number of calls with a budget between two checks of the fit."""
 
 HOLDS = (0.75, 1.5)
-"""What the median of the calls' times, as a share of the predictions, may be for a fit that holds."""
+"""Limits for the median ratio of a call's time to its prediction. Outside of them the fit does not hold."""
 
 REFIT_ROUNDS = 3
-"""Rounds of measured calls in a refit: each call under a budget has one turn, so a refit takes 27 of them."""
+"""Rounds of measured calls in a refit. One measured call follows each call with a budget, so a refit takes 27."""
 
 MAX_PATIENCE = 64
-"""A refit that did not help is tried again after twice as many calls as before, up to so many checks."""
+"""After each refit the number of checks until the next one doubles, up to this many."""
 
 TURNED = 1.5
-"""Where the pace has changed by this factor since the last refit, another one is worth its while at once."""
+"""A refit is worthwhile at once if the pace has changed by this factor since the last one."""
 
 BOOKKEEPING_SECONDS = 5e-3
-"""What must be left of a budget for reading or writing the kept fit, and for the arithmetic of a new one."""
+"""The time that must be left of a budget to read or write the stored fit, or to compute a new one."""
 
 
 class Pace:
-    """How the machine runs at the moment against a cost model: 1.0 as when it was fitted, 1.2 a fifth slower.
+    """The current pace of the machine, as a ratio of real to predicted time: 1.2 is a fifth slower than the fit.
 
-    Neighbours on a shared machine, other calls on the same engine and the CPU's frequency change it within
-    seconds; the calls that were predicted tell. Safe to use from several threads: a lost update is forgotten.
+    Other processes on the machine, other calls on the same engine and the CPU's frequency change the pace within
+    seconds. It is estimated from calls whose time was predicted. Several threads may use it, because an update
+    that is lost does no harm.
     """
 
     SHARE = 0.1
-    """Of the way to what the latest call says; twenty calls follow a change to nine tenths."""
+    """The weight of the latest call. After twenty calls the ratio has made nine tenths of a change."""
 
     LIMITS = (0.5, 2.0)
-    """What one call may say against the pace so far; more says that it was interrupted."""
+    """Limits for the change that a single call can suggest. A call beyond them was probably interrupted."""
 
     LEAST = 1e-3
-    """Lowest ratio; a clock that stands still must not end in a division by zero."""
+    """The lowest ratio. It prevents a division by zero where the clock stands still."""
 
     def __init__(self) -> None:
         self.ratio = 1.0
 
     def saw(self, expected: float, took: float) -> None:
-        """A call took ``took`` seconds where :meth:`CostModel.seconds` expects ``expected``."""
+        """Records a call of ``took`` seconds, for which :meth:`CostModel.seconds` gives ``expected``."""
         low, high = self.LIMITS
         change = min(high, max(low, took / (expected * self.ratio)))
         self.ratio = max(self.LEAST, self.ratio * (1 + self.SHARE * (change - 1)))
 
 
 class Timekeeper:
-    """The fit of an engine's cost model, the machine's pace, and the checks of both. Safe to use from several
+    """The fit of an engine's cost model, the machine's pace, and the checks of both. It may be used by several
     threads and after a fork.
 
     Args:
         package: the package folder.
-        description: gives ``_core.Engine.explain()``, which tells fits of different engines apart.
-        prepare: makes calls that can be timed.
+        description: gives ``_core.Engine.explain()``, by which fits of different engines are distinguished.
+        prepare: makes the calls to be timed.
         info: the model's shape, as ``_core.Engine.info`` gives it.
-        longest: tokens of the longest sequence to measure.
+        longest: the number of tokens of the longest sequence to measure.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class Timekeeper:
 
     @property
     def model(self) -> CostModel:
-        """The cost model. Its first use fits it, or takes the fit that another process left."""
+        """The cost model. The first use makes a fit, or takes the one that another process has stored."""
         return self.fit.model
 
     @property
@@ -114,12 +115,12 @@ class Timekeeper:
         return self._fit
 
     def use(self, fit: Fit) -> None:
-        """Predicts with this fit from now on."""
+        """Uses this fit from now on."""
         self._fit = fit
         self._start_over()
 
     def refresh(self) -> None:
-        """Fits now where there is no fit, or where the one there does not hold, or was doubtful some time ago."""
+        """Makes a fit now if there is none, if the current one does not hold, or if it is doubtful and old."""
         fit = self.fit
         stale = fit.doubt and time.time() - fit.made > FRESH_SECONDS
         if stale or not self._holds():
@@ -129,15 +130,15 @@ class Timekeeper:
                     self.use(new)
 
     def saw(self, expected: float, took: float, left: Callable[[], float]) -> None:
-        """A call under a budget took ``took`` seconds where the model expects ``expected``.
+        """Records the time of a call with a budget, and checks the fit now and then.
 
-        Checks the fit now and then. One that does not hold is made anew, in pieces: one measured call now and one
-        after each of the next calls, as long as it takes less than half of what :attr:`left` says.
+        A fit that does not hold is made anew, piece by piece: one measured call now, and one after each of the
+        next calls. A piece runs only if it takes less than half of the time that is left of the budget.
 
         Args:
             expected: seconds that the model expects.
             took: seconds that the call took.
-            left: seconds until the call's budget ends.
+            left: gives the seconds until the call's budget ends.
         """
         self.pace.saw(expected, took)
         self._ratios.append(took / expected)
@@ -151,7 +152,7 @@ class Timekeeper:
                 self._check(left)
 
     def describe(self) -> list[str]:
-        """For ``Engine.explain()``: how old and how good the fit is, one line each."""
+        """Lines for ``Engine.explain()``: the age of the fit, and how good it is."""
         fit = self._fit or self._cache.load(self._info)
         if fit is None:
             return ["no fit yet: warm_up(), or the first call under a budget, measures for about half a second"]
@@ -181,7 +182,7 @@ class Timekeeper:
         self._pace_then = 1.0
 
     def _turned(self) -> bool:
-        """Whether the pace is another than when the fit was last looked at."""
+        """Whether the pace has changed by :data:`TURNED` since the last check of the fit."""
         change = self.pace.ratio / self._pace_then
         return self._calls >= CHECK_CALLS and not 1 / TURNED < change < TURNED
 
@@ -189,12 +190,12 @@ class Timekeeper:
         return len(self._ratios) < CHECK_CALLS or HOLDS[0] <= median(self._ratios) <= HOLDS[1]
 
     def _load_or_fit(self, worse_than: Fit | None = None) -> Fit:
-        """The kept fit where it is good or fresh, and newer than ``worse_than``; else a new one."""
+        """The stored fit if it is good or fresh, and newer than ``worse_than``; else a new fit."""
         cache = self._cache
         kept = self._usable(cache, worse_than)
         if kept is None:
             with cache.lock(WAIT_SECONDS) as alone:
-                kept = self._usable(cache, worse_than)  # of the process that was waited for
+                kept = self._usable(cache, worse_than)  # by the process that held the lock
                 if kept is None:
                     self._found = False
                     return self._new_fit(cache, alone)
@@ -215,13 +216,13 @@ class Timekeeper:
         return fit
 
     def _keep(self, cache: CostCache, fit: Fit) -> None:
-        """Leaves a fit on disk, unless it is doubtful and the one there is not."""
+        """Stores a fit, unless it is doubtful and the stored one is not."""
         kept = cache.load(self._info) if fit.doubt else None
         if kept is None or kept.doubt:
             cache.save(fit)
 
     def _check(self, left: Callable[[], float]) -> None:
-        """Looks whether the fit holds, and goes on with a refit."""
+        """Checks whether the fit holds, or continues a refit."""
         fit = self.fit
         if self._survey is None:
             if not fit.doubt and self._holds():
@@ -241,7 +242,7 @@ class Timekeeper:
             self._found = True
             self.use(kept)  # another process was quicker
             return
-        # No machine is faster than idle: calls that take less than predicted show that it was not idle then.
+        # Calls that take less time than predicted show that the machine was busy when it was measured.
         if not fit.doubt and median(self._ratios) < HOLDS[0]:
             fit = replace(fit, doubt=f"later calls took {median(self._ratios):.2f} of its predictions")
             self._fit = fit

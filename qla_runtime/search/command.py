@@ -6,7 +6,7 @@ import argparse
 from dataclasses import fields
 from typing import Any
 
-from qla_runtime.evaluation.squad import ARTICLES
+from qla_runtime.evaluation.questions import ARTICLES
 from qla_runtime.search.options import COSTS, SearchOptions
 
 EPILOG = """\

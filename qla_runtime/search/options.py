@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 
 from qla_runtime.errors import InputError
-from qla_runtime.evaluation.squad import ARTICLES
+from qla_runtime.evaluation.questions import ARTICLES
 from qla_runtime.lengths.configs import LengthConfig
 
 COSTS = ("time", "macs")

@@ -11,7 +11,7 @@ from typing import Any
 
 from qla_runtime import _core
 from qla_runtime.errors import InputError
-from qla_runtime.evaluation.squad import sampling_error
+from qla_runtime.evaluation.statistics import sampling_error
 from qla_runtime.lengths.configs import Accuracy, LengthConfig
 from qla_runtime.model.package_writer import crc32c
 from qla_runtime.search.cost import Cost, macs_share, time_share

@@ -12,7 +12,8 @@ import numpy as np
 
 from qla_runtime.engine import Engine
 from qla_runtime.errors import InputError, UnsupportedError
-from qla_runtime.evaluation.squad import check_varied, correlation, read_squad
+from qla_runtime.evaluation.questions import read_squad
+from qla_runtime.evaluation.statistics import check_varied, correlation
 from qla_runtime.lengths.configs import LengthConfig
 from qla_runtime.search.package import Package
 from qla_runtime.texts.data_sets import read_labelled, read_scored_pairs

@@ -1,3 +1,3 @@
-"""From files and strings to token ids."""
+"""Reads texts from files and callers, and turns them into token ids."""
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""What the columns of text files mean: texts, pairs of texts, labels and scores.
+"""Finds texts, pairs of texts, labels and scores in the columns of text files.
 
-Files are read by :mod:`qla_runtime.texts.files`. A table's columns are found by the names in its first row (or by
-the keys of its JSON objects): those of GLUE, QQP, SNLI, MNLI and the STS benchmark, and their usual relatives.
-Tables without names are understood where their shape is known: CoLA's four columns, the STS benchmark's seven,
-and one or two columns of texts where only texts are wanted.
+:mod:`qla_runtime.texts.files` reads the files. The columns of a table are found by the names in its first row, or
+by the keys of its JSON objects. Known names are those of GLUE, QQP, SNLI, MNLI and the STS benchmark, and common
+variants of them. Three tables without names are known by their shape: CoLA (four columns), the STS benchmark
+(seven), and one or two columns of texts where only texts are wanted.
 
-A row that cannot be used is a bad row. The first bad row ends the reading with an error that names it, unless bad
-rows are to be skipped; then a warning counts them.
+A row that cannot be used is a bad row. Normally the first bad row is an error, which names it. Where bad rows are
+to be skipped, a warning counts them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TEXT_COLUMNS: dict[str, tuple[str, ...]] = {
     "review": (),
     "content": (),
 }
-"""The name of a text's column -> what the column of its second text may be called; the first that is there."""
+"""Name of the column of texts -> possible names of the column of second texts. The first one present is taken."""
 
 FORMATS = (
     "a .txt (one text per line), a .tsv, .csv or .jsonl (texts, or pairs of texts, in columns), "
@@ -46,7 +46,7 @@ FORMATS = (
 )
 
 NO_LABEL = "-"
-"""What SNLI and MNLI write as the gold label of a pair on which the annotators did not agree."""
+"""The gold label of SNLI and MNLI for a pair that the annotators did not agree on."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Labelled:
 
     Attributes:
         texts: a text, or a pair of texts, per row.
-        labels: as the file spells them, one per row.
-        scores: the labels are real numbers (a column of :data:`SCORE_COLUMNS`).
+        labels: a label per row, as the file spells it.
+        scores: whether the labels are real numbers (a column of :data:`SCORE_COLUMNS`).
     """
 
     texts: list[str] | list[tuple[str, str]]
@@ -66,22 +66,22 @@ class Labelled:
 
 @dataclass(frozen=True)
 class _Columns:
-    """Which cells of a row mean what."""
+    """The positions of a row's texts and label."""
 
     text: int
     pair: int | None = None
     label: int | None = None
     scores: bool = False
     named: bool = False
-    """The file names its columns."""
+    """Whether the file names its columns."""
     width: int | None = None
-    """Columns that a row may have at most; None where more are usual."""
+    """The largest number of columns of a row; None where rows may have more."""
     unlabelled: str | None = None
-    """The label of a row that has none."""
+    """The text that stands for a missing label."""
 
     @property
     def least(self) -> int:
-        """Columns that a row must have."""
+        """The number of columns that a row must have."""
         return 1 + max(place for place in (self.text, self.pair, self.label) if place is not None)
 
 
@@ -97,7 +97,7 @@ class _Good(NamedTuple):
 def read_labelled(path: Path, *, skip_bad_rows: bool = False) -> Labelled:
     """A table of texts, or pairs of texts, with labels or scores.
 
-    Rows whose gold label is ``-`` (SNLI, MNLI) have no label; they are left out, and a warning counts them.
+    Rows whose gold label is ``-`` (SNLI, MNLI) have no label. They are left out, and a warning counts them.
 
     Args:
         path: ``.tsv``, ``.csv``, ``.jsonl`` or ``.json``; any other name is read as tab-separated.
@@ -140,7 +140,7 @@ def read_scored_pairs(path: Path, *, skip_bad_rows: bool = False) -> tuple[list[
     name = shown(path)
     columns = _find_columns(table, wanted_label=True)
     if columns is None or columns.pair is None:
-        # Nothing here looks like a table of pairs: its rows are judged as the STS benchmark's.
+        # The columns are not those of a table of pairs: the errors are those of a file of the STS benchmark.
         columns = _STS_BENCHMARK
     rows, bad = _good_rows(table, columns)
     scored: list[tuple[float, str, str]] = []
@@ -158,12 +158,12 @@ def read_scored_pairs(path: Path, *, skip_bad_rows: bool = False) -> tuple[list[
 
 
 def read_texts(path: Path, *, articles: str = "all", skip_bad_rows: bool = False) -> list[tuple[str, str | None]]:
-    """Texts, or pairs of texts, and nothing else: ``(text, second text or None)`` per row.
+    """Texts or pairs of texts, without labels: ``(text, second text or None)`` per row.
 
     Args:
         path: see :data:`FORMATS`; a name without an ending is read as ``.txt``. Blank lines are left out.
-        articles: of a SQuAD file, take ``all`` articles, or only those at ``odd`` positions (the 1st, 3rd,
-            ...), which keeps the others unseen for reporting.
+        articles: of a SQuAD file, take ``all`` articles, or only those at ``odd`` positions (the 1st, 3rd, ...).
+            The others then stay unseen, for reporting.
         skip_bad_rows: leave out rows that cannot be used, with a warning, in place of an error.
 
     Raises:
@@ -189,7 +189,7 @@ def read_texts(path: Path, *, articles: str = "all", skip_bad_rows: bool = False
 
 
 def read_sentences(path: Path, *, skip_bad_rows: bool = False) -> list[str]:
-    """Every text of a file, both texts of a pair included: what an embedding model is trained on.
+    """All texts of a file, with both texts of each pair, for the training of embedding models.
 
     Raises:
         InputError: as :func:`read_texts`.
@@ -219,7 +219,7 @@ def _find_columns(table: Table, *, wanted_label: bool) -> _Columns | None:
             scores=label in SCORE_COLUMNS,
             named=True,
             width=len(names),
-            # The datasets library writes SNLI's missing labels as -1, where others write the class -1.
+            # The datasets library writes a missing label of SNLI as -1. In other files -1 may be a class.
             unlabelled={"gold_label": NO_LABEL}.get(label or "", "-1" if text == "premise" else None),
         )
     if len(first) == 4 and first[1] in ("0", "1"):
@@ -246,7 +246,7 @@ def _refuse_columns(table: Table, name: str, what: str) -> NoReturn:
 
 
 def _good_rows(table: Table, columns: _Columns) -> tuple[list[_Good], list[BadRow]]:
-    """The rows that have what ``columns`` wants, and the others."""
+    """The rows with all that ``columns`` names, and the bad rows."""
     named_by_first_row = table.header is None and columns.named
     good: list[_Good] = []
     bad = list(table.bad)
@@ -262,7 +262,7 @@ def _good_rows(table: Table, columns: _Columns) -> tuple[list[_Good], list[BadRo
 
 
 def _fault(row: Row, columns: _Columns) -> str | None:
-    """Why a row cannot be used; None where it can."""
+    """Why a row cannot be used; None for a row that can."""
     count = len(row.cells)
     surplus = columns.width is not None and any(str(cell).strip() for cell in row.cells[columns.width :])
     if count < columns.least or surplus:
@@ -282,7 +282,7 @@ def _fault(row: Row, columns: _Columns) -> str | None:
 
 
 def _label(cell: Any) -> str:
-    """A label as text; JSON files hold numbers too, and a class may be written as true or false."""
+    """A label as text. In JSON files it may be a number, true or false."""
     if cell is None or isinstance(cell, (list, dict)):
         return ""
     return str(cell).strip()
@@ -297,7 +297,7 @@ def _number(label: str) -> float | None:
 
 
 def _settle(table: Table, bad: Sequence[BadRow], good: int, name: str, skip: bool) -> None:
-    """An error for the first bad row, or a warning where bad rows are to be skipped."""
+    """Raises an error for the first bad row, or warns where bad rows are to be skipped."""
     if not bad:
         return
     first = f"{table.unit} {bad[0].line} {bad[0].reason}"
@@ -327,14 +327,14 @@ def _table_texts(table: Table, name: str, skip_bad_rows: bool) -> list[tuple[str
     if columns is None:
         _settle(table, table.bad, 0, name, skip_bad_rows)
         return []
-    # A row without a label is as good a text as any.
+    # A row without a label still has its text.
     good, bad = _good_rows(table, replace(columns, label=None))
     _settle(table, bad, len(good), name, skip_bad_rows)
     return [(row.text, row.pair) for row in good if row.text.strip()]
 
 
 def _columns_of_texts(table: Table, name: str) -> _Columns | None:
-    """One or two columns without names: texts, or pairs of texts."""
+    """The columns of a table of texts, or of pairs of texts, without names."""
     if not table.rows:
         return None
     width = len(table.rows[0].cells)

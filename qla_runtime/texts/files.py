@@ -1,14 +1,14 @@
-"""The one reader of text files, for the command line, training, evaluation and calibration.
+"""Reads text files, for the command line, training, evaluation and calibration alike.
 
-Every text file is read by the same rules:
+The rules for every text file:
 
 - It is UTF-8, with or without a byte order mark, or UTF-16 with one.
-- A line feed ends a line, and so does a carriage return with a line feed. Nothing else does: a lone carriage
-  return, a form feed, U+0085 and U+2028 belong to the text.
-- It is a regular file. A FIFO or a device could make the reader wait forever; ``-`` reads standard input.
-- It holds no NUL byte, as binary files do.
+- A line ends with a line feed, or with a carriage return and a line feed. A lone carriage return, a form feed,
+  U+0085 and U+2028 belong to the text.
+- It is a regular file, because a FIFO or a device could block the reader for ever. ``-`` reads standard input.
+- It holds no NUL byte. Binary files do.
 
-:mod:`qla_runtime.texts.data_sets` says what the columns of a table mean.
+:mod:`qla_runtime.texts.data_sets` knows what the columns of a table mean.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any, BinaryIO
 from qla_runtime.errors import InputError
 
 MAX_BYTES = 4 << 30
-"""The largest file that is read. Texts are held in memory, several times over while they are split."""
+"""The size of the largest file that is read. Texts are held in memory, and several times while they are split."""
 
 STANDARD_INPUT = "-"
 
@@ -52,17 +52,16 @@ class Row:
     line: int
     """The line it begins at; the first line is 1."""
     cells: tuple[Any, ...]
-    """Texts. A row of a JSON file may also hold numbers, and None where a key is missing."""
+    """The cells as texts. In a JSON file a cell may also be a number, or None where a key is missing."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of a table, before anybody asks what its columns mean.
+    """The rows of a table, whose columns have no meaning yet.
 
     Attributes:
-        header: the column names of JSON objects, in lower case. None for other files: there the first row may
-            hold names, or not.
-        rows: in the file's order, without blank lines.
+        header: the keys of JSON objects, in lower case. None for other files, where the first row may hold names.
+        rows: the rows in the file's order, without blank lines.
         bad: the rows that cannot be split into cells.
     """
 
@@ -70,23 +69,23 @@ class Table:
     rows: list[Row]
     bad: list[BadRow]
     unit: str = "line"
-    """What :attr:`Row.line` counts; in a .json file rows, as its lines say nothing about them."""
+    """The unit of :attr:`Row.line`: ``line``, or ``row`` in a .json file, whose lines do not matter."""
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, blank ones included, so that line n of the file is entry n - 1.
+    """The lines of a text file. Blank lines count, so that line n of the file is entry n - 1.
 
     Args:
         path: a file, or ``-`` for standard input.
 
     Returns:
-        The lines without their line ends. A line end at the end of the file begins no further line.
+        The lines without their line ends. No line begins behind the last line end.
 
     Raises:
         InputError: the file cannot be read, or is no text file (see :func:`read_text`).
     """
     lines = read_text(path).split("\n")
-    # What follows the last line end is a line only if something stands there.
+    # The text behind the last line end is a line only if it is not empty.
     if not lines[-1]:
         lines.pop()
         return [line.removesuffix("\r") for line in lines]
@@ -94,7 +93,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_text(path: Path) -> str:
-    """The whole text of a file, without its byte order mark; line ends stay as they are.
+    """The whole text of a file, without a byte order mark. Line ends stay as they are.
 
     Args:
         path: a file, or ``-`` for standard input.
@@ -132,7 +131,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Opens a file for reading in binary, and refuses what is no regular file without waiting for it.
+    """Opens a regular file to read bytes. Anything else is refused, without waiting for it.
 
     Raises:
         InputError: the path is a folder, a FIFO, a socket or a device.
@@ -142,7 +141,7 @@ def open_regular(path: Path) -> BinaryIO:
         # Without O_NONBLOCK, opening a FIFO waits until somebody writes to it.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        if error.errno == errno.ENXIO:  # what opening a socket gives
+        if error.errno == errno.ENXIO:  # the path is a socket
             check_regular(path)
         raise
     try:
@@ -154,20 +153,24 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def check_regular(path: Path) -> None:
-    """Refuses a path that exists and is no regular file, for readers that open it by name.
+    """Refuses a path that exists and is no regular file. It is for readers that open a file by its name.
 
     Raises:
         InputError: the path is a folder, a FIFO, a socket or a device.
     """
     try:
         mode = os.stat(path).st_mode
-    except (OSError, ValueError):  # an absent file is the reader's to report
+    except (OSError, ValueError):  # the reader reports an absent file
         return
     _refuse_irregular(mode, path)
 
 
 def check_regular_files(folder: Path, patterns: Sequence[str]) -> None:
-    """:func:`check_regular` for the files of a folder, and of the folders in it, whose names fit a pattern.
+    """Calls :func:`check_regular` for files of a folder, and of the folders directly in it.
+
+    Args:
+        folder: the folder.
+        patterns: only files whose name fits one of these patterns are checked.
 
     Raises:
         InputError: one of them is a FIFO, a socket or a device.
@@ -189,7 +192,7 @@ def _refuse_irregular(mode: int, path: Path) -> None:
 
 
 def shown(path: Path) -> str:
-    """How messages name a file."""
+    """The name of a file in messages."""
     name = os.fspath(path)
     return "standard input" if name == STANDARD_INPUT else str(name)
 
@@ -202,7 +205,7 @@ def read_json(path: Path, remedy: str = "correct the file") -> Any:
 
     Args:
         path: the file.
-        remedy: what an error advises where the file is no JSON.
+        remedy: the advice of the error message for a file that is no JSON.
 
     Raises:
         InputError: the file cannot be read, or is no JSON; the message names the line.
@@ -218,14 +221,15 @@ def read_json(path: Path, remedy: str = "correct the file") -> Any:
 
 
 def read_table(path: Path) -> Table:
-    """The rows of a table file. Its name says how it is written:
+    """The rows of a table file. The end of its name decides how it is read:
 
-    - ``.csv``: comma-separated, with quotation marks as spreadsheets write them, so that a cell may hold
-      commas and line ends. A file whose first line holds a tab is read as the next kind (the STS benchmark).
-    - ``.jsonl``, ``.ndjson``: a JSON object, text or list of texts per line; ``.json``: a list of those.
-    - anything else: tab-separated as GLUE is. Quotation marks are text there.
+    - ``.csv``: comma-separated, with quotation marks as spreadsheets write them, so that a cell may hold commas
+      and line ends. If the first line holds a tab, the file is read as tab-separated (the STS benchmark).
+    - ``.jsonl``, ``.ndjson``: a JSON object, a text or a list of texts per line.
+    - ``.json``: a list of those.
+    - anything else: tab-separated, as in GLUE. Quotation marks are part of the text there.
 
-    A row that cannot be split is in :attr:`Table.bad`; what the columns mean is not looked at.
+    Rows that cannot be split are in :attr:`Table.bad`.
 
     Raises:
         InputError: the file cannot be read, or a ``.json`` file holds no list.
@@ -263,7 +267,7 @@ def _csv(text: str) -> Table:
     rows: list[Row] = []
     bad: list[BadRow] = []
     with _long_cells():
-        # The lines keep their ends, which a quoted cell may hold; only "\n" ends one.
+        # The lines keep their ends, because a quoted cell may hold some. Only "\n" ends a line.
         reader = csv.reader((line + "\n" for line in text.removesuffix("\n").split("\n")), strict=True)
         while True:
             begin = reader.line_num + 1
@@ -283,7 +287,7 @@ def _csv(text: str) -> Table:
 
 @contextlib.contextmanager
 def _long_cells() -> Iterator[None]:
-    """Lets csv take cells of any length; its limit belongs to the whole process, so it is put back."""
+    """Lets csv read cells of any length. The limit belongs to the whole process, so it is restored at the end."""
     limit = csv.field_size_limit(MAX_BYTES)
     try:
         yield
@@ -305,7 +309,7 @@ def _json_lines(lines: list[str]) -> Table:
 
 
 def _objects(items: list[tuple[int, Any]], bad: list[BadRow]) -> Table:
-    """Objects become rows under the names of all their keys; texts and lists become rows without names."""
+    """Rows of objects, with one column per key of any object; or rows of texts and lists, without names."""
     names = dict.fromkeys(key for _, item in items if isinstance(item, dict) for key in item)
     rows: list[Row] = []
     bad = list(bad)

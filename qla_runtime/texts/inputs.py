@@ -1,4 +1,4 @@
-"""The texts that a caller may pass: one text, or any ordered collection of texts."""
+"""Checks the texts that a caller passes: one text, or any ordered collection of texts."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from qla_runtime.errors import InputError
 
 
 def check_texts(value: Any, what: str, *, blank: bool = False) -> tuple[list[str], bool]:
-    """A text or a collection of texts -> the list, and whether a single text was given.
+    """The list of a caller's texts, and whether the caller passed a single text.
 
-    A collection is a list, a tuple, a one-dimensional array, a pandas Series, a generator, or another iterable
-    that has an order. A generator is read to its end.
+    A collection is any iterable with an order: a list, a tuple, a one-dimensional array, a pandas Series, a
+    generator. A generator is read to its end.
 
     Args:
         value: what the caller passed.
@@ -22,8 +22,9 @@ def check_texts(value: Any, what: str, *, blank: bool = False) -> tuple[list[str
         blank: whether texts without a visible character are allowed.
 
     Raises:
-        InputError: None, bytes, a dict, a set, an array of another number of dimensions, a masked array, an empty
-            collection, anything in it that is no text, a lone surrogate, or a blank text where none is allowed.
+        InputError: the value is None, bytes, a dict, a set, a masked array, an array of another number of
+            dimensions, or an empty collection; an entry is no text; a text holds a lone surrogate; a text is blank
+            where that is not allowed.
     """
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value.item()

@@ -1,21 +1,21 @@
-"""Character ranges of a text that a caller sees: answers and tags begin and end with a visible character."""
+"""Character ranges of a text, as results report them: they begin and end with a visible character."""
 
 from __future__ import annotations
 
 
 def trim(text: str, start: int, end: int) -> tuple[int, int]:
-    """The range ``[start, end)`` of ``text`` without the white space at both of its ends.
+    """The range ``[start, end)`` of ``text`` without white space at its ends.
 
-    Tokenizers count white space into the token beside it, each in its own way: SentencePiece and byte-level ones
-    into the token behind it.
+    Tokenizers count white space as part of a token beside it. With SentencePiece and byte-level tokenizers it is
+    the token behind it.
 
     Args:
-        text: what the range points into.
-        start: first character.
-        end: one behind the last character.
+        text: the text.
+        start: position of the first character.
+        end: position behind the last character.
 
     Returns:
-        The trimmed range; ``(end, end)``, an empty one, where the range holds white space only.
+        The trimmed range. Where the range holds only white space, it is the empty one ``(end, end)``.
     """
     while start < end and text[start].isspace():
         start += 1

@@ -1,6 +1,6 @@
-"""The package's tokenizer: opened from bytes, with the rules that tokenizer.json has no words for.
+"""Opens a package's tokenizer from bytes, with the rules that tokenizer.json cannot express.
 
-The tokenizers library reports its faults as bare exceptions and as Rust panics. Here they become PackageError.
+The tokenizers library reports faults as bare exceptions and as Rust panics. They become PackageError here.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ if TYPE_CHECKING:
 SIDES = ("right", "left")
 
 LOADING = threading.RLock()
-"""Held while a tokenizer is made. A fork waits for it: a child never sees a half-made tokenizer, a half-done
-import of the library, or this lock in the hands of a thread that it does not have."""
+"""Held while a tokenizer is made. A fork waits until it is free. So a child never gets a half-made tokenizer or a
+half-done import of the library, and never a lock that is held by a thread it does not have."""
 
 os.register_at_fork(before=LOADING.acquire, after_in_parent=LOADING.release, after_in_child=LOADING.release)
 
 
 @dataclass(frozen=True)
 class TextRules:
-    """How texts become tokens where tokenizer.json cannot say it: ``text`` of the package's ``config.json``."""
+    """Rules of tokenization that tokenizer.json cannot express: ``text`` of the package's ``config.json``."""
 
     truncation_side: str = "right"
-    """The side on which a text that is too long loses tokens: ``right`` keeps its beginning, ``left`` its end."""
+    """The side where a text that is too long is cut: ``right`` keeps its beginning, ``left`` its end."""
     token_types: bool = True
-    """Whether the model is given the token types of the tokenizer; False gives it 0 for every token."""
+    """Whether the model gets the token types of the tokenizer. With False it gets 0 for every token."""
     split_special_tokens: bool = False
-    """Whether special tokens that a text spells out (``[SEP]``) are read as plain text."""
+    """Whether a special token that stands in a text (``[SEP]``) is read as plain text."""
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> TextRules:
-        """From a checked ``text`` object; an absent key is its default."""
+        """Reads a checked ``text`` object. An absent key has its default."""
         return cls(**entry)
 
     def to_json(self) -> dict[str, Any]:
-        """The ``text`` object: only what differs from the default, so often empty."""
+        """The ``text`` object. It holds only what differs from the defaults, so it is often empty."""
         return {name: value for name, value in vars(self).items() if value != getattr(TextRules, name)}
 
 
@@ -53,7 +53,7 @@ def faults_named() -> Iterator[None]:
     """Turns what the tokenizers library raises into PackageError.
 
     Raises:
-        PackageError: the library failed, or panicked; a panic is a BaseException of a type that has no import.
+        PackageError: the library failed or panicked. A panic is a BaseException of a type that has no import.
     """
     try:
         yield
@@ -70,13 +70,13 @@ def faults_named() -> Iterator[None]:
 
 
 def open_tokenizer(content: bytes | str, rules: TextRules, max_length: int | None = None) -> Tokenizer:
-    """A tokenizer that gives the same tokens for the same text, always.
+    """A tokenizer that always gives the same tokens for the same text.
 
     Args:
-        content: of tokenizer.json. Its own truncation and padding do not count.
-        rules: of the package.
-        max_length: tokens at which texts and pairs are cut, special tokens included; None cuts nothing. Of a pair
-            the longer text loses tokens first.
+        content: the content of tokenizer.json. Its truncation and padding are not used.
+        rules: the package's rules.
+        max_length: the number of tokens to cut texts and pairs at, special tokens included; None cuts nothing. The
+            longer text of a pair loses tokens first.
 
     Raises:
         PackageError: the tokenizers library cannot read it.
@@ -87,7 +87,7 @@ def open_tokenizer(content: bytes | str, rules: TextRules, max_length: int | Non
     with faults_named():
         tokenizer = Tokenizer.from_str(content if isinstance(content, str) else content.decode())
         if getattr(tokenizer.model, "dropout", None):
-            # BPE dropout is a means of training: it gives other tokens at every call.
+            # BPE dropout is for training: it gives different tokens at every call.
             tokenizer.model.dropout = None
         tokenizer.encode_special_tokens = rules.split_special_tokens
         tokenizer.no_padding()
@@ -97,16 +97,19 @@ def open_tokenizer(content: bytes | str, rules: TextRules, max_length: int | Non
     return tokenizer
 
 
-# The tokenizers library tokenizes batches on threads of its own. They do not exist in a forked child, where a
-# batch would wait for them for ever. The library turns them off in the child by itself, with five lines on
-# standard error at every fork; where TOKENIZERS_PARALLELISM is set it does neither.
+# The tokenizers library tokenizes batches on its own threads. A forked child does not have these threads, so a
+# batch there would wait for ever. The library detects this and turns its threads off in the child, with five lines
+# on standard error at every fork. Where TOKENIZERS_PARALLELISM is set, it does neither.
 _SWITCH = "TOKENIZERS_PARALLELISM"
 _forks_watched = False
 _before_fork: str | None = None
 
 
 def watch_forks() -> None:
-    """Call before a batch is tokenized: children forked from now on tokenize on one thread, and say nothing."""
+    """Makes children that are forked from now on tokenize on one thread, without a warning.
+
+    Call it before a batch is tokenized.
+    """
     global _forks_watched
     if not _forks_watched:
         _forks_watched = True

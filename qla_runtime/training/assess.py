@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from qla_runtime.errors import InputError
-from qla_runtime.evaluation.squad import check_varied, correlation, read_squad
+from qla_runtime.evaluation.questions import read_squad
+from qla_runtime.evaluation.statistics import check_varied, correlation
 from qla_runtime.lengths.configs import LengthConfig
 from qla_runtime.model.float_model import Model
 from qla_runtime.texts.data_sets import read_labelled, read_scored_pairs
