@@ -47,8 +47,8 @@ class ForwardRecord:
     """What one pass computed, of a student and a teacher alike. B sequences of n positions, H = hidden.
 
     A list is filled where ``want`` holds its name, with one tensor per layer that ran. Of the n positions, e enter
-    a layer: those that the layer before kept, or all. Gradients pass through every tensor but ``kept``. Where
-    autocast is on, the outputs of matrix products are bfloat16.
+    a layer: those that the layer before kept, or all. Gradients pass through every tensor but ``kept``. Under
+    autocast, what comes before a LayerNorm may be bfloat16, probabilities included: losses make it float32.
     """
 
     want: frozenset[str] = frozenset()
