@@ -8,11 +8,13 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from qla_runtime.errors import InputError
 
 FACTS = "run.json"
+
+Run = TypeVar("Run", bound="RunFolder")
 
 
 class RunFolder(ABC):
@@ -61,7 +63,7 @@ class RunFolder(ABC):
     def _open(self, facts: Path) -> None:
         """Continues the run that ``facts`` describes, or begins a new one where there is no such file."""
 
-    def __enter__(self):
+    def __enter__(self: Run) -> Run:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -48,7 +48,7 @@ def whole(least: int, most: int = 2**31 - 1) -> Limit:
     """A whole number from ``least`` to ``most``, both included."""
     return Limit(
         f"a whole number from {least} to {most}",
-        lambda value: _is_number(value) and isinstance(value, Integral) and least <= value <= most,
+        lambda value: isinstance(value, Integral) and _is_number(value) and least <= int(value) <= most,
     )
 
 

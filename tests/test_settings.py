@@ -1,4 +1,4 @@
-"""Settings classes as command lines and back, and their limits: what ``qla train`` and ``qla search`` are made of."""
+"""Settings classes as command lines and back, and their limits; ``qla train`` and ``qla search`` stand on them."""
 
 from __future__ import annotations
 

@@ -68,8 +68,8 @@ def draw(
     return figure
 
 
-def plot(out: Path, *arguments: Any, **facts: str) -> None:
-    """Writes :func:`draw` of the arguments as a PNG.
+def plot(out: Path, *arguments: Any, **facts: Any) -> None:
+    """Writes the picture that :func:`draw` makes of the arguments, as a PNG.
 
     Raises:
         InputError: the picture cannot be written.

@@ -107,9 +107,10 @@ class Loop:
         newest = self._folder.latest()
         if newest is not None:
             self._restore(newest)
-        if self._folder.steps is None:
-            self._folder.begin(self._count_steps())
         steps = self._folder.steps
+        if steps is None:
+            steps = self._count_steps()
+            self._folder.begin(steps)
         if newest == steps:
             return steps
         self._folder.rewind_log(self._step)
@@ -140,7 +141,7 @@ class Loop:
                 shown.set_postfix({k: f"{np.mean(v):.4g}" for k, v in window.items()}, refresh=False)
                 shown.update()
                 if self._step % options.log_steps == 0 or self._step == steps:
-                    self._report(window)
+                    self._report(window, steps)
                     window.clear()
                 if options.assess_steps and self._step % options.assess_steps == 0 and self._step < steps:
                     self._report_accuracy()
@@ -214,6 +215,7 @@ class Loop:
         plan = self._recipe.plan(self._draw(_ORDER, 0))
         if options.epochs is not None:
             return max(1, math.ceil(options.epochs * len(plan) / options.accumulation))
+        assert options.minutes is not None  # one of the three is given
         seconds = self._time_batches(plan) * options.accumulation
         steps = max(1, int(60 * options.minutes / seconds))
         if self._progress:
@@ -235,8 +237,8 @@ class Loop:
 
     # ----------------------------------------------------------------------------------- records
 
-    def _report(self, window: Mapping[str, list[float]]) -> None:
-        rate = learning_rate(self._options, self._step - 1, self._folder.steps)
+    def _report(self, window: Mapping[str, list[float]], steps: int) -> None:
+        rate = learning_rate(self._options, self._step - 1, steps)
         means = {name: float(np.mean(values)) for name, values in window.items()}
         entry = {"step": self._step, "epoch": self._epoch, "seconds": self._seconds, "learning_rate": rate}
         self._folder.log(entry | means)

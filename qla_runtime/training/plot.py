@@ -73,7 +73,7 @@ def draw(entries: Sequence[Mapping[str, Any]]) -> Figure:
     return drawing
 
 
-def _series(entries: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+def _series(entries: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
     found = [(entry["step"], entry[name]) for entry in entries if name in entry]
     steps, values = zip(*found, strict=True)
     return np.array(steps), np.array(values)

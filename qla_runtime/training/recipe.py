@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,6 +109,9 @@ class RecipeOptions(Protocol):
     @classmethod
     def add_arguments(cls, group: argparse._ActionsContainer) -> None:
         """Adds all its fields but ``batch_tokens``, ``--teacher`` and ``--live-teacher`` to a parser."""
+
+    def settings(self) -> dict[str, Any]:
+        """What the result depends on, by name, in JSON's types: a run continues only where it is the same."""
 
     def check(self, source: Checkpoint, live_teacher: bool) -> None:
         """Raises InputError where a checkpoint, or a teacher that is not live, does not fit these settings."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from qla_runtime.training.device import Device
 from qla_runtime.training.export import export
 from qla_runtime.training.loop import Loop
 from qla_runtime.training.options import LoopOptions
-from qla_runtime.training.recipe import RecipeOptions
+from qla_runtime.training.recipe import RecipeOptions, Teacher
 from qla_runtime.training.run_folder import TrainingFolder
 from qla_runtime.training.start import Start, fingerprint, open_teacher
 from qla_runtime.training.teacher import FixedTeacher, LiveTeacher
@@ -70,14 +69,15 @@ def train(
         KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint was written.
     """
     device = Device.choose(precision)
-    chosen = {"task": task, "max_length": max_length, "new_head": new_head, "skip_bad_rows": skip_bad_rows}
-    start = Start.open(checkpoint, data, **chosen)
+    start = Start.open(
+        checkpoint, data, task=task, max_length=max_length, new_head=new_head, skip_bad_rows=skip_bad_rows
+    )
     options.check(start.source, live_teacher)
     taught_by = _teacher(teacher, live_teacher, start, options)
     settings = {
         "recipe": options.recipe,
         **start.settings(),
-        **dataclasses.asdict(options),
+        **options.settings(),
         **loop.settings(),
         "teacher": None if taught_by is None else fingerprint(taught_by),
         "live_teacher": live_teacher,
@@ -88,7 +88,7 @@ def train(
     with TrainingFolder(out, settings) as folder:
         encoder = start.tokenizer(folder.path)
         features = start.features(encoder, progress)
-        frozen = None
+        frozen: Teacher | None = None
         if taught_by is not None and live_teacher:
             frozen = LiveTeacher(taught_by, device)
         elif taught_by is not None:

@@ -68,14 +68,17 @@ class FixedTeacher:
             raise ValueError(f"a fixed teacher has no {', '.join(want)}")
         record = ForwardRecord()
         if not self._per_token:
-            rows = torch.from_numpy(self._rows[batch.rows].astype(np.float32))
-            record.outputs = rows.to(batch.mask.device)
+            record.outputs = self._on(batch.mask.device, self._rows[batch.rows])
             return record
-        rows = np.concatenate([self._rows[self._offsets[i] : self._offsets[i + 1]] for i in batch.rows])
-        rows = torch.from_numpy(rows.astype(np.float32)).to(batch.mask.device)
+        parts = [self._rows[self._offsets[i] : self._offsets[i + 1]] for i in batch.rows]
+        rows = self._on(batch.mask.device, np.concatenate(parts))
         record.outputs = rows.new_zeros((*batch.mask.shape, rows.shape[-1]))
         record.outputs[batch.mask] = rows
         return record
+
+    @staticmethod
+    def _on(device: torch.device, rows: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(rows.astype(np.float32)).to(device)
 
 
 class LiveTeacher:

@@ -16,10 +16,11 @@ model learns the task; sub-models learn its outputs. What differs from the publi
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,8 @@ from qla_runtime.settings import add_arguments, between, check_limits, setting
 from qla_runtime.training.recipe import ParameterGroup, Pass, Teacher, matrices_decay
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from qla_runtime.checkpoints.reader import Checkpoint
     from qla_runtime.model.float_model import Model
     from qla_runtime.model.spec import TaskSpec
@@ -140,6 +143,10 @@ class LengthDropOptions:
         add_arguments(group, cls, "task_weight", "distill_weight", "hidden_weight", "vote_weight", "vote_margin")
         add_arguments(group, cls, "take_turns")
 
+    def settings(self) -> dict[str, Any]:
+        """All of them."""
+        return dataclasses.asdict(self)
+
     def check(self, source: Checkpoint, live_teacher: bool) -> None:
         """Raises InputError for a config of another model, or a hidden loss without a live teacher."""
         self.bounds(source.encoder.layers)
@@ -249,14 +256,17 @@ class LengthDrop:
 
         votes = options.vote_weight > 0 and task.kind == "span-qa"
         hidden = options.hidden_weight > 0
-        want = [*(["scores", "kept"] if votes else []), *(["hidden_states", "kept"] if hidden else [])]
-        target = None
+        want = {"scores", "kept"} if votes else set()
+        if hidden:
+            want |= {"hidden_states", "kept"}
+        target: Any = None
         if self._teacher is not None:
             taught = self._teacher(batch, ["hidden_states"] if hidden else [])
             target = taught.outputs
         if full_too:
             full = self._device.run(self.model, batch).outputs
-            terms, total = {}, 0.0
+            terms: dict[str, Tensor] = {}
+            total: Any = 0.0
             if batch.labels is not None:
                 terms["full"] = task_loss(task, full, batch)
                 total += options.task_weight * terms["full"]
