@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import types
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,10 +42,13 @@ from qla_runtime.checkpoints.reader import open_checkpoint  # noqa: E402
 from qla_runtime.errors import InputError  # noqa: E402
 from qla_runtime.lengths.configs import LengthConfig  # noqa: E402
 from qla_runtime.model.float_model import Model  # noqa: E402
-from qla_runtime.training import loop  # noqa: E402
+from qla_runtime.training import assess, loop  # noqa: E402
 from qla_runtime.training.device import Device  # noqa: E402
 from qla_runtime.training.options import LoopOptions  # noqa: E402
+from qla_runtime.training.recipe import ParameterGroup  # noqa: E402
+from qla_runtime.training.recipes.length_drop import LengthDropOptions  # noqa: E402
 from qla_runtime.training.run_folder import read_log  # noqa: E402
+from qla_runtime.training.start import Start  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +78,26 @@ def test_training_learns_and_logs(checkpoint, data, tmp_path):
     rates = [entry["learning_rate"] for entry in entries if "full" in entry]
     assert max(rates) <= 3e-3 and rates[-1] < rates[0]
     assert report["steps"] == 120
+
+
+def test_answers_are_chosen_by_the_engines_rule(checkpoint, tmp_path):
+    """Between windows: not the highest logits of all, but those that lead their own window's null the most."""
+    path = squad(tmp_path / "long.json", articles=1, context_words=40)
+    start = Start.open(checkpoint, path, max_length=24)
+    model = start.load_model(0)
+    _, measure = assess._squad(model, start.tokenizer(tmp_path), path, 1, False)
+
+    def run(features):
+        outputs = [np.full((length, 2), -9.0, np.float32) for length in features.lengths]
+        labels = start.features(start.tokenizer(tmp_path), False).labels[: len(outputs)]
+        right, wrong = (np.flatnonzero((labels[:, 0] > 0) == inside) for inside in (True, False))
+        for window, (first, last) in enumerate(labels):
+            if window in right:
+                outputs[window][first, 0] = outputs[window][last, 1] = 2.0
+        outputs[wrong[-1]][[0, -3]] = [[10.0, 10.0], [6.0, 6.0]]
+        return outputs
+
+    assert measure(run) == 1.0
 
 
 @pytest.mark.parametrize("family", ["Bert", "Roberta"])
@@ -176,6 +199,41 @@ def test_bf16_trains_like_fp32(checkpoint, data, tmp_path):
     half, single = ([entry["full"] for entry in read_log(tmp_path / p)] for p in ("bf16", "fp32"))
     assert half == pytest.approx(single, rel=0.05) and all(a != b for a, b in zip(half, single, strict=True))
     assert {value.dtype for value in load(saved(tmp_path / "bf16")[0]).values()} == {torch.float32}
+
+
+@dataclass(frozen=True)
+class HeadFirst(LengthDropOptions):
+    """LengthDrop whose head learns ten times faster and does not decay, and whose first layer stands still."""
+
+    def make(self, model, features, device, teacher):
+        recipe = super().make(model, features, device, teacher)
+        first = list(model.encoder.layers[0].parameters())
+        taken = {id(parameter) for parameter in [*model.head.parameters(), *first]}
+        rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
+        recipe.parameter_groups = lambda: [
+            ParameterGroup(list(model.head.parameters()), learning_rate=10.0, weight_decay=0.0),
+            ParameterGroup(first, learning_rate=0.0),
+            ParameterGroup(rest, weight_decay=2.0),
+        ]
+        return recipe
+
+
+def test_parameter_groups_have_their_own_rates_and_decays(checkpoint, data, tmp_path):
+    """Adam's first step is the learning rate times the gradient's sign; decay comes before it."""
+    options = HeadFirst(**{**SANDWICH.settings(), "layer_drop": 0.0})
+    once = replace(LOOP, steps=1, warmup=0.0, weight_decay=0.1, clip=1e6)
+    train(checkpoint, data, tmp_path / "run", options=options, loop=once, precision="fp32")
+    before = Start.open(checkpoint, data, max_length=24).load_model(0).state_dict()
+    after = load(saved(tmp_path / "run")[0])
+    for name, decay, rate in (
+        ("head.weight", 0.0, 1e-2),
+        ("encoder.layers.1.ffn_in.weight", 0.2 * 1e-3, 1e-3),
+        ("encoder.layers.1.ffn_in.bias", 0.2 * 1e-3, 1e-3),
+    ):
+        step = (after[name] - (1 - decay) * before[name]).abs()
+        assert step.median().item() == pytest.approx(rate, rel=1e-3), name
+    still = [name for name in before if name.startswith("encoder.layers.0.")]
+    assert all(torch.equal(before[name], after[name]) for name in [*still, "encoder.embeddings.word.weight"])
 
 
 def test_minutes_become_steps(checkpoint, data, tmp_path):
