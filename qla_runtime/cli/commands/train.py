@@ -8,23 +8,19 @@ from qla_runtime.cli.arguments import Commands, add_output, new_command
 from qla_runtime.cli.lengths import read_length
 from qla_runtime.cli.printing import print_json, say
 from qla_runtime.training import command as training
+from qla_runtime.training.recipes import RECIPES
 
 
 def add(commands: Commands) -> None:
     """Adds the command, with one subcommand per recipe."""
     parser = commands.add_parser("train", help="fine-tune a checkpoint", description="Fine-tune a checkpoint.")
     recipes = parser.add_subparsers(title="recipes", metavar="RECIPE", required=True)
-    drop = new_command(
-        recipes,
-        "length-drop",
-        run,
-        "make a model that works at any length config",
-        "qla train length-drop my-checkpoint train-v1.1.json my-run --minutes 60",
-    )
-    add_output(drop)
-    example = drop.epilog
-    training.add_arguments(drop)
-    drop.epilog = f"{example}\n\n{drop.epilog}"
+    for name, recipe in RECIPES.items():
+        command = new_command(recipes, name, run, recipe.summary, recipe.example)
+        add_output(command)
+        example = command.epilog
+        training.add_arguments(command, recipe)
+        command.epilog = f"{example}\n\n{command.epilog}"
 
 
 def run(arguments: argparse.Namespace) -> None:
