@@ -13,10 +13,10 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 
 from test_convert import FLOAT32, random_ids, save_checkpoint  # noqa: E402
 
+from qla_runtime.checkpoints.config import encoder_spec, label_names  # noqa: E402
 from qla_runtime.checkpoints.config_keys import DEFAULTS, infer_model_type, unknown_keys  # noqa: E402
 from qla_runtime.checkpoints.reader import open_checkpoint  # noqa: E402
 from qla_runtime.errors import InputError, UnsupportedError  # noqa: E402
-from qla_runtime.model.spec import encoder_spec, label_names  # noqa: E402
 
 CONFIG_CLASSES = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert"}
 

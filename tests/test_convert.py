@@ -23,13 +23,13 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 import reference  # noqa: E402
 from tokenizers import Tokenizer, models, pre_tokenizers, processors  # noqa: E402
 
+from qla_runtime.checkpoints.config import encoder_spec  # noqa: E402
 from qla_runtime.checkpoints.reader import open_checkpoint  # noqa: E402
 from qla_runtime.convert import calibration, card, lengths, report  # noqa: E402
 from qla_runtime.errors import InputError, QlaError, UnsupportedError  # noqa: E402
 from qla_runtime.lengths.configs import LengthConfig  # noqa: E402
 from qla_runtime.model import pack, package_writer  # noqa: E402
 from qla_runtime.model.float_model import Model, _select, kept_count  # noqa: E402
-from qla_runtime.model.spec import encoder_spec  # noqa: E402
 from qla_runtime.texts import data_sets  # noqa: E402
 
 VOCAB = 100

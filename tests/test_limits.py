@@ -9,9 +9,9 @@ import package_tools
 import pytest
 
 from qla_runtime import Engine
+from qla_runtime.checkpoints.config import encoder_spec, label_names
 from qla_runtime.errors import InputError, PackageError, QlaError, UnsupportedError
 from qla_runtime.model import limits
-from qla_runtime.model.spec import encoder_spec, label_names
 
 ENCODER = {
     "layers": (1, limits.MAX_LAYERS),
@@ -146,7 +146,7 @@ def test_the_largest_labels_that_conversion_takes_fit(tmp_path):
     limits.check_labels(labels)
     package = package_tools.tiny_package("sequence-classification", layers=1, labels=labels)
     folder = package.save(tmp_path / "quoted")
-    from qla_runtime.model.package_writer import json_bytes
+    from qla_runtime.model.package import json_bytes
 
     package_tools.edit_bytes(folder, "config.json", lambda text: json_bytes(json.loads(text)))
     Engine.from_pretrained(folder)

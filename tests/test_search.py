@@ -17,7 +17,7 @@ import pytest
 from package_tools import edit_json, tiny_package
 
 from qla_runtime import Engine, InputError, LengthConfig, QlaError, UnsupportedError, cli
-from qla_runtime.model.package_writer import update_package
+from qla_runtime.model.package import update_package
 from qla_runtime.search import SearchOptions, pipeline, search
 from qla_runtime.search.cost import macs_share, time_share
 from qla_runtime.search.evolve import Plan, Point, evolve, frontier

@@ -281,6 +281,7 @@ def _convert(arguments: argparse.Namespace) -> None:
         arguments.out,
         arguments.calibrate,
         activations=arguments.activations,
+        scales=arguments.scales,
         task=arguments.task,
         max_length=arguments.max_length,
         pooling=arguments.pooling,
@@ -637,6 +638,12 @@ def _add_convert(add: Callable[..., argparse.ArgumentParser], output: argparse.A
         choices=("per_token", "static"),
         default="per_token",
         help="scales of the linear layers' inputs; static ones need --calibrate (default: %(default)s)",
+    )
+    convert.add_argument(
+        "--scales",
+        choices=("neural-compressor", "max-abs"),
+        help="where the scales come from; max-abs needs numpy alone, and gives the same weights with per_token "
+        "activations (default: neural-compressor where it is installed)",
     )
     convert.add_argument("--task", help="what the model is for, where the checkpoint does not say")
     convert.add_argument("--max-length", type=positive, metavar="N", help="tokens that a text is cut at")

@@ -13,7 +13,8 @@ from qla_runtime import _core
 from qla_runtime.errors import InputError
 from qla_runtime.evaluation.squad import sampling_error
 from qla_runtime.lengths.configs import Accuracy, LengthConfig
-from qla_runtime.model.package_writer import crc32c
+from qla_runtime.model.package import crc32c
+from qla_runtime.progress import work_bar
 from qla_runtime.search.cost import Cost, macs_share, time_share
 from qla_runtime.search.evolve import Plan, Point, evolve, frontier
 from qla_runtime.search.genome import Genome, Space
@@ -23,7 +24,6 @@ from qla_runtime.search.plot import plot, require_matplotlib
 from qla_runtime.search.run_folder import RunFolder
 from qla_runtime.search.selection import Selection, read_selection
 from qla_runtime.texts.files import read_bytes
-from qla_runtime.training.bars import bar
 
 _RESULT_ONLY = ("generations", "balanced_loss", "fast_loss")
 """Options that no measurement depends on: a search may go on with others."""
@@ -82,7 +82,7 @@ def search(
             + len(options.start)
             + options.generations * (options.mutations + options.crossovers)
         )
-        with bar(expected, "search", progress, unit="config") as shown:
+        with work_bar(expected, "search", progress, unit="config") as shown:
             bench = Bench(searched, first, options.cost, space, log, shown)
             points = _evolved(bench, options)
             if len(first.items) < len(whole.items):

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from qla_runtime.errors import InputError, QlaError
-from qla_runtime.model.package_writer import write_file
+from qla_runtime.model.staging import write_file
 from qla_runtime.search.evolve import Point
 from qla_runtime.search.genome import Genome
 

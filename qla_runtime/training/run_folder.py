@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from qla_runtime.errors import InputError, QlaError
-from qla_runtime.model.package_writer import publish, staging, write_file
+from qla_runtime.model.staging import publish, staging, write_file
 
 KEPT_CHECKPOINTS = 2
 

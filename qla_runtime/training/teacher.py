@@ -15,7 +15,7 @@ from torch import Tensor
 from qla_runtime.checkpoints.reader import Checkpoint
 from qla_runtime.errors import QlaError
 from qla_runtime.model.float_model import Model
-from qla_runtime.model.package_writer import staging
+from qla_runtime.model.staging import staging
 from qla_runtime.training.bars import bar
 from qla_runtime.training.data import Batch, Features
 from qla_runtime.training.device import Device
