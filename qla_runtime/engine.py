@@ -1009,7 +1009,7 @@ class Engine:
                 "name, a LengthConfig or another policy as length="
             )
         if isinstance(plan, Escalate):
-            return policies.with_threshold(plan, self._table.thresholds)
+            return policies.with_threshold(plan, json.loads(self._core.length_configs_json))
         if isinstance(plan, MaxLoss):
             return policies.within_loss(plan, self._table.distinct).plan(count)
         return self._table.with_accuracies(plan) if isinstance(plan, LengthPlan) else plan

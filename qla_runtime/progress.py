@@ -7,13 +7,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
 from qla_runtime.errors import InputError, shown
 from qla_runtime.fork_safe import importing
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
 
 Progress = bool | Callable[[int], Any]
 """True shows a bar, False nothing. A function is called with the number of inputs done since the last call."""
@@ -70,33 +67,3 @@ def bar(total: int, what: str | None, *, delay: float = 2) -> Iterator[Callable[
     interval = 0.2 if sys.stderr is not None and sys.stderr.isatty() else 10
     with tqdm(total=total, desc=what, delay=delay, mininterval=interval, file=sys.stderr) as shown:
         yield shown.update
-
-
-def work_bar(
-    total: int, what: str, show: bool, *, done: int = 0, unit: str = "it", delay: float = 2
-) -> tqdm[NoReturn]:
-    """A bar with time left, for work of minutes: on a terminal it is redrawn, in a log each state is a line.
-
-    Args:
-        total: units of work.
-        what: what is being done.
-        show: False draws nothing.
-        done: units that an earlier run did.
-        unit: the name of one.
-        delay: seconds before the bar appears.
-    """
-    from tqdm import tqdm
-
-    interval = 0.5 if sys.stderr.isatty() else 30
-    return tqdm(
-        total=total,
-        initial=done,
-        desc=what,
-        unit=unit,
-        delay=delay,
-        disable=not show,
-        mininterval=interval,
-        maxinterval=max(10, interval),
-        file=sys.stderr,
-        dynamic_ncols=True,
-    )

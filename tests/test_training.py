@@ -25,7 +25,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'qla_runtime[train]')")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
-from test_convert import add_sentence_layout, random_ids, save_checkpoint  # noqa: E402
+from checkpoint_tools import add_sentence_layout, random_ids, save_checkpoint  # noqa: E402
 
 import qla_runtime  # noqa: E402
 from qla_runtime.checkpoints.reader import open_checkpoint  # noqa: E402

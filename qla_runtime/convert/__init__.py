@@ -15,8 +15,9 @@
 ``noise``             keeps what other libraries print out of our output
 ===================== ========================================================================================
 
-Checkpoints are read by :mod:`qla_runtime.checkpoints`, packages are written by :mod:`qla_runtime.model`. Importing
-this package imports neither torch nor anything else of the ``[convert]`` extra; ``scales="max-abs"`` needs none of it.
+Checkpoints are read by :mod:`qla_runtime.checkpoints`, packages are written by :mod:`qla_runtime.model`.
+Importing this package imports neither torch nor anything else of the ``[convert]`` extra, and ``scales="max-abs"``
+needs nothing of it.
 """
 
 from __future__ import annotations

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from qla_runtime.bars import bar
 from qla_runtime.convert.calibration import Sample
 from qla_runtime.convert.noise import quiet
 from qla_runtime.convert.scales import ALGORITHMS, LINEARS, LinearScales
 from qla_runtime.errors import InputError, QlaError
 from qla_runtime.lengths.configs import LengthConfig
 from qla_runtime.model.float_model import Encoder
-from qla_runtime.progress import work_bar
 
 _WEIGHT_NAME = re.compile(rf"layers[._](\d+)[._]({'|'.join(LINEARS)})[._]weight$")
 
@@ -106,7 +106,7 @@ def calibrate(
     dropping = dict.fromkeys(c for c in lengths if c.rule != "ratio" or min(c.values) < 1)
     runs: list[LengthConfig | None] = [None, *dropping]
     united: dict[tuple[int, str], LinearScales] = {}
-    with work_bar(len(runs) * len(samples), "calibrating", progress, unit="text", delay=0) as shown:
+    with bar(len(runs) * len(samples), "calibrating", progress, unit="text", delay=0) as shown:
         for length in runs:
             for key, scales in _calibrate_one(encoder, samples, length, algorithm, shown).items():
                 united[key] = united[key].united(scales) if key in united else scales

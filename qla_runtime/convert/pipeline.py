@@ -101,9 +101,9 @@ def convert(
     Returns:
         The report: ``name``, ``task``, ``activations``, ``scales`` (where they are from), ``samples``, ``tokens``,
         ``texts`` (where they come from), ``reference`` (what INT8 is compared with; None without torch, and then
-        ``modes`` is empty), ``held_out``, ``calibration_samples``, ``correction_samples`` (texts that a classifier's
-        bias was corrected on), ``agreement_means``, ``modes``, ``bytes`` and ``notes`` (what of the checkpoint the
-        package leaves out, a sentence each); see :func:`report.compare`.
+        ``modes`` is empty), ``held_out``, ``calibration_samples``, ``correction_samples`` (texts that a
+        classifier's bias was corrected on), ``agreement_means``, ``modes``, ``bytes`` and ``notes`` (what of the
+        checkpoint the package leaves out, a sentence each); see :func:`report.compare`.
 
     Raises:
         InputError: an argument or a file is wrong, or ``out`` cannot be written or has no room.

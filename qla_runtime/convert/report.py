@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qla_runtime.bars import bar
 from qla_runtime.convert.calibration import Sample
 from qla_runtime.convert.noise import quiet
 from qla_runtime.model.spec import TaskSpec
-from qla_runtime.progress import work_bar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -146,7 +146,7 @@ def compare(
         "agreement"}}}``. Cosines are per token, over all tokens of all samples.
     """
     total = len(samples) * (1 + len(candidates))
-    with work_bar(total, "comparing", progress, unit="text", delay=0) as shown:
+    with bar(total, "comparing", progress, unit="text", delay=0) as shown:
 
         def results(run: Run) -> list[Result]:
             collected = []

@@ -28,17 +28,13 @@ UNCALIBRATED = 0.5
 """Escalate's threshold where neither the caller nor the package has one."""
 
 
-def with_threshold(policy: Escalate, thresholds: Mapping[tuple[str, str], float]) -> Escalate:
-    """The policy with its threshold settled: its own, else the package's for its two names.
-
-    Args:
-        policy: the policy.
-        thresholds: those of the package's :class:`~qla_runtime.lengths.table.LengthTable`.
-    """
+def with_threshold(policy: Escalate, package: Mapping[str, Any]) -> Escalate:
+    """The policy with its threshold settled: its own, else that of ``length_configs.json`` for its two names."""
     if policy.threshold is not None:
         return policy
     pair = tuple(c.name if isinstance(c, NamedLength) else c for c in (policy.cheap, policy.dear))
-    return replace(policy, threshold=thresholds.get(pair, UNCALIBRATED))
+    stored = {(entry["cheap"], entry["dear"]): entry["threshold"] for entry in package.get("escalations", ())}
+    return replace(policy, threshold=stored.get(pair, UNCALIBRATED))
 
 
 # --------------------------------------------------------------------------------------------- choosing

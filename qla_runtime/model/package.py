@@ -120,8 +120,8 @@ def json_bytes(value: Mapping[str, Any]) -> bytes:
         return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"{error.object[max(0, error.start - 20) : error.end]!r} ends with half of a surrogate pair, which is no "
-            "text; correct the name or prompt that holds it"
+            f"{error.object[max(0, error.start - 20) : error.end]!r} ends with half of a surrogate pair, which is "
+            "no text; correct the name or prompt that holds it"
         ) from error
 
 

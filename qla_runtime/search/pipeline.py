@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from qla_runtime import _core
+from qla_runtime.bars import bar
 from qla_runtime.errors import InputError
 from qla_runtime.evaluation.squad import sampling_error
 from qla_runtime.lengths.configs import Accuracy, LengthConfig
 from qla_runtime.model.package import crc32c
-from qla_runtime.progress import work_bar
 from qla_runtime.search.cost import Cost, macs_share, time_share
 from qla_runtime.search.evolve import Plan, Point, evolve, frontier
 from qla_runtime.search.genome import Genome, Space
@@ -82,7 +82,7 @@ def search(
             + len(options.start)
             + options.generations * (options.mutations + options.crossovers)
         )
-        with work_bar(expected, "search", progress, unit="config") as shown:
+        with bar(expected, "search", progress, unit="config") as shown:
             bench = Bench(searched, first, options.cost, space, log, shown)
             points = _evolved(bench, options)
             if len(first.items) < len(whole.items):

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from qla_runtime.bars import bar
 from qla_runtime.errors import InputError
 from qla_runtime.model.spec import EncoderSpec, TaskSpec
 from qla_runtime.texts.data_sets import Labelled
 from qla_runtime.texts.data_sets import read_labelled as read_labelled  # the trainer's callers find it here, too
 from qla_runtime.texts.files import read_json
 from qla_runtime.texts.windows import Ragged, TextEncoder, batches
-from qla_runtime.training.bars import bar
 
 if TYPE_CHECKING:
     import torch

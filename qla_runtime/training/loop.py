@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from qla_runtime.bars import bar
 from qla_runtime.errors import InputError, QlaError
 from qla_runtime.model.float_model import Model
-from qla_runtime.training.bars import bar
 from qla_runtime.training.data import Batch
 from qla_runtime.training.device import Device
 from qla_runtime.training.run_folder import RunFolder

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qla_runtime.bars import bar
 from qla_runtime.checkpoints.reader import Checkpoint
 from qla_runtime.errors import QlaError
 from qla_runtime.model.float_model import Model
 from qla_runtime.model.staging import staging
-from qla_runtime.training.bars import bar
 from qla_runtime.training.data import Batch, Features
 from qla_runtime.training.device import Device
 
