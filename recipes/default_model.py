@@ -22,13 +22,13 @@ from tqdm import tqdm
 
 from qla_runtime import Engine, Escalate, LengthConfig
 from qla_runtime.convert import convert
-from qla_runtime.convert.card import Provenance
 from qla_runtime.errors import InputError
 from qla_runtime.evaluation import squad as evaluate
 from qla_runtime.evaluation.questions import read_squad
 from qla_runtime.lengths import policies
 from qla_runtime.lengths.configs import Accuracy, Length
-from qla_runtime.model.package_writer import check_target, json_bytes, update_package
+from qla_runtime.model.card import LENGTH_HEADING, Provenance
+from qla_runtime.model.package import CARD, LENGTHS, check_target, json_bytes, update_package
 from qla_runtime.search import SearchOptions, search
 from qla_runtime.search.package import Package
 
@@ -170,14 +170,14 @@ def finish(package: Path, dev: Path, frontier: list[LengthConfig]) -> Scores:
     for number, config in enumerate(frontier, 1):
         found = measure(engine, dev, f"frontier, {number} of {len(frontier)}", config, "even")
         measured.append((config, accuracy(found.f1)))
-    Package(package).write_lengths(named, measured)
+    searched = Package(package)
+    searched.write_lengths(named, measured)
 
-    lengths = json.loads((package / "length_configs.json").read_text())
-    promised = vars(accuracy(scores[escalate]["even"].f1))
-    lengths["escalations"] = [{"cheap": cheap, "dear": dear, "threshold": threshold, "accuracy": promised}]
-    head, tail = (package / "README.md").read_text().split("## Length configs", 1)
-    card = f"{head}{score_section(scores)}\n## Length configs{tail}"
-    update_package(package, {"length_configs.json": json_bytes(lengths), "README.md": card.encode()})
+    promised = accuracy(scores[escalate]["even"].f1)
+    lengths = searched.lengths().with_threshold(cheap, dear, threshold, promised).to_json()
+    head, tail = (package / CARD).read_text().split(LENGTH_HEADING, 1)
+    card = f"{head}{score_section(scores)}\n{LENGTH_HEADING}{tail}"
+    update_package(package, {LENGTHS: json_bytes(lengths), CARD: card.encode()})
     return scores
 
 

@@ -24,10 +24,10 @@ from tqdm import tqdm
 
 from qla_runtime import Engine, LengthConfig, QlaError
 from qla_runtime.convert import convert
-from qla_runtime.convert.card import Provenance
 from qla_runtime.evaluation import sts as evaluate
 from qla_runtime.lengths.configs import Accuracy, Length
-from qla_runtime.model.package_writer import check_target, update_package
+from qla_runtime.model.card import Provenance
+from qla_runtime.model.package import check_target, update_package
 from qla_runtime.search import SearchOptions, search
 from qla_runtime.search.cost import macs_share
 from qla_runtime.search.package import Package

@@ -58,6 +58,8 @@ FAMILIES = {
     "xlm-roberta": ("XLMRoberta", "unigram", _ROBERTA),
     "xlm-roberta-8k": ("XLMRoberta", "unigram", {**_ROBERTA, "max_position_embeddings": 8194}),
     "camembert": ("Camembert", "unigram", _ROBERTA),
+    "electra": ("Electra", "wordpiece", {**_BERT, "embedding_size": 768}),
+    "electra-large": ("Electra", "wordpiece", {**_BERT, "embedding_size": 1024}),
 }
 
 
@@ -134,6 +136,7 @@ PUBLISHED = (
     _embed("google/bert_uncased_L-4_H-512_A-8", "bert", SMALL, "mean"),
     _embed("google/bert_uncased_L-8_H-512_A-8", "bert", MEDIUM, "mean"),
     _embed("microsoft/xtremedistil-l6-h256-uncased", "bert", XTREME, "mean"),
+    _embed("google/electra-base-discriminator", "electra", BASE, "mean"),
     _classify("cross-encoder/ms-marco-MiniLM-L6-v2", "bert", MINILM6, 1, fast=True),
     _classify("cross-encoder/ms-marco-MiniLM-L12-v2", "bert", MINILM12, 1),
     _classify("BAAI/bge-reranker-base", "xlm-roberta", BASE, 1),
@@ -151,11 +154,13 @@ PUBLISHED = (
     _answer("deepset/bert-base-cased-squad2", "bert-cased", BASE),
     _answer("deepset/bert-large-uncased-whole-word-masking-squad2", "bert", LARGE),
     _answer("deepset/xlm-roberta-base-squad2", "xlm-roberta", BASE),
+    _answer("deepset/electra-base-squad2", "electra", BASE, fast=True),
     _tag("dslim/bert-base-NER", "bert-cased", BASE, 9, fast=True),
     _tag("dbmdz/bert-large-cased-finetuned-conll03-english", "bert-cased", LARGE, 9),
     _tag("Davlan/bert-base-multilingual-cased-ner-hrl", "bert-cased", BASE, 9),
     _tag("Jean-Baptiste/camembert-ner", "camembert", BASE, 5, fast=True),
     _tag("Jean-Baptiste/roberta-large-ner-english", "roberta", LARGE, 5),
+    _tag("dbmdz/electra-large-discriminator-finetuned-conll03-english", "electra-large", LARGE, 9),
 )
 
 TEXTS = (
@@ -208,7 +213,7 @@ def save_checkpoint(published: Published, folder: Path) -> Path:
                 parameter.copy_(0.5 * torch.randn_like(parameter))
     model.save_pretrained(folder)
     tokenizer.model_max_length = config.max_position_embeddings - (
-        common["pad_token_id"] + 1 if prefix != "Bert" else 0
+        common["pad_token_id"] + 1 if "bos_token_id" in common else 0
     )
     tokenizer.save_pretrained(folder)
     if published.task == "embedding":

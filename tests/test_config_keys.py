@@ -11,14 +11,13 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'qla_runtime[convert]')")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
-from test_convert import FLOAT32, random_ids, save_checkpoint  # noqa: E402
+from checkpoint_tools import FLOAT32, random_ids, save_checkpoint  # noqa: E402
 
-from qla_runtime.checkpoints.config_keys import DEFAULTS, infer_model_type, unknown_keys  # noqa: E402
+from qla_runtime.checkpoints.config import encoder_spec, label_names  # noqa: E402
+from qla_runtime.checkpoints.config_keys import infer_model_type, unknown_keys  # noqa: E402
 from qla_runtime.checkpoints.reader import open_checkpoint  # noqa: E402
 from qla_runtime.errors import InputError, UnsupportedError  # noqa: E402
-from qla_runtime.model.spec import encoder_spec, label_names  # noqa: E402
-
-CONFIG_CLASSES = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert"}
+from qla_runtime.families import FAMILIES  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -33,20 +32,24 @@ def with_config(folder: Path, out: Path, change: dict, drop: tuple[str, ...] = (
     return out
 
 
-@pytest.mark.parametrize("model_type", DEFAULTS)
+@pytest.mark.parametrize("model_type", FAMILIES)
 def test_defaults_are_those_of_transformers(model_type):
-    theirs = getattr(transformers, f"{CONFIG_CLASSES[model_type]}Config")()
-    assert DEFAULTS[model_type] == {key: getattr(theirs, key) for key in DEFAULTS[model_type]}
+    family = FAMILIES[model_type]
+    theirs = getattr(transformers, f"{family.class_prefix}Config")()
+    assert family.defaults == {key: getattr(theirs, key) for key in family.defaults}
     assert not unknown_keys(theirs.to_dict())
-    spec = encoder_spec({"model_type": model_type})
+    # ELECTRA's own defaults are those of its small size, which is refused.
+    base = {"hidden_size": 768, "embedding_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
+    given = {key: base[key] for key in base if key in family.defaults and family.defaults[key] != base[key]}
+    spec = encoder_spec({"model_type": model_type} | given)
     assert (spec.layers, spec.hidden, spec.heads, spec.intermediate) == (12, 768, 12, 3072)
     assert spec.norm_eps == theirs.layer_norm_eps and spec.type_vocab_size == theirs.type_vocab_size
-    assert spec.position_offset == (0 if model_type == "bert" else theirs.pad_token_id + 1)
-    nulls = {"model_type": model_type} | dict.fromkeys(DEFAULTS[model_type])
-    assert encoder_spec(nulls) == spec
+    assert spec.position_offset == (theirs.pad_token_id + 1 if family.positions_after_padding else 0)
+    nulls = {"model_type": model_type} | dict.fromkeys(family.defaults)
+    assert encoder_spec(nulls | given) == spec
 
 
-@pytest.mark.parametrize("family", ["Bert", "Roberta"])
+@pytest.mark.parametrize("family", ["Bert", "Roberta", "Electra"])
 def test_a_config_without_its_defaults_gives_transformers_numbers(tmp_path, family):
     """Each optional key left out: what transformers loads from the same folder computes the same."""
     dropped = ("layer_norm_eps", "hidden_act", "pad_token_id", "position_embedding_type", "label2id", "dtype")
@@ -60,7 +63,7 @@ def test_a_config_without_its_defaults_gives_transformers_numbers(tmp_path, fami
     torch.testing.assert_close(logits, expected, **FLOAT32)
 
 
-@pytest.mark.parametrize("family", ["Bert", "Roberta"])
+@pytest.mark.parametrize("family", ["Bert", "Roberta", "Electra"])
 def test_folders_without_model_type(tmp_path, family):
     made = save_checkpoint(tmp_path / "all", family, "token-classification")
     folder = with_config(made, tmp_path / "old", {}, ("model_type",))
@@ -71,7 +74,7 @@ def test_folders_without_model_type(tmp_path, family):
 
 
 @pytest.mark.parametrize(
-    "architecture", ["DistilBertModel", "ElectraForTokenClassification", "BertweetModel", "T5"]
+    "architecture", ["DistilBertModel", "DebertaForTokenClassification", "BertweetModel", "T5"]
 )
 def test_other_architectures_are_not_taken_for_bert(bert, tmp_path, architecture):
     change = {"architectures": [architecture], "model_type": None}

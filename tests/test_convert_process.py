@@ -18,14 +18,15 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("neural_compressor", reason="neural-compressor-pt is not installed")
 pytest.importorskip("qla_runtime._core", reason="the native module is not built")
 
-from test_convert import save_checkpoint  # noqa: E402
+from checkpoint_tools import save_checkpoint  # noqa: E402
 
 from qla_runtime.checkpoints.reader import open_checkpoint  # noqa: E402
-from qla_runtime.convert import convert, pipeline  # noqa: E402
+from qla_runtime.convert import convert  # noqa: E402
+from qla_runtime.convert.contents import package_bytes  # noqa: E402
 from qla_runtime.convert.report import reference_of  # noqa: E402
 from qla_runtime.engine import Engine  # noqa: E402
 from qla_runtime.errors import InputError  # noqa: E402
-from qla_runtime.model import package_writer  # noqa: E402
+from qla_runtime.model import staging  # noqa: E402
 
 QUIET = dict(progress=False)
 
@@ -49,7 +50,7 @@ def no_work(monkeypatch):
     def load(*_, **__):
         raise AssertionError("the weights are read before the check")
 
-    monkeypatch.setattr("qla_runtime.checkpoints.reader.Checkpoint.load_model", load)
+    monkeypatch.setattr("qla_runtime.checkpoints.reader.Checkpoint.load_state", load)
 
 
 def qla(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
@@ -88,9 +89,9 @@ def test_refuses_a_place_that_cannot_be_written(no_work, checkpoint, tmp_path):
 
 
 def test_refuses_a_full_disk(no_work, checkpoint, tmp_path, monkeypatch):
-    needed = pipeline.package_bytes(open_checkpoint(checkpoint))
+    needed = package_bytes(open_checkpoint(checkpoint))
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(package_writer.shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
+    monkeypatch.setattr(staging.shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
     with pytest.raises(InputError, match="the output needs .* are free"):
         convert(checkpoint, tmp_path / "package", **QUIET)
     assert not any(tmp_path.iterdir())
@@ -100,7 +101,7 @@ def test_room_is_what_a_package_takes(checkpoint, tmp_path):
     convert(checkpoint, tmp_path / "package", **QUIET)
     taken = sum(path.stat().st_size for path in (tmp_path / "package").iterdir())
     spare = 1 << 20  # for the JSON files and the card
-    assert taken <= pipeline.package_bytes(open_checkpoint(checkpoint)) <= taken + spare
+    assert taken <= package_bytes(open_checkpoint(checkpoint)) <= taken + spare
 
 
 def test_refuses_names(no_work, checkpoint, tmp_path):
@@ -173,11 +174,11 @@ def test_publishing_across_file_systems(tmp_path, monkeypatch):
         for name in ("config.json", "manifest.json"):
             (folder / name).write_text(content)
     (out / "old.txt").write_text("old")
-    monkeypatch.setattr(package_writer, "_rename", lambda *_: OSError(18, "Invalid cross-device link"))
+    monkeypatch.setattr(staging, "_rename", lambda *_: OSError(18, "Invalid cross-device link"))
     moved = []
     replace = os.replace
     monkeypatch.setattr(os, "replace", lambda a, b: (moved.append(Path(b).name), replace(a, b)))
-    package_writer.publish(new, out)
+    staging.publish(new, out)
     assert moved == ["config.json", "manifest.json"]
     assert {path.name: path.read_text() for path in out.iterdir()} == {
         "config.json": "new", "manifest.json": "new", "old.txt": "old",
@@ -199,10 +200,10 @@ def test_own_folder_in_a_foreign_parent(tmp_path):
         try:
             os.setgid(nobody)
             os.setuid(nobody)
-            with package_writer.staging(top / "out") as stage:
+            with staging.staging(top / "out") as stage:
                 (stage / "new").mkdir()
                 (stage / "new" / "manifest.json").write_text("{}")
-                package_writer.publish(stage / "new", top / "out")
+                staging.publish(stage / "new", top / "out")
             status = int(os.listdir(top / "out") != ["manifest.json"])
         finally:
             os._exit(status)
@@ -236,11 +237,11 @@ def test_handlers_are_given_back(tmp_path):
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        with package_writer.staging(tmp_path / "package"):
+        with staging.staging(tmp_path / "package"):
             assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN  # whoever ignores it goes on doing so
     finally:
         signal.signal(signal.SIGTERM, before[0])
-    with package_writer.staging(tmp_path / "package"):
+    with staging.staging(tmp_path / "package"):
         pass
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
 
@@ -271,16 +272,15 @@ def test_a_misread_weight_shows_in_the_report(checkpoint, tmp_path, monkeypatch)
     """INT8 is compared with what transformers makes of the checkpoint, not with what we made of it."""
     from qla_runtime.checkpoints.reader import Checkpoint
 
-    load = Checkpoint.load_model
+    load = Checkpoint.load_state
 
     def misread(self, **options):
-        model = load(self, **options)
-        with torch.no_grad():
-            model.encoder.layers[1].ffn_in.weight.mul_(-3)
-        return model
+        state = load(self, **options)
+        state["encoder.layers.1.ffn_in.weight"] *= -3
+        return state
 
     right = convert(checkpoint, tmp_path / "right", **QUIET)["modes"]["per_token"]
-    monkeypatch.setattr(Checkpoint, "load_model", misread)
+    monkeypatch.setattr(Checkpoint, "load_state", misread)
     wrong = convert(checkpoint, tmp_path / "wrong", **QUIET)["modes"]["per_token"]
     assert right["hidden_cosine_mean"] > 0.98 > 0.95 > wrong["hidden_cosine_mean"]
 

@@ -173,7 +173,7 @@ def test_similarity_is_sentence_transformers(tmp_path):
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory) -> Path:
     pytest.importorskip("transformers", reason="checkpoints are made with the [convert] extra")
-    from test_convert import save_checkpoint
+    from checkpoint_tools import save_checkpoint
 
     return save_checkpoint(tmp_path_factory.mktemp("bare") / "bare", "Bert", "embedding")
 
@@ -181,7 +181,7 @@ def bare(tmp_path_factory) -> Path:
 def sentence_folder(
     bare: Path, folder: Path, saved: dict | None = None, pooling: dict | None = None, **layout
 ) -> Path:
-    from test_convert import add_sentence_layout
+    from checkpoint_tools import add_sentence_layout
 
     shutil.copytree(bare, folder)
     add_sentence_layout(folder, **layout)

@@ -1,5 +1,5 @@
-"""Checkpoint in, answers out: BERT- and RoBERTa-type models with random weights through convert and the engine,
-against the same model in transformers (float32)."""
+"""Checkpoint in, answers out: a model of each family with random weights through convert and the engine, against
+the same model in transformers (float32)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,17 @@ torch = pytest.importorskip("torch", reason="torch is not installed (pip install
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("neural_compressor", reason="neural-compressor-pt is not installed")
 
-from test_convert import save_checkpoint  # noqa: E402
+from checkpoint_tools import save_checkpoint  # noqa: E402
 
 from qla_runtime import Engine, LengthConfig  # noqa: E402
+from qla_runtime.checkpoints.config import encoder_spec  # noqa: E402
+from qla_runtime.checkpoints.reader import open_checkpoint  # noqa: E402
+from qla_runtime.checkpoints.tensors import names  # noqa: E402
 from qla_runtime.convert import convert  # noqa: E402
+from qla_runtime.errors import UnsupportedError  # noqa: E402
+from qla_runtime.families import FAMILIES  # noqa: E402
+from qla_runtime.model.float_model import Model  # noqa: E402
+from qla_runtime.model.spec import TASK_KINDS, TaskSpec  # noqa: E402
 
 HIDDEN, LAYERS = 128, 3
 WORDS = [f"w{i}" for i in range(4, 100)]
@@ -38,7 +45,7 @@ def open_converted(tmp_path: Path, texts: Path, family: str, kind: str, **change
 
 
 @pytest.mark.parametrize("head_dim", [32, 64])
-@pytest.mark.parametrize("family", ["Bert", "Roberta"])
+@pytest.mark.parametrize("family", ["Bert", "Roberta", "Electra"])
 def test_states_are_near_float_per_token(tmp_path, texts, family: str, head_dim: int) -> None:
     """Cosine of every single token's last hidden state to transformers' at least 0.99."""
     engine, checkpoint = open_converted(
@@ -97,7 +104,7 @@ def test_a_cross_encoder_ranks_like_transformers(tmp_path, texts, family: str) -
     assert all(r["macs"] < cost[r["index"]] for r in dropped)
 
 
-@pytest.mark.parametrize("family", ["Bert", "Roberta"])
+@pytest.mark.parametrize("family", ["Bert", "Roberta", "Electra"])
 def test_a_token_classifier_tags_like_transformers(tmp_path, texts, family: str) -> None:
     engine, checkpoint = open_converted(
         tmp_path, texts, family, "token-classification", num_labels=3, num_attention_heads=4
@@ -119,3 +126,58 @@ def test_a_token_classifier_tags_like_transformers(tmp_path, texts, family: str)
     assert checked >= 10
     for span in spans:
         assert text[span["start"] : span["end"]] == span["text"] and 0 < span["score"] <= 1
+
+
+# --- what a family refuses, and what it leaves out ---------------------------------------------------
+
+
+def test_unknown_families_are_told_the_known_ones():
+    known = (
+        f"supported are {', '.join(sorted(FAMILIES))}. Convert a BERT-type, RoBERTa-type or ELECTRA-type encoder"
+    )
+    with pytest.raises(UnsupportedError, match=known):
+        encoder_spec({"model_type": "deberta-v2"})
+
+
+def test_electra_small_has_a_projection(tmp_path):
+    folder = save_checkpoint(tmp_path / "small", "Electra", "span-qa", embedding_size=32)
+    with pytest.raises(UnsupportedError, match="embedding_size is 32 and hidden_size is 64.*ELECTRA-base"):
+        open_checkpoint(folder)
+
+
+def test_the_head_of_electra_for_classification_is_another(tmp_path):
+    folder = save_checkpoint(tmp_path / "c", "Electra", "sequence-classification")
+    with pytest.raises(UnsupportedError, match="ELECTRA for sequence-classification has a dense layer with GELU"):
+        open_checkpoint(folder)
+    # Its encoder is the same as ever.
+    notes = open_checkpoint(folder, task="embedding").notes
+    assert any("a head for another task" in note for note in notes)
+
+
+def test_pretraining_heads_of_electra_are_named(tmp_path):
+    config = transformers.ElectraConfig(
+        vocab_size=100, hidden_size=64, embedding_size=64, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=64,
+    )  # fmt: skip
+    folder = save_checkpoint(tmp_path / "p", "Electra", "embedding", num_hidden_layers=1, intermediate_size=64)
+    transformers.ElectraForPreTraining(config).save_pretrained(folder)
+    (note,) = open_checkpoint(folder, task="embedding").notes
+    assert "heads of pretraining" in note and "discriminator_predictions" in note
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_family_says_what_the_engine_needs(model_type):
+    """A name for each of our modules, and a head or a reason for each task."""
+    family = FAMILIES[model_type]
+    assert family.model_type == model_type
+    encoder = encoder_spec(
+        {"model_type": model_type, "hidden_size": 64, "embedding_size": 64, "num_attention_heads": 1,
+         "intermediate_size": 64, "num_hidden_layers": 2}
+    )  # fmt: skip
+    for kind in TASK_KINDS:
+        assert (kind in family.heads) != (kind in family.other_heads)
+        if kind in family.heads:
+            pooler = "dense_tanh" if "pooler" in family.heads[kind] else "none"
+            task = TaskSpec(kind, 64, labels=("a", "b"), pooler=pooler)
+            wanted = {name.rsplit(".", 1)[0] for name in Model(encoder, task).state_dict()}
+            assert names(family, encoder, task).keys() == wanted

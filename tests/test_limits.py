@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import package_tools
 import pytest
 
-from qla_runtime import Engine
+from qla_runtime import Engine, LengthConfig
+from qla_runtime.checkpoints.config import encoder_spec, label_names, task_spec
 from qla_runtime.errors import InputError, PackageError, QlaError, UnsupportedError
+from qla_runtime.lengths.table import LengthTable
 from qla_runtime.model import limits
-from qla_runtime.model.spec import encoder_spec, label_names
+from qla_runtime.model.pack import embedding_scale, pad16, quantize_rows
+from qla_runtime.model.package import json_bytes
+from qla_runtime.model.spec import TASK_KINDS, EncoderSpec, TaskSpec
 
 ENCODER = {
     "layers": (1, limits.MAX_LAYERS),
@@ -24,6 +29,18 @@ ENCODER = {
     "norm_eps": (2.0**-126, limits.MAX_NORM_EPS),
 }
 STEP = {"hidden": 64, "intermediate": 64, "norm_eps": 1e-40}
+
+
+def fault_of_config(folder, encoder: dict, task: dict) -> str | None:
+    """What the loader says against these parts of a config.json; the tensors are others' and don't count."""
+    package = package_tools.tiny_package(task["kind"])
+    package.config["encoder"], package.config["task"] = encoder, task
+    package.config["linears"] = package.config["linears"][:1] * encoder["layers"]
+    try:
+        Engine.from_pretrained(package.save(folder))
+    except QlaError as error:
+        return str(error) if "config.json" in str(error).split("by config.json")[0] else None
+    return None
 
 
 def loader_refuses(tmp_path, section: str, key: str, value) -> bool:
@@ -146,8 +163,6 @@ def test_the_largest_labels_that_conversion_takes_fit(tmp_path):
     limits.check_labels(labels)
     package = package_tools.tiny_package("sequence-classification", layers=1, labels=labels)
     folder = package.save(tmp_path / "quoted")
-    from qla_runtime.model.package_writer import json_bytes
-
     package_tools.edit_bytes(folder, "config.json", lambda text: json_bytes(json.loads(text)))
     Engine.from_pretrained(folder)
 
@@ -157,3 +172,140 @@ def test_names_of_packages(name):
     with pytest.raises(InputError, match="1 to 200 printable characters"):
         limits.check_name(name)
     assert limits.check_name("München, v2 (日本語)") == "München, v2 (日本語)"
+
+
+# --- what conversion makes of a config, the loader takes ---------------------------------------------
+
+NEAR = {
+    "num_hidden_layers": (1, 2, limits.MAX_LAYERS, limits.MAX_LAYERS + 1),
+    "hidden_size": (64, 96, 128, limits.MAX_HIDDEN, limits.MAX_HIDDEN + 64),
+    "num_attention_heads": (1, 2, 3, 4, 64, 128),
+    "intermediate_size": (64, 65, limits.MAX_INTERMEDIATE, limits.MAX_INTERMEDIATE + 64),
+    "vocab_size": (1, 100, limits.MAX_VOCAB, limits.MAX_VOCAB + 1),
+    "max_position_embeddings": (7, 8, 9, 10, 40, 512, 4096, 4097, 4098, 8194, 1 << 40),
+    "type_vocab_size": (1, 2, limits.MAX_TYPES, limits.MAX_TYPES + 1),
+    "layer_norm_eps": (1e-12, 2.0**-126, 1e-38, 0.1, 0.1000001, 1.0),
+    "pad_token_id": (0, 1, limits.MAX_POSITIONS - 1, limits.MAX_POSITIONS),
+    "num_labels": (1, 2, 5),
+    "problem_type": (None, "regression", "single_label_classification", "multi_label_classification"),
+}
+SMALL = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 64, "num_hidden_layers": 1}
+
+
+@pytest.mark.parametrize("kind", TASK_KINDS)
+@pytest.mark.parametrize("model_type", ["bert", "roberta"])
+def test_the_loader_takes_what_conversion_makes_of_a_config(tmp_path, model_type, kind):
+    """Each key at and beyond its limits, alone and three at a time; lengths at which texts are cut, too."""
+    random = np.random.default_rng(list(map(ord, model_type + kind)))
+    changes = [{key: value} for key, values in NEAR.items() for value in values]
+    for _ in range(60):
+        keys = random.choice(list(NEAR), 3, replace=False)
+        changes.append({key: NEAR[key][random.integers(len(NEAR[key]))] for key in keys})
+    made = refused = 0
+    for number, change in enumerate(changes):
+        config = {"model_type": model_type} | SMALL | change
+        max_length = (None, 7, 8, 9, 20, 30, 31, 512, 4096)[random.integers(9)]
+        try:
+            encoder = encoder_spec(config, max_length=max_length)
+            task = task_spec(config, encoder, task=kind, max_length=max_length)
+        except QlaError:
+            refused += 1
+            continue
+        made += 1
+        assert EncoderSpec.from_json(encoder.to_json()) == encoder
+        assert TaskSpec.from_json(task.to_json()) == task
+        assert fault_of_config(tmp_path / str(number), encoder.to_json(), task.to_json()) is None, (config, task)
+    assert made > 20 and refused > 20
+
+
+@pytest.mark.parametrize("max_length", [8, 20, 29, 30, 31])
+def test_answers_are_no_longer_than_texts(max_length):
+    config = BASE | {"architectures": ["BertForQuestionAnswering"]}
+    assert task_spec(config, encoder_spec(config), max_length=max_length).max_answer_tokens == min(30, max_length)
+
+
+@pytest.mark.parametrize("name", ["", 3, None])
+def test_names_of_length_configs(name):
+    task = {"kind": "span-qa", "max_length": 8, "keep_cls": True}
+    shape = {"layers": 1, "hidden": 64, "intermediate": 64, "outputs": 2}
+    full = LengthConfig.ratio([1.0])
+    with pytest.raises(InputError, match="name of a length config is"):
+        LengthTable.of({"full": full, name: full}, shape, task)
+
+
+def test_files_that_are_too_large():
+    small = b"{}"
+    limits.check_sizes(small, small, "{}")
+    with pytest.raises(UnsupportedError, match="config.json takes 16777216 bytes"):
+        limits.check_sizes(b" " * limits.MAX_CONFIG_BYTES, small, "{}")
+    with pytest.raises(UnsupportedError, match="length_configs.json takes 1048577 bytes"):
+        limits.check_sizes(small, b" " * (limits.MAX_JSON_BYTES + 1), "{}")
+    with pytest.raises(UnsupportedError, match="tokenizer.json takes"):
+        limits.check_sizes(small, small, " " * (limits.MAX_TOKENIZER_BYTES + 1))
+
+
+def test_the_size_of_length_configs_json(tmp_path):
+    folder = package_tools.tiny_package("embedding").save(tmp_path / "large")
+
+    def fill(size: int):
+        return lambda text: text + b" " * (size - len(text))
+
+    package_tools.edit_bytes(folder, "length_configs.json", fill(limits.MAX_JSON_BYTES))
+    Engine.from_pretrained(folder)
+    package_tools.edit_bytes(folder, "length_configs.json", fill(limits.MAX_JSON_BYTES + 1))
+    with pytest.raises(PackageError, match=f"at most {limits.MAX_JSON_BYTES} are allowed"):
+        Engine.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "value", [limits.MAX_VALUE, np.nextafter(np.float32(limits.MAX_VALUE), np.float32(np.inf))]
+)
+def test_the_size_of_floats(tmp_path, value):
+    package = package_tools.tiny_package("embedding")
+    package.tensors["embeddings.norm.bias"][3] = -value
+    folder = package.save(tmp_path / "package")
+    if value <= limits.MAX_VALUE:
+        limits.check_values("x", package.tensors["embeddings.norm.bias"])
+        Engine.from_pretrained(folder)
+    else:
+        with pytest.raises(UnsupportedError, match="the weights: x has values up to 10000; a package holds 10000"):
+            limits.check_values("x", package.tensors["embeddings.norm.bias"])
+        with pytest.raises(PackageError, match="at most 10000 in size"):
+            Engine.from_pretrained(folder)
+
+
+def test_scales_of_nearly_empty_rows(tmp_path):
+    """A row so small that its scale would be no normal float: the loader wants a positive one."""
+    package = package_tools.tiny_package("embedding")
+    table = np.zeros((101, 64), np.float32)
+    table[1], table[2], table[3] = 1e-45, 1e-38, 1.0
+    scale = embedding_scale(table)
+    package.tensors["embeddings.word.weight"] = quantize_rows(table, scale)
+    package.tensors["embeddings.word.scale"] = pad16(scale)
+    assert scale[:3].tolist() == [1, 1, 1] and scale[3] == np.float32(1 / 127)
+    Engine.from_pretrained(package.save(tmp_path / "package"))
+
+
+def test_names_that_are_no_text():
+    """Half of a surrogate pair, which a checkpoint's JSON can spell: in a prompt, a label, a length's name."""
+    with pytest.raises(InputError, match="half of a surrogate pair"):
+        json_bytes({"prompts": {"query": "half \ud800"}})
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "names"),
+    [
+        ("embedding", "similarity", limits.SIMILARITIES),
+        ("sequence-classification", "activation", limits.ACTIVATIONS),
+        ("embedding", "pooling", limits.POOLINGS),
+    ],
+)
+def test_the_loader_knows_the_same_names(tmp_path, kind, key, names):
+    config = package_tools.tiny_package(kind).config
+    encoder, task = config["encoder"], config["task"]
+    for name in names:
+        assert fault_of_config(tmp_path / name, encoder, task | {key: name}) is None
+    # The message lists what the loader knows: nothing but these.
+    fault = fault_of_config(tmp_path / "other", encoder, task | {key: "another"})
+    listed = set(re.findall(r"'(\w+)'", fault.partition(f"task.{key} is 'another'")[2]))
+    assert listed == set(names)

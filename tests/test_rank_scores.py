@@ -138,7 +138,7 @@ FOLDERS = [
 @pytest.fixture(scope="module")
 def cross_encoder(tmp_path_factory) -> Path:
     pytest.importorskip("transformers", reason="checkpoints are made with the [convert] extra")
-    from test_convert import save_checkpoint
+    from checkpoint_tools import save_checkpoint
 
     return save_checkpoint(tmp_path_factory.mktemp("ce") / "ce", "Bert", "sequence-classification", num_labels=1)
 
@@ -199,7 +199,7 @@ def test_activation_that_is_unknown(tmp_path, cross_encoder):
 
 
 def test_activation_is_for_rankers_only(tmp_path, cross_encoder):
-    from test_convert import save_checkpoint
+    from checkpoint_tools import save_checkpoint
 
     from qla_runtime.checkpoints.reader import open_checkpoint
     from qla_runtime.errors import InputError

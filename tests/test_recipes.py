@@ -13,9 +13,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="recipes need the [convert] extra")
 transformers = pytest.importorskip("transformers", reason="recipes need the [convert] extra")
 
+from checkpoint_tools import add_sentence_layout, save_checkpoint  # noqa: E402
 from package_tools import tiny_package  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
-from test_convert import add_sentence_layout, save_checkpoint  # noqa: E402
 
 from qla_runtime import Engine, LengthConfig  # noqa: E402
 from qla_runtime.checkpoints.reader import open_checkpoint  # noqa: E402

@@ -11,7 +11,7 @@ from package_tools import tiny_package
 from search_tools import LAYERS, OPTIONS, found, run, squad, sts
 
 from qla_runtime import Engine, InputError, QlaError, UnsupportedError
-from qla_runtime.model.package_writer import update_package
+from qla_runtime.model.package import update_package
 from qla_runtime.search import SearchOptions, pipeline
 from qla_runtime.search.evolve import Point
 from qla_runtime.search.run_folder import SearchFolder

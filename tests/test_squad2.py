@@ -169,7 +169,7 @@ def test_answer_prints_no_answer_and_others(package, capsys):
 )
 def test_convert_finds_or_is_told_whether_there_may_be_no_answer(tmp_path, name, card, asked, expected):
     pytest.importorskip("torch", reason="reading checkpoints needs the [convert] extra")
-    from test_convert import save_checkpoint
+    from checkpoint_tools import save_checkpoint
 
     from qla_runtime.checkpoints.reader import open_checkpoint
     from qla_runtime.convert.no_answer import with_no_answer

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from qla_runtime import Engine
 from qla_runtime.errors import InputError, PackageError
-from qla_runtime.model.package_writer import publish
+from qla_runtime.model.staging import publish
 from qla_runtime.texts.tokenizer import LOADING, TextRules
 
 IDS = [[5, 6, 7, 8]]

@@ -18,7 +18,7 @@ from qla_runtime.checkpoints.reader import open_checkpoint  # noqa: E402
 from qla_runtime.checkpoints.tokenizer_files import CheckpointTokenizer, read_tokenizer  # noqa: E402
 from qla_runtime.checkpoints.transformer_settings import TransformerSettings, transformer_settings  # noqa: E402
 from qla_runtime.convert.calibration import pick_samples  # noqa: E402
-from qla_runtime.convert.pipeline import package_config  # noqa: E402
+from qla_runtime.convert.contents import package_config  # noqa: E402
 from qla_runtime.errors import InputError, UnsupportedError  # noqa: E402
 from qla_runtime.texts.windows import TextEncoder  # noqa: E402
 
@@ -405,7 +405,7 @@ def test_rules_reach_the_package_and_the_samples(tmp_path):
         tokenizer_class="BertTokenizer",
     )
     source = open_checkpoint(folder, task="embedding", max_length=12)
-    config = package_config("name", source, {}, "per_token")
+    config = package_config("name", source, None)
     assert config["text"] == {"truncation_side": "left", "token_types": False}
     text = "The river runs through the old town; people walk along the river every day."
     samples = pick_samples([(text, text)], source.tokenizer_json, source.text, max_length=12, type_vocab_size=2)

@@ -20,8 +20,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'qla_runtime[train]')")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
+from checkpoint_tools import add_sentence_layout, random_ids, save_checkpoint  # noqa: E402
 from safetensors.torch import load  # noqa: E402
-from test_convert import add_sentence_layout, random_ids, save_checkpoint  # noqa: E402
 from training_tools import (  # noqa: E402
     LOOP,
     SANDWICH,

@@ -11,8 +11,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'qla_runtime[convert]')")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
+from checkpoint_tools import add_sentence_layout, save_checkpoint  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
-from test_convert import add_sentence_layout, save_checkpoint  # noqa: E402
 from training_tools import LOOP, lines, table  # noqa: E402
 from training_tools import train as train_longer  # noqa: E402
 

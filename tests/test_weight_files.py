@@ -16,8 +16,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'qla_runtime[convert]')")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
+from checkpoint_tools import save_checkpoint  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
-from test_convert import save_checkpoint  # noqa: E402
 
 from qla_runtime.checkpoints.reader import open_checkpoint  # noqa: E402
 from qla_runtime.errors import InputError, UnsupportedError  # noqa: E402

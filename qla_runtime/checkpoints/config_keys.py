@@ -1,53 +1,23 @@
 """Every key of a Hugging Face ``config.json``: understood, harmless, refused, or named as unknown.
 
 No torch here, and no transformers: a checkpoint that cannot be converted is refused in milliseconds.
-``tests/test_config_keys.py`` holds :data:`DEFAULTS` against the config classes of the installed transformers.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from qla_runtime.errors import UnsupportedError
-
-MODEL_TYPES = {
-    "bert": "bert",
-    "roberta": "roberta",
-    "xlm-roberta": "roberta",
-    "camembert": "roberta",
-}
-"""Hugging Face ``model_type`` -> the family whose tensor names and position rule it follows."""
-
-_ARCHITECTURES = {"Bert": "bert", "Roberta": "roberta", "XLMRoberta": "xlm-roberta", "Camembert": "camembert"}
-"""How ``architectures[0]`` begins -> ``model_type``, for folders from before that key."""
-
-_COMMON = {
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "hidden_act": "gelu",
-    "max_position_embeddings": 512,
-    "type_vocab_size": 2,
-    "layer_norm_eps": 1e-12,
-}
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "bert": {**_COMMON, "vocab_size": 30522, "pad_token_id": 0},
-    "roberta": {**_COMMON, "vocab_size": 50265, "pad_token_id": 1},
-    "xlm-roberta": {**_COMMON, "vocab_size": 30522, "pad_token_id": 1},
-    "camembert": {**_COMMON, "vocab_size": 30522, "pad_token_id": 1},
-}
-"""What transformers takes where a key is missing, by ``model_type``."""
+from qla_runtime.families import FAMILIES, Family
 
 _UNDERSTOOD = {
-    *_COMMON,
-    *("model_type", "architectures", "vocab_size", "pad_token_id"),
-    *("id2label", "label2id", "num_labels", "problem_type"),
+    *("model_type", "architectures", "id2label", "label2id", "num_labels", "problem_type"),
     # How a cross-encoder's score is finished.
     *("sentence_transformers", "sbert_ce_default_activation_function"),
 }
+"""Keys that are read, besides those of the family's defaults."""
 
 # Training, text generation, bookkeeping, and shapes of modules that the engine never runs.
 _HARMLESS = set(
@@ -123,14 +93,10 @@ def infer_model_type(config: dict[str, Any], tensor_names: Collection[str]) -> s
         return config["model_type"]
     begin = re.match(r"([A-Za-z]+?)(?:Model|For[A-Z]|LMHead)", architecture(config))
     if begin:
-        return _ARCHITECTURES.get(begin[1])
-    for prefix, model_type in (
-        ("bert.", "bert"),
-        ("cls.", "bert"),
-        ("roberta.", "roberta"),
-        ("lm_head.", "roberta"),
-    ):
-        if any(name.startswith(prefix) for name in tensor_names):
+        return next((name for name, family in FAMILIES.items() if family.class_prefix == begin[1]), None)
+    for model_type, family in FAMILIES.items():
+        own = f"{re.escape(family.tensor_prefix)}|{family.pretraining}"
+        if any(re.match(own, name) for name in tensor_names):
             return model_type
     return None
 
@@ -141,19 +107,30 @@ def architecture(config: dict[str, Any]) -> str:
     return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
 
 
-def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
-    """The config with transformers' defaults where a key is missing or null.
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family that ``model_type`` names.
 
     Raises:
         UnsupportedError: ``model_type`` is not supported, or missing.
     """
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        *kinds, last = dict.fromkeys(f"{family.title}-type" for family in FAMILIES.values())
         raise UnsupportedError(
-            f"config.json: model_type is {model_type!r}; supported are {', '.join(sorted(MODEL_TYPES))}. "
-            "Convert a BERT-type or RoBERTa-type encoder"
+            f"config.json: model_type is {model_type!r}; supported are {', '.join(sorted(FAMILIES))}. "
+            f"Convert a {', '.join(kinds)} or {last} encoder"
         )
-    return {**config, **{k: v for k, v in DEFAULTS[model_type].items() if config.get(k) is None}}
+    return FAMILIES[model_type]
+
+
+def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with transformers' defaults where a key is missing or null.
+
+    Raises:
+        UnsupportedError: as :func:`family_of`.
+    """
+    defaults = family_of(config).defaults
+    return {**config, **{key: value for key, value in defaults.items() if config.get(key) is None}}
 
 
 def refuse_other_arithmetic(config: dict[str, Any]) -> None:
@@ -175,8 +152,12 @@ def refuse_other_arithmetic(config: dict[str, Any]) -> None:
 
 
 def unknown_keys(config: dict[str, Any]) -> list[str]:
-    """Keys that are neither understood nor known to be harmless, in the config's order."""
-    known = _UNDERSTOOD | _HARMLESS | {"adapters"}
+    """Keys that are neither understood nor known to be harmless, in the config's order.
+
+    Raises:
+        UnsupportedError: as :func:`family_of`.
+    """
+    known = _UNDERSTOOD | _HARMLESS | {"adapters"} | family_of(config).defaults.keys()
     refused = "|".join(pattern for pattern, _, _ in _REFUSED)
     return [key for key in config if key not in known and not re.fullmatch(refused, key)]
 

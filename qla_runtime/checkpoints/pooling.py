@@ -3,12 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from qla_runtime.errors import UnsupportedError
+from qla_runtime.model.limits import POOLINGS
 
-POOLINGS = ("mean", "cls")
-"""What the engine computes: the mean over all tokens, or the first token's state."""
+
+@dataclass(frozen=True)
+class SentenceSpec:
+    """How a sentence-transformers folder pools token states into one vector."""
+
+    pooling: str
+    """``mean`` or ``cls``."""
+    normalize: bool
+    max_length: int | None
+
+
+def sentence_spec(
+    modules: list[dict[str, Any]], pooling: dict[str, Any], transformer: dict[str, Any]
+) -> SentenceSpec:
+    """Reads a sentence-transformers folder's ``modules.json``, pooling config and transformer config.
+
+    Raises:
+        UnsupportedError: a module or pooling mode that the engine has no head for.
+    """
+    kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
+    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        raise UnsupportedError(
+            f"modules.json: modules are {' > '.join(kinds) or 'none'}; supported is Transformer > Pooling "
+            "[> Normalize]. Merge or remove the other modules before converting"
+        )
+    normalize = "Normalize" in kinds
+    mode = pooling_mode(pooling, normalize)
+    limit = transformer.get("max_seq_length")
+    return SentenceSpec(mode, normalize, limit if isinstance(limit, int) else None)
 
 
 def pooling_mode(pooling: Mapping[str, Any], normalize: bool) -> str:

@@ -7,34 +7,34 @@ would change the results, and named in :attr:`Checkpoint.notes` where it would n
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from qla_runtime.checkpoints.companions import check_modules, companion_notes
+from qla_runtime.checkpoints.config import encoder_spec, position_rows, task_spec
 from qla_runtime.checkpoints.config_keys import (
+    family_of,
     infer_model_type,
     refuse_other_arithmetic,
     unknown_keys,
     with_defaults,
 )
 from qla_runtime.checkpoints.json_files import first_line, read_json, read_object
+from qla_runtime.checkpoints.pooling import SentenceSpec, sentence_spec
 from qla_runtime.checkpoints.sentence_settings import SentenceSettings, chosen_pooling, read_settings
 from qla_runtime.checkpoints.tensors import Account, account, canonical_names, hugging_face_tensors, origins
 from qla_runtime.checkpoints.tokenizer_files import read_tokenizer
 from qla_runtime.checkpoints.transformer_settings import TransformerSettings, transformer_settings
-from qla_runtime.checkpoints.weights import WeightFiles
+from qla_runtime.checkpoints.weights import FLOATS, WeightFiles
 from qla_runtime.errors import InputError
+from qla_runtime.families import Family
 from qla_runtime.model import limits
-from qla_runtime.model.spec import (
-    EncoderSpec,
-    SentenceSpec,
-    TaskSpec,
-    encoder_spec,
-    position_rows,
-    sentence_spec,
-    task_spec,
-)
+from qla_runtime.model.spec import EncoderSpec, TaskSpec
 from qla_runtime.texts.files import check_regular_files
 from qla_runtime.texts.tokenizer import TextRules
 
@@ -78,6 +78,11 @@ class Checkpoint:
     settings: SentenceSettings = field(default_factory=SentenceSettings)
     """Prompts and what else sentence-transformers saves beside a model."""
 
+    @property
+    def family(self) -> Family:
+        """Whose names and rules the checkpoint follows."""
+        return family_of(self.config)
+
     def load_model(self, *, new_head: bool = False) -> Model:
         """The float32 model in evaluation mode.
 
@@ -87,38 +92,61 @@ class Checkpoint:
                 ``new_head=True``.
 
         Raises:
-            InputError: a tensor is missing, has the wrong shape, or holds NaN or infinite values.
-            UnsupportedError: as :meth:`check_weights`.
+            InputError, UnsupportedError: as :meth:`load_state`.
         """
+        return self.as_model(self.load_state(new_head=new_head), new_head=new_head)
+
+    def as_model(self, state: Mapping[str, NDArray[np.float32]], *, new_head: bool = False) -> Model:
+        """The float32 model of what :meth:`load_state` gave. It shares the memory of the arrays."""
+        import torch
+
         from qla_runtime.model.float_model import Model
 
-        self.check_weights(new_head=new_head)
         model = Model(self.encoder, self.task)
-        model.load_state_dict(self._state(new_head), strict=not new_head)
+        tensors = {name: torch.from_numpy(array) for name, array in state.items()}
+        model.load_state_dict(tensors, strict=not new_head, assign=True)
         return model.eval()
 
     def check_weights(self, *, new_head: bool = False) -> Account:
         """What becomes of every tensor.
 
         Raises:
-            InputError: a tensor that :meth:`load_model` needs is missing or of the wrong shape.
+            InputError: a tensor that :meth:`load_state` needs is missing or of the wrong shape.
             UnsupportedError: a tensor changes what the model computes, and the engine would leave it out.
         """
         return account(
-            self.weights.tensors, self.encoder, self.task, position_rows(self.config), new_head=new_head
+            self.weights.tensors,
+            self.family,
+            self.encoder,
+            self.task,
+            position_rows(self.config),
+            new_head=new_head,
         )
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names, without wrappers and family, begin so; as stored, on the CPU."""
-        stored = {name: self.account.stored[name] for name in self.account.stored if name.startswith(prefix)}
-        loaded = self.weights.load(stored.values())
-        return {name: loaded[old] for name, old in stored.items()}
-
-    def _state(self, new_head: bool) -> dict[str, Tensor]:
-        """Our names -> float32 tensors."""
+        """The tensors of floats whose names, without wrappers and family, begin so; float32, on the CPU."""
         import torch
 
-        found = origins(self.encoder, self.task, position_rows(self.config))
+        stored = {
+            name: old
+            for name, old in self.account.stored.items()
+            if name.startswith(prefix) and self.weights.tensors[old].dtype in FLOATS
+        }
+        loaded = self.weights.load(stored.values())
+        return {name: torch.from_numpy(loaded[old].copy()) for name, old in stored.items()}
+
+    def load_state(self, *, new_head: bool = False) -> dict[str, NDArray[np.float32]]:
+        """Every parameter by our name: what a state dict of :class:`~qla_runtime.model.float_model.Model` holds.
+
+        Args:
+            new_head: leave out the head, and the pooler too where the checkpoint has none.
+
+        Raises:
+            InputError: a tensor is missing, has the wrong shape, or holds NaN or infinite values.
+            UnsupportedError: as :meth:`check_weights`.
+        """
+        self.check_weights(new_head=new_head)
+        found = origins(self.family, self.encoder, self.task, position_rows(self.config))
         if new_head:
             optional = {f"pooler.{kind}" for kind in ("weight", "bias")}
             found = {
@@ -127,18 +155,17 @@ class Checkpoint:
                 if not ours.startswith("head.")
                 and (ours not in optional or origin.parts[0] in self.account.stored)
             }
-        parts = {part for origin in found.values() for part in origin.parts}
-        loaded = self.weights.load([self.account.stored[part] for part in parts])
+        stored = self.account.stored
+        loaded = self.weights.load([stored[part] for origin in found.values() for part in origin.parts])
         state = {}
         for ours, origin in found.items():
-            stored = [self.account.stored[part] for part in origin.parts]
-            tensor = torch.cat([loaded[name].to(torch.float32) for name in stored])
-            if not tensor.isfinite().all():
-                raise InputError(f"the weights: {stored[0]!r} holds NaN or infinite values")
+            tensor = np.concatenate([loaded[stored[part]] for part in origin.parts])
+            if not np.isfinite(tensor).all():
+                raise InputError(f"the weights: {stored[origin.parts[0]]!r} holds NaN or infinite values")
             state[ours] = tensor
         positions = "encoder.embeddings.position.weight"
         kept = self.encoder.max_positions + self.encoder.position_offset
-        state[positions] = state[positions][:kept].clone()
+        state[positions] = state[positions][:kept].copy()
         return state
 
 
@@ -174,7 +201,7 @@ def open_checkpoint(
     config = read_object(folder / "config.json")
     refuse_other_arithmetic(config)  # before the weights, of which such a config may have a kind of its own
     weights = WeightFiles(folder, source)
-    config["model_type"] = infer_model_type(config, canonical_names(weights.tensors, None))
+    config["model_type"] = infer_model_type(config, canonical_names(weights.tensors))
     encoder = encoder_spec(config, max_length=max_length)
     tokenizer = read_tokenizer(folder, config, how)
     spec = task_spec(
@@ -187,7 +214,7 @@ def open_checkpoint(
     )
     settings = read_settings(root, config, spec, encoder.hidden, activation)
     rows = position_rows(config)
-    accounted = account(weights.tensors, encoder, spec, rows, new_head=new_head)
+    accounted = account(weights.tensors, family_of(config), encoder, spec, rows, new_head=new_head)
     card = root / "README.md"
     return Checkpoint(
         source=source,

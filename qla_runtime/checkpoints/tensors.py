@@ -12,40 +12,13 @@ from typing import TYPE_CHECKING
 
 from qla_runtime.checkpoints.weights import FLOATS, StoredTensor
 from qla_runtime.errors import InputError, UnsupportedError
+from qla_runtime.families import FAMILIES, Family
 from qla_runtime.model.spec import EncoderSpec, TaskSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from qla_runtime.model.float_model import Model
-
-# Ours -> theirs, without the family prefix. Several names on the right are stacked along the rows.
-_EMBEDDING_NAMES = {
-    "embeddings.word": ("embeddings.word_embeddings",),
-    "embeddings.position": ("embeddings.position_embeddings",),
-    "embeddings.token_type": ("embeddings.token_type_embeddings",),
-    "embeddings.norm": ("embeddings.LayerNorm",),
-}
-_LAYER_NAMES = {
-    "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
-    "output": ("attention.output.dense",),
-    "attention_norm": ("attention.output.LayerNorm",),
-    "ffn_in": ("intermediate.dense",),
-    "ffn_out": ("output.dense",),
-    "ffn_norm": ("output.LayerNorm",),
-}
-_ENCODER_POOLER = "pooler.dense"
-"""Belongs to the encoder, and so has the family prefix; every other head does not."""
-
-# (family, task kind) -> ours -> theirs.
-_HEAD_NAMES = {
-    ("bert", "span-qa"): {"head": "qa_outputs"},
-    ("bert", "token-classification"): {"head": "classifier"},
-    ("bert", "sequence-classification"): {"pooler": _ENCODER_POOLER, "head": "classifier"},
-    ("roberta", "span-qa"): {"head": "qa_outputs"},
-    ("roberta", "token-classification"): {"head": "classifier"},
-    ("roberta", "sequence-classification"): {"pooler": "classifier.dense", "head": "classifier.out_proj"},
-}
 
 # Modules that only pass through what is in them: torch.compile, DataParallel, FSDP, activation checkpointing.
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -58,7 +31,7 @@ _OLD_NORMS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNor
 _LEFTOVERS = (
     (r"embeddings\.(position_ids|token_type_ids)", "constant buffers"),
     (r"pooler\.dense\.(weight|bias)", "a pooler that this task does not use"),
-    (r"cls\.(predictions|seq_relationship)\..+|lm_head\..+", "heads of pretraining"),
+    ("|".join(dict.fromkeys(family.pretraining for family in FAMILIES.values())), "heads of pretraining"),
     (r"qa_outputs\.(weight|bias)|classifier\.((dense|out_proj)\.)?(weight|bias)", "a head for another task"),
 )
 # What does change them, wherever it stands.
@@ -112,8 +85,8 @@ class Account:
     notes: tuple[str, ...]
 
 
-def canonical_names(names: Iterable[str], family: str | None) -> dict[str, str]:
-    """Names without wrappers and (where a family is given) its prefix -> names as stored.
+def canonical_names(names: Iterable[str], prefix: str = "") -> dict[str, str]:
+    """Names without wrappers and without the family's prefix -> names as stored.
 
     Raises:
         InputError: two tensors end up with one name.
@@ -123,8 +96,7 @@ def canonical_names(names: Iterable[str], family: str | None) -> dict[str, str]:
         name = _OUTER.sub("", _WRAPPERS.sub("", stored))
         for old, new in _OLD_NORMS.items():
             name = name.replace(old, new)
-        if family is not None:
-            name = name.removeprefix(f"{family}.")
+        name = name.removeprefix(prefix)
         if name in found:
             raise InputError(
                 f"the weights hold both {found[name]!r} and {stored!r}, which are one tensor to this model; "
@@ -134,10 +106,11 @@ def canonical_names(names: Iterable[str], family: str | None) -> dict[str, str]:
     return found
 
 
-def origins(encoder: EncoderSpec, task: TaskSpec, position_rows: int) -> dict[str, Origin]:
+def origins(family: Family, encoder: EncoderSpec, task: TaskSpec, position_rows: int) -> dict[str, Origin]:
     """Our parameter's name -> where it comes from.
 
     Args:
+        family: whose names the checkpoint has.
         encoder: its shapes.
         task: its head.
         position_rows: rows of the checkpoint's position table, which may be more than the package keeps.
@@ -152,7 +125,8 @@ def origins(encoder: EncoderSpec, task: TaskSpec, position_rows: int) -> dict[st
         "head": (task.outputs, hidden),
     }
     found = {}
-    for ours, theirs in names(encoder, task, "").items():
+    for ours, theirs in names(family, encoder, task).items():
+        theirs = [name.removeprefix(family.tensor_prefix) for name in theirs]
         kind = ours.removeprefix("encoder.")
         shape = matrices.get(kind) or matrices.get(kind.rsplit(".", 1)[-1]) or (hidden, hidden)
         if kind.endswith("norm"):
@@ -165,6 +139,7 @@ def origins(encoder: EncoderSpec, task: TaskSpec, position_rows: int) -> dict[st
 
 def account(
     tensors: Mapping[str, StoredTensor],
+    family: Family,
     encoder: EncoderSpec,
     task: TaskSpec,
     position_rows: int,
@@ -175,6 +150,7 @@ def account(
 
     Args:
         tensors: as stored.
+        family: whose names they have.
         encoder: what the config says.
         task: what the model is for.
         position_rows: rows of the position table, by the config.
@@ -185,45 +161,49 @@ def account(
         UnsupportedError: a tensor that the engine has no use for and that changes what the model computes.
     """
     _refuse_foreign(tensors)
-    stored = canonical_names(tensors, encoder.family)
+    stored = canonical_names(tensors, family.tensor_prefix)
     used = set()
-    for ours, origin in origins(encoder, task, position_rows).items():
+    for ours, origin in origins(family, encoder, task, position_rows).items():
         module = ours.rsplit(".", 1)[0]
         if new_head and (module == "head" or (module == "pooler" and origin.parts[0] not in stored)):
             continue
         for part in origin.parts:
-            _check(part, stored, tensors, origin.shape, task)
+            _check(part, stored, tensors, origin.shape, task.kind if module in ("head", "pooler") else None)
             used.add(part)
     left = [name for name in stored if name not in used]
-    return Account(stored, _notes(left, stored, encoder))
+    return Account(stored, _notes(left, stored, family, encoder))
 
 
-def names(encoder: EncoderSpec, task: TaskSpec, prefix: str) -> dict[str, list[str]]:
-    """Our module names -> theirs; several of theirs are stacked along the rows.
+def names(family: Family, encoder: EncoderSpec, task: TaskSpec) -> dict[str, list[str]]:
+    """Our module names -> those in a checkpoint with a head; several of them are stacked along the rows.
 
     Args:
+        family: whose names.
         encoder: how many layers.
         task: which head.
-        prefix: of the encoder's modules, such as ``bert.``, or empty.
     """
-    found = {f"encoder.{ours}": [prefix + name for name in theirs] for ours, theirs in _EMBEDDING_NAMES.items()}
+    found = {}
+    for ours, theirs in family.encoder.items():
+        if "{i}" not in ours:
+            found[f"encoder.{ours}"] = [family.tensor_prefix + name for name in theirs]
     for i in range(encoder.layers):
-        for ours, theirs in _LAYER_NAMES.items():
-            found[f"encoder.layers.{i}.{ours}"] = [f"{prefix}encoder.layer.{i}.{name}" for name in theirs]
-    for ours, name in _HEAD_NAMES.get((encoder.family, task.kind), {}).items():
-        found[ours] = [prefix + name if name == _ENCODER_POOLER else name]
-    return found
+        for ours, theirs in family.encoder.items():
+            if "{i}" in ours:
+                found[f"encoder.{ours}".format(i=i)] = [family.tensor_prefix + name.format(i=i) for name in theirs]
+    return found | {ours: [name] for ours, name in family.heads[task.kind].items()}
 
 
-def hugging_face_tensors(model: Model) -> dict[str, Tensor]:
-    """The model's float32 tensors under Hugging Face's names, as a checkpoint for its task has them."""
+def hugging_face_tensors(model: Model, family: Family) -> dict[str, Tensor]:
+    """The model's float32 tensors under the family's names, as a checkpoint for its task has them."""
     encoder, task = model.encoder.spec, model.task
-    theirs_of = names(encoder, task, "" if task.kind == "embedding" else f"{encoder.family}.")
+    theirs_of = names(family, encoder, task)
+    prefix = family.tensor_prefix if task.kind == "embedding" else ""  # a bare encoder has none
     tensors = {}
     for name, tensor in model.state_dict().items():
         ours, kind = name.rsplit(".", 1)
         parts = tensor.detach().chunk(len(theirs_of[ours]))
-        tensors |= {f"{theirs}.{kind}": part for theirs, part in zip(theirs_of[ours], parts, strict=True)}
+        for theirs, part in zip(theirs_of[ours], parts, strict=True):
+            tensors[f"{theirs.removeprefix(prefix)}.{kind}"] = part
     return tensors
 
 
@@ -239,7 +219,7 @@ def _check(
     stored: Mapping[str, str],
     tensors: Mapping[str, StoredTensor],
     shape: tuple[int, ...],
-    task: TaskSpec,
+    head_of: str | None,
 ) -> None:
     if part not in stored:
         inside = next((stored[name] for name in stored if name.endswith(f".{part}")), None)
@@ -249,12 +229,11 @@ def _check(
                 "part of another model. Load it with the code that made it, and save the encoder alone with its "
                 "own save_pretrained()"
             )
-        encoder = part.startswith(("encoder.", "embeddings."))
-        owner = "an encoder of this config" if encoder else f"a {task.kind} checkpoint"
+        owner = f"a {head_of} checkpoint" if head_of else "an encoder of this config"
         remedy = (
-            "Give the whole checkpoint, with the config.json that belongs to it"
-            if encoder
-            else "Pass the task that this checkpoint was trained for (task=, --task)"
+            "Pass the task that this checkpoint was trained for (task=, --task)"
+            if head_of
+            else "Give the whole checkpoint, with the config.json that belongs to it"
         )
         raise InputError(f"the weights: tensor {part!r} is missing; {owner} has it. {remedy}")
     name = stored[part]
@@ -271,7 +250,9 @@ def _check(
         )
 
 
-def _notes(left: Collection[str], stored: Mapping[str, str], encoder: EncoderSpec) -> tuple[str, ...]:
+def _notes(
+    left: Collection[str], stored: Mapping[str, str], family: Family, encoder: EncoderSpec
+) -> tuple[str, ...]:
     """A line per kind of leftover; anything that is no known leftover is refused."""
     kinds: dict[str, list[str]] = {}
     unknown = []
@@ -282,7 +263,8 @@ def _notes(left: Collection[str], stored: Mapping[str, str], encoder: EncoderSpe
         else:
             kinds.setdefault(what, []).append(stored[name])
     shown = _listed([stored[name] for name in unknown])
-    layers = [int(match[1]) for match in (re.match(r"encoder\.layer\.(\d+)\.", name) for name in unknown) if match]
+    of_layer = re.compile(re.escape(family.layer_prefix) + r"(\d+)\.")
+    layers = [int(match[1]) for match in map(of_layer.match, unknown) if match]
     if layers and max(layers) >= encoder.layers:
         raise UnsupportedError(
             f"the weights hold {max(layers) + 1} layers ({shown}), but config.json says num_hidden_layers is "

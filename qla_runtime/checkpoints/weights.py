@@ -1,7 +1,8 @@
 """The weight files of a checkpoint folder: safetensors or pickles, whole or in shards.
 
-A listing gives every tensor's name, dtype and shape before anything is loaded. Pickles are read by
-``torch.load(weights_only=True)``, which rebuilds tensors and runs no code; the runtime itself never opens one.
+A listing gives every tensor's name, dtype and shape before anything is loaded. safetensors need numpy alone
+(:mod:`.safetensors_file`). Pickles are read by ``torch.load(weights_only=True)``, which rebuilds tensors and runs
+no code; the runtime itself never opens one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from qla_runtime.checkpoints.json_files import first_line, read_object
+from qla_runtime.checkpoints.safetensors_file import Entry, read_entries, read_floats
 from qla_runtime.errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -54,6 +59,8 @@ class StoredTensor:
     dtype: str
     """As torch calls it, such as ``float32``."""
     shape: tuple[int, ...]
+    entry: Entry | None = None
+    """Where it lies in a safetensors file."""
 
 
 class WeightFiles:
@@ -93,20 +100,23 @@ class WeightFiles:
                     "fetch the checkpoint's files again"
                 )
 
-    def load(self, names: Collection[str]) -> dict[str, Tensor]:
-        """These tensors, as stored, on the CPU.
+    def load(self, names: Collection[str]) -> dict[str, NDArray[np.float32]]:
+        """These tensors as float32; an array may be a read-only view of its file.
+
+        Args:
+            names: of tensors whose dtype is one of :data:`FLOATS`.
 
         Raises:
             InputError: a file cannot be read.
         """
-        loaded = {}
+        loaded: dict[str, NDArray[np.float32]] = {}
         for file in self.files:
-            wanted = [name for name in names if self.tensors[name].file == file]
+            wanted = {name: self.tensors[name].entry for name in names if self.tensors[name].file == file}
             if wanted and file.suffix == ".safetensors":
-                loaded.update(_load_safetensors(file, wanted))
+                loaded |= read_floats(file, wanted)
             elif wanted:
                 content = _load_pickle(file)
-                loaded.update((name, content[name].detach()) for name in wanted)
+                loaded |= {name: content[name].detach().float().numpy() for name in wanted}
         return loaded
 
 
@@ -159,31 +169,19 @@ def _listing(file: Path) -> Iterator[tuple[str, StoredTensor]]:
         for name, tensor in _load_pickle(file).items():
             yield name, StoredTensor(file, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
         return
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="np") as opened:
-            for name in opened.keys():  # noqa: SIM118 - no mapping
-                entry = opened.get_slice(name)
-                code = str(entry.get_dtype())
-                yield name, StoredTensor(file, _DTYPES.get(code, code), tuple(entry.get_shape()))
-    except (OSError, SafetensorError, ValueError) as error:
-        raise InputError(f"{file.name}: {first_line(error)}") from error
-
-
-def _load_safetensors(file: Path, names: Collection[str]) -> dict[str, Tensor]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt", device="cpu") as opened:
-            return {name: opened.get_tensor(name) for name in names}
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{file.name}: {first_line(error)}") from error
+    for name, entry in read_entries(file).items():
+        yield name, StoredTensor(file, _DTYPES.get(entry.dtype, entry.dtype), entry.shape, entry)
 
 
 def _load_pickle(file: Path) -> dict[str, Tensor]:
     """The state dict in a file of ``torch.save``, mapped where its format allows it."""
-    import torch
+    try:
+        import torch
+    except ImportError as error:
+        raise UnsupportedError(
+            f"{file.name}: this is a pickle, which only torch reads, and torch is not installed here. Install it "
+            "(pip install torch), or give the checkpoint as model.safetensors"
+        ) from error
 
     def load(**options: Any) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True, **options)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from qla_runtime.errors import InputError
-from qla_runtime.lengths.configs import LengthConfig, count_macs
-from qla_runtime.model.spec import EncoderSpec, TaskSpec
+from qla_runtime.lengths.configs import LengthConfig
 
 # Kept tokens of 384 per layer, found by evolutionary search for QuaLA-MiniLM (arXiv 2210.17114): -0.17 F1 at
 # 63 % and -0.95 F1 at 54 % of the arithmetic, for a model trained to drop. Read as shares of a sequence's own
@@ -44,20 +42,3 @@ def with_full(configs: Mapping[str, LengthConfig], layers: int) -> dict[str, Len
         config.check_layers(layers)
     full = {"full": default_configs(layers)["full"]}
     return full | dict(configs) | full
-
-
-def to_json(configs: Mapping[str, LengthConfig], encoder: EncoderSpec, task: TaskSpec) -> dict[str, Any]:
-    """``length_configs.json``: the configs with their share of ``full``'s arithmetic at ``max_length``."""
-    info = {"hidden": encoder.hidden, "intermediate": encoder.intermediate, "outputs": task.outputs}
-    macs = {name: count_macs(info, task.to_json(), task.max_length, config) for name, config in configs.items()}
-    entries = [
-        {
-            "name": name,
-            "rule": config.rule,
-            "values": list(config.values),
-            "keep_cls": task.keep_cls if config.keep_cls is None else config.keep_cls,
-            "macs_share": round(macs[name] / macs["full"], 4),
-        }
-        for name, config in configs.items()
-    ]
-    return {"format_version": 1, "configs": entries, "frontier": []}

@@ -6,8 +6,8 @@ import re
 from dataclasses import replace
 
 from qla_runtime.checkpoints.reader import Checkpoint
-from qla_runtime.convert.card import front_matter
 from qla_runtime.errors import InputError
+from qla_runtime.model.card import front_matter
 
 _SQUAD2 = re.compile(r"squad[-_ .]?(v?2(?!\d)|v?2\.0)", re.IGNORECASE)
 

@@ -261,8 +261,10 @@ class Model(nn.Module):
         """The head alone, on (B, n, H) restored states."""
         if self.task.kind == "embedding":
             return self._embed(hidden, attention_mask)
+        if not self.task.per_token:
+            hidden = hidden[:, 0]
         if self.pooler is not None:
-            hidden = torch.tanh(self.pooler(hidden[:, 0]))
+            hidden = torch.tanh(self.pooler(hidden))
         return self.head(hidden)
 
     def _embed(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from qla_runtime.errors import InputError, UnsupportedError
 
 MAX_LAYERS = 64
@@ -22,14 +25,33 @@ MAX_POSITIONS = 4096
 MAX_VOCAB = 1 << 24
 MAX_TYPES = 64
 MAX_NORM_EPS = 0.1
+SMALLEST_NORMAL = 2.0**-126
+"""The least float32 that the engine takes for a scale or an epsilon."""
+MAX_VALUE = 1e4
+"""The largest size of a float in ``model.safetensors``: later values then stay finite."""
 MAX_LABELS = 1 << 16
 MAX_CONFIG_BYTES = 16 << 20
 """Size of the package's ``config.json``, which holds the label names."""
+MAX_JSON_BYTES = 1 << 20
+"""Size of ``length_configs.json``."""
+MAX_TOKENIZER_BYTES = 256 << 20
 MAX_NAME = 200
 """Characters of a package's name."""
 
+POOLINGS = ("mean", "cls")
+"""How token states become one vector: their mean, or the first token's state."""
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+"""How vectors are compared."""
+ACTIVATIONS = (
+    *("identity", "sigmoid", "tanh", "relu", "relu6", "leaky_relu", "elu", "gelu", "silu", "softplus"),
+    *("softsign", "log_sigmoid", "hard_sigmoid", "hard_tanh"),
+)
+"""What makes a ranker's score of its logit."""
+
 _CONFIG_WITHOUT_LABELS = 1 << 17
 """Bytes that leave room for everything in ``config.json`` but the labels: 64 layers take 40 KB."""
+_STATIC_RANGES = 1 << 15
+"""Bytes that leave room for the ranges of static activations: 64 layers have 256 of them."""
 
 
 def check_name(name: str) -> str:
@@ -69,4 +91,38 @@ def check_labels(labels: Sequence[str]) -> None:
     if size > room:
         raise UnsupportedError(
             f"config.json: the label names take {size} bytes; a package has room for {room}. Shorten the names"
+        )
+
+
+def check_sizes(config: bytes, lengths: bytes, tokenizer: str) -> None:
+    """Refuses files that the engine would find too large.
+
+    Args:
+        config: ``config.json`` with per-token activations.
+        lengths: ``length_configs.json``.
+        tokenizer: ``tokenizer.json``.
+
+    Raises:
+        UnsupportedError: names the file, its size and the limit.
+    """
+    for name, size, most, remedy in (
+        ("config.json", len(config), MAX_CONFIG_BYTES - _STATIC_RANGES, "Shorten labels and prompts"),
+        ("length_configs.json", len(lengths), MAX_JSON_BYTES, "Give fewer length configs"),
+        ("tokenizer.json", len(tokenizer.encode()), MAX_TOKENIZER_BYTES, "Use a smaller vocabulary"),
+    ):
+        if size > most:
+            raise UnsupportedError(f"{name} takes {size} bytes; a package has room for {most}. {remedy}")
+
+
+def check_values(name: str, values: NDArray[np.float32]) -> None:
+    """Refuses a float tensor of a package that the engine would not take.
+
+    Raises:
+        UnsupportedError: a value is larger than :data:`MAX_VALUE`.
+    """
+    largest = float(np.abs(values).max(initial=0))
+    if not largest <= MAX_VALUE:
+        raise UnsupportedError(
+            f"the weights: {name} has values up to {largest:g}; a package holds {MAX_VALUE:g} at most. Use a "
+            "checkpoint within it"
         )

@@ -1,36 +1,20 @@
-"""What the runtime can run: the encoder and task specs, and the rules that refuse everything else.
-
-A Hugging Face ``config.json`` goes in; an :class:`EncoderSpec` and a :class:`TaskSpec` come out, spelled
-exactly as ``docs/file-format.md`` spells them, or an :class:`UnsupportedError` that names the limit, the
-value met and the remedy. No torch here: a checkpoint that cannot be converted is refused in milliseconds.
-"""
+"""What a model is: the ``encoder`` and ``task`` objects of a package's ``config.json`` (docs/file-format.md)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from qla_runtime.checkpoints.config_keys import MODEL_TYPES, architecture, refuse_other_arithmetic, with_defaults
-from qla_runtime.checkpoints.pooling import pooling_mode
-from qla_runtime.errors import InputError, UnsupportedError
-from qla_runtime.model import limits
-
-TASK_OF_ARCHITECTURE = {
-    "ForQuestionAnswering": "span-qa",
-    "ForSequenceClassification": "sequence-classification",
-    "ForTokenClassification": "token-classification",
-}
-"""Suffix of ``architectures[0]`` -> task kind; a bare encoder embeds, if it says how it pools."""
-
-SMALLEST_NORMAL = 2.0**-126
-"""The least float32 that the engine takes for a scale or an epsilon."""
-
 TASK_KINDS = ("span-qa", "sequence-classification", "token-classification", "embedding")
+
+_ARITHMETIC = {"norm": "post", "activation": "gelu_erf", "positions": "absolute"}
+"""What the engine computes; a later version may know other names."""
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """The encoder's shape; the fields of ``encoder`` in the package's ``config.json``."""
+    """The encoder's shape."""
 
     layers: int
     hidden: int
@@ -43,39 +27,34 @@ class EncoderSpec:
     norm_eps: float
     position_offset: int = 0
     """Row of the first token's position: 0 for BERT, pad id + 1 for RoBERTa."""
-    family: str = "bert"
-    """``bert`` or ``roberta``: whose tensor names the checkpoint uses. Not part of the package."""
 
     @property
     def head_dim(self) -> int:
         return self.hidden // self.heads
 
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> EncoderSpec:
+        """From a checked ``encoder`` object."""
+        return cls(**{field.name: entry[field.name] for field in fields(cls)})
+
     def to_json(self) -> dict[str, Any]:
-        """The ``encoder`` object of the package's ``config.json``."""
-        return {
-            "norm": "post",
-            "activation": "gelu_erf",
-            "positions": "absolute",
-            "position_offset": self.position_offset,
-            "layers": self.layers,
-            "hidden": self.hidden,
-            "heads": self.heads,
-            "intermediate": self.intermediate,
-            "vocab_size": self.vocab_size,
-            "max_positions": self.max_positions,
-            "type_vocab_size": self.type_vocab_size,
-            "norm_eps": self.norm_eps,
-        }
+        """The ``encoder`` object."""
+        values = asdict(self)
+        return {**_ARITHMETIC, "position_offset": values.pop("position_offset"), **values}
 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What the model is for; the ``task`` object of the package's ``config.json``."""
+    """What the model is for."""
 
     kind: str
+    """One of :data:`TASK_KINDS`."""
     max_length: int
+    """Tokens a text is cut at, special tokens included."""
     keep_cls: bool = True
     labels: tuple[str, ...] = ()
+    pooler: str = "dense_tanh"
+    """Of sequence classification, what stands between the first token's state and the head; or ``none``."""
     problem: str = "single_label"
     pooling: str = "mean"
     normalize: bool = False
@@ -98,10 +77,16 @@ class TaskSpec:
 
     @property
     def has_pooler(self) -> bool:
-        """Whether a dense + tanh layer on the CLS row stands before the head."""
-        return self.kind == "sequence-classification"
+        """Whether a dense + tanh layer on the first token's state stands before the head."""
+        return self.kind == "sequence-classification" and self.pooler == "dense_tanh"
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> TaskSpec:
+        """From a checked ``task`` object; an absent key is its default."""
+        return cls(**{**entry, "labels": tuple(entry.get("labels", ()))})
 
     def to_json(self) -> dict[str, Any]:
+        """The ``task`` object: the keys of its kind, the optional ones where they have a value."""
         common = {"kind": self.kind, "max_length": self.max_length, "keep_cls": self.keep_cls}
         if self.kind == "span-qa":
             windows = {"doc_stride": self.doc_stride, "max_answer_tokens": self.max_answer_tokens}
@@ -117,249 +102,23 @@ class TaskSpec:
             return {**common, "labels": list(self.labels)}
         return {
             **common,
-            "pooler": "dense_tanh",
+            "pooler": self.pooler,
             "labels": list(self.labels),
             "problem": self.problem,
             **_given(activation=self.activation),
         }
 
 
+def shape(encoder: EncoderSpec, task: TaskSpec) -> dict[str, int]:
+    """What :func:`qla_runtime.lengths.configs.count_macs` asks of a model, as ``_core.Engine.info`` names it."""
+    return {
+        "layers": encoder.layers,
+        "hidden": encoder.hidden,
+        "intermediate": encoder.intermediate,
+        "outputs": task.outputs,
+    }
+
+
 def _given(**optional: Any) -> dict[str, Any]:
     """The optional keys that have a value."""
     return {key: value for key, value in optional.items() if value is not None}
-
-
-def encoder_spec(config: dict[str, Any], *, max_length: int | None = None) -> EncoderSpec:
-    """Reads the encoder's shape from a Hugging Face config.
-
-    Keys that are missing or null have transformers' defaults. Where the checkpoint has more positions than the
-    engine takes, the spec has as many as ``max_length`` asks for, or else as many as the engine takes.
-
-    Args:
-        config: the Hugging Face config.
-        max_length: tokens that texts will be cut at, if that is known.
-
-    Raises:
-        UnsupportedError: the architecture is outside what the kernels compute.
-        InputError: a key has a value of the wrong type.
-    """
-    config = with_defaults(config)
-    refuse_other_arithmetic(config)
-    family = MODEL_TYPES[config["model_type"]]
-    # RoBERTa numbers its positions from pad id + 1, so the table's first rows never serve a token.
-    offset = _integer(config, "pad_token_id", 0) + 1 if family == "roberta" else 0
-    positions = position_rows(config) - offset
-    if positions > limits.MAX_POSITIONS:
-        asked = limits.MAX_POSITIONS if max_length is None else max(max_length, limits.MIN_LENGTH)
-        positions = min(asked, limits.MAX_POSITIONS)
-    spec = EncoderSpec(
-        layers=_integer(config, "num_hidden_layers", 1),
-        hidden=_integer(config, "hidden_size", 1),
-        heads=_integer(config, "num_attention_heads", 1),
-        intermediate=_integer(config, "intermediate_size", 1),
-        vocab_size=_integer(config, "vocab_size", 1),
-        max_positions=positions,
-        type_vocab_size=_integer(config, "type_vocab_size", 1),
-        norm_eps=_positive(config, "layer_norm_eps"),
-        position_offset=offset,
-        family=family,
-    )
-    _check_limits(spec)
-    return spec
-
-
-def position_rows(config: dict[str, Any]) -> int:
-    """Rows of the checkpoint's position table, which may have more than the package."""
-    return _integer(with_defaults(config), "max_position_embeddings", 1)
-
-
-def task_spec(
-    config: dict[str, Any],
-    encoder: EncoderSpec,
-    *,
-    task: str | None = None,
-    max_length: int | None = None,
-    sentence: SentenceSpec | None = None,
-    tokenizer_limit: int | None = None,
-) -> TaskSpec:
-    """Reads what the model is for.
-
-    Args:
-        config: the Hugging Face config.
-        encoder: its encoder, for the number of positions.
-        task: one of :data:`TASK_KINDS`; None reads it from ``architectures``.
-        max_length: tokens a text is cut at (special tokens included); None takes the checkpoint's own limit.
-        sentence: pooling read from a sentence-transformers folder, if it is one.
-        tokenizer_limit: ``model_max_length`` of the tokenizer.
-
-    Raises:
-        InputError: the task is unknown, cannot be told, or ``max_length`` is out of range.
-    """
-    kind = task or _task_of(config, sentence)
-    if kind not in TASK_KINDS:
-        raise InputError(f"task is {kind!r}; it must be one of {', '.join(TASK_KINDS)}")
-    limit = encoder.max_positions
-    if max_length is None:
-        asked = (sentence.max_length if sentence else None) or tokenizer_limit or limit
-        max_length = min(384 if kind == "span-qa" else asked, limit)
-    if not limits.MIN_LENGTH <= max_length <= limit:
-        raise InputError(
-            f"max_length is {max_length}; it must be between {limits.MIN_LENGTH} and {limit} for this checkpoint. "
-            "Pass another (max_length=, --max-length)"
-        )
-
-    if kind == "span-qa":
-        # Windows must advance: the stride is the overlap, and a short window cannot overlap by 128 tokens.
-        return TaskSpec(kind, max_length, doc_stride=min(128, max_length // 3))
-    if kind == "embedding":
-        pooling = sentence or SentenceSpec(pooling="mean", normalize=False, max_length=None)
-        return TaskSpec(kind, max_length, pooling=pooling.pooling, normalize=pooling.normalize)
-    labels = label_names(config)
-    if kind == "token-classification":
-        return TaskSpec(kind, max_length, labels=labels)
-    return TaskSpec(kind, max_length, labels=labels, problem=_problem(config, labels))
-
-
-@dataclass(frozen=True)
-class SentenceSpec:
-    """How a sentence-transformers folder pools token states into one vector."""
-
-    pooling: str
-    """``mean`` or ``cls``."""
-    normalize: bool
-    max_length: int | None
-
-
-def sentence_spec(
-    modules: list[dict[str, Any]], pooling: dict[str, Any], transformer: dict[str, Any]
-) -> SentenceSpec:
-    """Reads a sentence-transformers folder's ``modules.json``, pooling config and transformer config.
-
-    Raises:
-        UnsupportedError: a module or pooling mode that the engine has no head for.
-    """
-    kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
-    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        raise UnsupportedError(
-            f"modules.json: modules are {' > '.join(kinds) or 'none'}; supported is Transformer > Pooling "
-            "[> Normalize]. Merge or remove the other modules before converting"
-        )
-    normalize = "Normalize" in kinds
-    mode = pooling_mode(pooling, normalize)
-    limit = transformer.get("max_seq_length")
-    return SentenceSpec(mode, normalize, limit if isinstance(limit, int) else None)
-
-
-def _task_of(config: dict[str, Any], sentence: SentenceSpec | None) -> str:
-    if sentence is not None:
-        return "embedding"
-    kind = task_of_architecture(config)
-    if kind is None:
-        raise InputError(
-            f"config.json: architectures[0] is {architecture(config)!r}, which does not say what the model is "
-            f"for; pass task= (--task), one of {', '.join(TASK_KINDS)}"
-        )
-    return kind
-
-
-def task_of_architecture(config: dict[str, Any]) -> str | None:
-    """The task of the head that ``architectures[0]`` names; None for a bare encoder and for other heads."""
-    name = architecture(config)
-    return next((kind for suffix, kind in TASK_OF_ARCHITECTURE.items() if name.endswith(suffix)), None)
-
-
-def label_names(config: dict[str, Any]) -> tuple[str, ...]:
-    """The labels of a classification head, by index.
-
-    Raises:
-        InputError: ``id2label`` or ``num_labels`` is damaged.
-        UnsupportedError: more labels, or longer names, than a package holds.
-    """
-    given, count = config.get("id2label"), config.get("num_labels")
-    if count is not None and (type(count) is not int or not 1 <= count <= limits.MAX_LABELS):
-        raise InputError(f"config.json: num_labels is {str(count)[:40]}; it must be 1 to {limits.MAX_LABELS}")
-    try:
-        if not given or (count is not None and count != len(given)):
-            # transformers leaves the two default labels out of the file, and prefers num_labels where they differ.
-            given = {str(i): f"LABEL_{i}" for i in range(2 if count is None else count)}
-        by_id = {int(key): str(value) for key, value in given.items()}
-        labels = tuple(by_id[i] for i in range(len(given)))
-    except (AttributeError, KeyError, ValueError, TypeError) as error:
-        raise InputError("config.json: id2label must name the labels 0, 1, 2, ... without a gap") from error
-    limits.check_labels(labels)
-    return labels
-
-
-def _problem(config: dict[str, Any], labels: tuple[str, ...]) -> str:
-    problem = config.get("problem_type")
-    known = {
-        None: "regression" if len(labels) == 1 else "single_label",
-        "regression": "regression",
-        "single_label_classification": "single_label",
-        "multi_label_classification": "multi_label",
-    }
-    if not isinstance(problem, (str, type(None))) or problem not in known:
-        raise UnsupportedError(f"config.json: problem_type is {problem!r}; supported are {list(known)[1:]}")
-    if known[problem] == "single_label" and len(labels) < 2:
-        raise InputError(
-            "config.json: problem_type is single_label_classification with one label, whose probability is "
-            "always 1; make it regression or multi_label_classification"
-        )
-    return known[problem]
-
-
-def _check_limits(spec: EncoderSpec) -> None:
-    """The limits of docs/file-format.md, config.json."""
-
-    def check(what: str, value: object, good: bool, limit: str) -> None:
-        if not good:
-            shown = str(value)
-            shown = shown if len(shown) <= 40 else shown[:37] + "..."
-            raise UnsupportedError(
-                f"config.json: {what} is {shown}; the kernels take {limit}. Use a model within it"
-            )
-
-    def multiple(what: str, value: int, most: int) -> None:
-        check(what, value, value % 64 == 0 and value <= most, f"a multiple of 64 up to {most}")
-
-    def at_most(what: str, value: int, most: int) -> None:
-        check(what, value, value <= most, f"up to {most}")
-
-    at_most("num_hidden_layers", spec.layers, limits.MAX_LAYERS)
-    multiple("hidden_size", spec.hidden, limits.MAX_HIDDEN)
-    multiple("intermediate_size", spec.intermediate, limits.MAX_INTERMEDIATE)
-    check(
-        "hidden_size / num_attention_heads",
-        f"{spec.hidden} / {spec.heads}",
-        spec.hidden % spec.heads == 0 and spec.head_dim in limits.HEAD_DIMS,
-        f"a head size of {' or '.join(map(str, limits.HEAD_DIMS))}",
-    )
-    at_most("vocab_size", spec.vocab_size, limits.MAX_VOCAB)
-    at_most("type_vocab_size", spec.type_vocab_size, limits.MAX_TYPES)
-    at_most("pad_token_id + 1", spec.position_offset, limits.MAX_POSITIONS)
-    check(
-        "max_position_embeddings",
-        spec.max_positions + spec.position_offset,
-        spec.max_positions >= limits.MIN_LENGTH,
-        f"at least {limits.MIN_LENGTH} positions"
-        + (f" beside the {spec.position_offset} rows up to the pad token's" if spec.position_offset else ""),
-    )
-
-
-def _integer(config: dict[str, Any], key: str, least: int) -> int:
-    value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"config.json: {key} is {value!r}; it must be an integer of at least {least}")
-    return value
-
-
-def _positive(config: dict[str, Any], key: str) -> float:
-    value = config.get(key)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    # The kernels' floats: a smaller one is no normal float32.
-    if not number or not SMALLEST_NORMAL <= value <= limits.MAX_NORM_EPS:
-        raise InputError(
-            f"config.json: {key} is {str(value)[:40]}; it must be a number above 0 and at most "
-            f"{limits.MAX_NORM_EPS}"
-        )
-    return float(value)

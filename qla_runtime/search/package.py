@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from qla_runtime.convert.card import replace_length_section
 from qla_runtime.engine import Engine
-from qla_runtime.errors import InputError, PackageError
+from qla_runtime.errors import InputError
 from qla_runtime.lengths.configs import Accuracy, LengthConfig, count_macs
-from qla_runtime.model.package_writer import json_bytes, staging, update_package
+from qla_runtime.lengths.table import LengthTable
+from qla_runtime.model.card import replace_length_section
+from qla_runtime.model.package import (
+    CARD,
+    CONFIG,
+    LENGTHS,
+    TOKENIZER,
+    WEIGHTS,
+    checksums,
+    json_bytes,
+    read_json,
+    update_package,
+)
+from qla_runtime.model.spec import EncoderSpec, TaskSpec, shape
+from qla_runtime.model.staging import staging
 from qla_runtime.texts.windows import TextEncoder
 
-_IDENTITY = ("config.json", "model.safetensors", "tokenizer.json")
+_IDENTITY = (CONFIG, WEIGHTS, TOKENIZER)
 """Files that decide what a config scores. The length configs are what a search is there to change."""
 
 
@@ -41,11 +53,9 @@ class Package:
             raise InputError(f"{source}: no such folder; a search rewrites a package, so name its folder")
         self.path = Path(os.path.realpath(source))
         self.engine = Engine(self.path, num_threads=num_threads)
-        config = _read_json(self.path / "config.json")
+        config = read_json(self.path, CONFIG)
         self.task: dict[str, Any] = config["task"]
-        outputs = {"span-qa": 2, "embedding": 0}.get(self.task["kind"]) or len(self.task.get("labels", ()))
-        self._shape = config["encoder"] | {"outputs": outputs}
-        self._full = self.macs(self.task["max_length"], LengthConfig.ratio([1.0] * self.engine.layers))
+        self._shape = shape(EncoderSpec.from_json(config["encoder"]), TaskSpec.from_json(self.task))
 
     def text_encoder(self) -> TextEncoder:
         """The tokenizer, as the Engine uses it."""
@@ -57,8 +67,12 @@ class Package:
 
     def identity(self) -> str:
         """Checksums of what decides a config's accuracy; of the files as they are now."""
-        files = _read_json(self.path / "manifest.json")["files"]
-        return " ".join(files[name]["crc32c"] for name in _IDENTITY)
+        found = checksums(self.path)
+        return " ".join(found[name] for name in _IDENTITY)
+
+    def lengths(self) -> LengthTable:
+        """The length configs that the package has now."""
+        return LengthTable(read_json(self.path, LENGTHS), self._shape, self.task)
 
     def check_writable(self) -> None:
         """Asked before a search of hours rather than after it.
@@ -84,41 +98,15 @@ class Package:
         Raises:
             InputError: the package cannot be replaced; it is then as it was.
         """
-        old = _read_json(self.path / "length_configs.json")
-        entries = {name: {"name": name, **self._entry(*found)} for name, found in named.items()}
-        entries |= {entry["name"]: entry for entry in old["configs"] if entry["name"] not in named}
-        new = old | {"configs": list(entries.values()), "frontier": [self._entry(*found) for found in frontier]}
-        # A threshold belongs to the two configs that it was calibrated with.
-        kept = [e for e in old.get("escalations", ()) if not {e["cheap"], e["dear"]} & set(named)]
-        new = {key: value for key, value in new.items() if key != "escalations"}
-        changes = {"length_configs.json": json_bytes(new | ({"escalations": kept} if kept else {}))}
-        card = self.path / "README.md"
+        table = self.lengths().replaced(named, frontier)
+        changes = {LENGTHS: json_bytes(table.to_json())}
+        card = self.path / CARD
         if card.is_file():
-            configs = {
-                name: LengthConfig(entry["rule"], tuple(entry["values"]), entry["keep_cls"])
-                for name, entry in entries.items()
-            }
+            configs = {name: entry.config for name, entry in table.named.items()}
             changes[card.name] = _with_lengths(card.read_bytes(), configs)
         update_package(self.path, changes)
-
-    def _entry(self, config: LengthConfig, accuracy: Accuracy) -> dict[str, Any]:
-        share = self.macs(self.task["max_length"], config) / self._full
-        return {
-            "rule": config.rule,
-            "values": list(config.values),
-            "keep_cls": self.task["keep_cls"] if config.keep_cls is None else config.keep_cls,
-            "macs_share": round(share, 4),
-            "accuracy": vars(accuracy) | {"value": round(accuracy.value, 2)},
-        }
 
 
 def _with_lengths(card: bytes, configs: Mapping[str, LengthConfig]) -> bytes:
     # Readers may edit the card, in any encoding; what is not ours comes back as it was.
     return replace_length_section(card.decode(errors="surrogateescape"), configs).encode(errors="surrogateescape")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PackageError(f"{path}: cannot be read ({error}); make the package again") from error

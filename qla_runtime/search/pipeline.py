@@ -14,7 +14,7 @@ from qla_runtime.bars import bar
 from qla_runtime.errors import InputError
 from qla_runtime.evaluation.statistics import sampling_error
 from qla_runtime.lengths.configs import Accuracy, LengthConfig
-from qla_runtime.model.package_writer import crc32c
+from qla_runtime.model.package import crc32c
 from qla_runtime.search.cost import Cost, macs_share, time_share
 from qla_runtime.search.evolve import Plan, Point, evolve, frontier
 from qla_runtime.search.genome import Genome, Space

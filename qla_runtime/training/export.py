@@ -10,13 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from qla_runtime.checkpoints.config import label_names, task_of_architecture
 from qla_runtime.checkpoints.reader import Checkpoint, hugging_face_tensors
 from qla_runtime.errors import QlaError
 from qla_runtime.model.float_model import Model
-from qla_runtime.model.package_writer import publish, staging, write_file
-from qla_runtime.model.spec import label_names, task_of_architecture
+from qla_runtime.model.staging import publish, staging, write_file
 
-_CLASSES = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert"}
 _SUFFIXES = {
     "span-qa": "ForQuestionAnswering",
     "sequence-classification": "ForSequenceClassification",
@@ -49,7 +48,7 @@ def export(model: Model, source: Checkpoint, out: Path) -> None:
     """
     from safetensors.torch import save
 
-    tensors = {name: _half(name, tensor) for name, tensor in hugging_face_tensors(model).items()}
+    tensors = {name: _half(name, tensor) for name, tensor in hugging_face_tensors(model, source.family).items()}
     if model.task.kind == "embedding":
         # transformers' bare encoder has a pooler that no embedding uses, and warns where it is missing.
         extra = source.tensors("pooler.")
@@ -90,7 +89,7 @@ def _copy_companions(source: Checkpoint, new: Path) -> Path:
 def _config(model: Model, source: Checkpoint) -> bytes:
     config, task = dict(source.config), model.task
     config["max_position_embeddings"] = model.encoder.spec.max_positions + model.encoder.spec.position_offset
-    config["architectures"] = [_CLASSES[config["model_type"]] + _SUFFIXES[task.kind]]
+    config["architectures"] = [source.family.class_prefix + _SUFFIXES[task.kind]]
     # Stored in half precision, to be computed in float32: transformers takes this key as what to load into.
     config.pop("torch_dtype", None)
     if not _has_own_head(source):

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from qla_runtime.errors import InputError, QlaError
-from qla_runtime.model.package_writer import publish, staging, write_file
+from qla_runtime.model.staging import publish, staging, write_file
 from qla_runtime.run_folder import FACTS, RunFolder
 
 KEPT_CHECKPOINTS = 2

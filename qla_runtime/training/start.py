@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
+from qla_runtime.checkpoints.config import task_of_architecture
 from qla_runtime.checkpoints.reader import Checkpoint, open_checkpoint
 from qla_runtime.errors import InputError
 from qla_runtime.model.float_model import Model
-from qla_runtime.model.spec import task_of_architecture
 from qla_runtime.texts.data_sets import Labelled, read_labelled, read_sentences
 from qla_runtime.texts.squad import SpanQuestion, read_spans
 from qla_runtime.texts.windows import TextEncoder

@@ -16,7 +16,7 @@ from qla_runtime.bars import bar
 from qla_runtime.checkpoints.reader import Checkpoint
 from qla_runtime.errors import QlaError
 from qla_runtime.model.float_model import ForwardRecord, Model
-from qla_runtime.model.package_writer import staging
+from qla_runtime.model.staging import staging
 from qla_runtime.training.data import Batch, Features
 from qla_runtime.training.device import Device
 

@@ -32,6 +32,12 @@ def add(commands: Commands) -> None:
         default="per_token",
         help="scales of the linear layers' inputs; static ones need --calibrate (default: %(default)s)",
     )
+    parser.add_argument(
+        "--scales",
+        choices=("neural-compressor", "max-abs"),
+        help="where the scales come from; max-abs needs numpy alone, and gives the same weights with per_token "
+        "activations (default: neural-compressor where it is installed)",
+    )
     parser.add_argument("--task", help="what the model is for, where the checkpoint does not say")
     parser.add_argument("--max-length", type=positive, metavar="N", help="tokens that a text is cut at")
     parser.add_argument(
@@ -88,6 +94,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.out,
         arguments.calibrate,
         activations=arguments.activations,
+        scales=arguments.scales,
         task=arguments.task,
         max_length=arguments.max_length,
         pooling=arguments.pooling,

@@ -1,0 +1,113 @@
+"""What goes into a package's files: the tensors, the config, and how many bytes they take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qla_runtime.checkpoints.reader import Checkpoint
+from qla_runtime.convert.scales import LINEARS, Scales
+from qla_runtime.model.limits import check_values
+from qla_runtime.model.pack import embedding_scale, exact_first_token, pack, pad16, quantize_rows
+from qla_runtime.model.package import FORMAT_VERSION
+from qla_runtime.model.spec import EncoderSpec
+
+
+def package_bytes(source: Checkpoint) -> int:
+    """About how many bytes the package will have: its tensors and its tokenizer, and a little for the rest."""
+    encoder, task = source.encoder, source.task
+    h, wide = encoder.hidden, encoder.intermediate
+    products = 4 * h * h + 2 * h * wide
+    floats = 4 * h + wide + (3 * h + h + wide + h) * 2 + 4 * h  # biases, scales and column sums, norms
+    embeddings = encoder.vocab_size * (h + 4) + 4 * h * (
+        encoder.max_positions + encoder.position_offset + encoder.type_vocab_size + 2
+    )
+    head = 4 * h * (task.outputs + (h if task.has_pooler else 0))
+    return encoder.layers * (products + 4 * floats) + embeddings + head + len(source.tokenizer_json) + (1 << 20)
+
+
+def packed_tensors(
+    state: Mapping[str, NDArray[np.float32]],
+    encoder: EncoderSpec,
+    scales: Scales,
+    first: int | None = None,
+) -> dict[str, NDArray[Any]]:
+    """Every tensor of ``model.safetensors``, in the order of docs/file-format.md.
+
+    Args:
+        state: the float32 parameters by our names; see :meth:`Checkpoint.load_state`.
+        encoder: their shapes.
+        scales: of its linear layers.
+        first: the token that stands before every text, whose embedding then loses nothing at the first position.
+
+    Raises:
+        UnsupportedError: a value that a package cannot hold.
+    """
+    word = state["encoder.embeddings.word.weight"]
+    word_scale = embedding_scale(word)
+    tensors = {
+        "embeddings.word.weight": quantize_rows(word, word_scale),
+        "embeddings.word.scale": pad16(word_scale),
+    }
+    for name in ("position.weight", "token_type.weight", "norm.weight", "norm.bias"):
+        tensors[f"embeddings.{name}"] = state[f"encoder.embeddings.{name}"]
+    if first is not None:
+        tensors["embeddings.position.weight"] = exact_first_token(
+            tensors["embeddings.position.weight"],
+            encoder.position_offset,
+            word[first],
+            tensors["embeddings.word.weight"][first],
+            word_scale[first],
+        )
+    for i in range(encoder.layers):
+        prefix = f"layers.{i}"
+        for linear in LINEARS:
+            scale = scales[i, linear].weight_scale
+            weight = quantize_rows(state[f"encoder.{prefix}.{linear}.weight"], scale)
+            tensors[f"{prefix}.{linear}.weight"] = pack(weight)
+            tensors[f"{prefix}.{linear}.scale"] = scale
+            tensors[f"{prefix}.{linear}.bias"] = state[f"encoder.{prefix}.{linear}.bias"]
+            tensors[f"{prefix}.{linear}.column_sum"] = weight.sum(axis=1, dtype=np.int32)
+        for norm in ("attention_norm", "ffn_norm"):
+            for part in ("weight", "bias"):
+                tensors[f"{prefix}.{norm}.{part}"] = state[f"encoder.{prefix}.{norm}.{part}"]
+    for name in ("pooler.weight", "pooler.bias", "head.weight"):
+        if name in state:
+            tensors[name] = state[name]
+    if "head.bias" in state:
+        tensors["head.bias"] = pad16(state["head.bias"])
+    for name, tensor in tensors.items():
+        if tensor.dtype == np.float32:
+            check_values(name, tensor)
+    return tensors
+
+
+def package_config(name: str, source: Checkpoint, scales: Scales | None) -> dict[str, Any]:
+    """``config.json`` of the package.
+
+    Args:
+        name: the package's.
+        source: what it is made from.
+        scales: with the ranges of static activations; None for per-token ones.
+    """
+
+    def linear(key: tuple[int, str]) -> dict[str, Any]:
+        if scales is None:
+            return {"type": "w8a8", "activation": "per_token"}
+        found = scales[key]
+        static = {"scale": found.input_scale, "zero_point": found.input_zero_point}
+        return {"type": "w8a8", "activation": "static", **static}
+
+    config = {
+        "format_version": FORMAT_VERSION,
+        "name": name,
+        "encoder": source.encoder.to_json(),
+        "linears": [{name: linear((i, name)) for name in LINEARS} for i in range(source.encoder.layers)],
+        "task": source.task.to_json(),
+        **source.settings.to_json(),
+    }
+    text = source.text.to_json()
+    return {**config, "text": text} if text else config
