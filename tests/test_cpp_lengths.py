@@ -146,6 +146,19 @@ def test_configs_by_number_and_by_name_are_the_same(door, package):
             assert (found.length.rule, values, found.length.keep_cls) == entry.config.to_native()
 
 
+def test_a_name_that_is_taken_is_not_given_again(tmp_path):
+    """The first of the frontier has no name of its own, and a config is called as it would be."""
+    package = tiny_package()
+    package.length_configs["configs"][-1]["name"] = "frontier-1"
+    path = package.save(tmp_path / "package")
+    door, engine, found = Door(path), Engine(path), Info(struct_size=ctypes.sizeof(Info))
+    names = [*engine.lengths, *engine.frontier]
+    assert names == ["full", "balanced", "frontier-1", "frontier-1'"]
+    for i, name in enumerate(names):
+        assert not door.call("qla_get_config", i, ctypes.byref(found)) and found.name.decode() == name
+    door.close()
+
+
 def test_bad_questions_are_refused_and_the_door_stays_open(door):
     for size in (0, 9, ctypes.sizeof(Info) - 1, ctypes.sizeof(Info) + 8, 2**63):
         assert "struct_size" in door.call("qla_get_config", 0, info(size))
