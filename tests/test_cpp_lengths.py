@@ -118,6 +118,14 @@ def offsets(*values: int):
     return (ctypes.c_int64 * len(values))(*values)
 
 
+def chosen_for(door: Door, milliseconds: float) -> tuple[str, float]:
+    """The config for one sequence of 40 tokens, and the milliseconds that it is expected to take."""
+    found, expected = Info(struct_size=ctypes.sizeof(Info)), ctypes.c_double()
+    arguments = offsets(0, 40), ctypes.c_int64(1), ctypes.c_double(milliseconds)
+    assert not door.call("qla_choose_config", *arguments, ctypes.byref(found), ctypes.byref(expected))
+    return found.name.decode(), expected.value
+
+
 def choose(door: Door, starts, count: int, milliseconds: float, into=None) -> str:
     expected = ctypes.c_double()
     arguments = starts, ctypes.c_int64(count), ctypes.c_double(milliseconds)
@@ -136,6 +144,19 @@ def test_configs_by_number_and_by_name_are_the_same(door, package):
             assert found.name.decode() == entry.name and found.in_frontier == (entry.name in engine.frontier)
             values = tuple(found.length.values[: found.length.num_values])
             assert (found.length.rule, values, found.length.keep_cls) == entry.config.to_native()
+
+
+def test_a_name_that_is_taken_is_not_given_again(tmp_path):
+    """The first of the frontier has no name of its own, and a config is called as it would be."""
+    package = tiny_package()
+    package.length_configs["configs"][-1]["name"] = "frontier-1"
+    path = package.save(tmp_path / "package")
+    door, engine, found = Door(path), Engine(path), Info(struct_size=ctypes.sizeof(Info))
+    names = [*engine.lengths, *engine.frontier]
+    assert names == ["full", "balanced", "frontier-1", "frontier-1'"]
+    for i, name in enumerate(names):
+        assert not door.call("qla_get_config", i, ctypes.byref(found)) and found.name.decode() == name
+    door.close()
 
 
 def test_bad_questions_are_refused_and_the_door_stays_open(door):
@@ -170,20 +191,25 @@ def test_bad_budgets_are_refused(door):
         assert "milliseconds" in door.call("qla_saw_call", ctypes.c_double(expected), ctypes.c_double(took))
 
 
+def test_a_config_is_chosen_where_its_time_and_a_margin_fit(door):
+    assert not door.call("qla_fit_costs")
+    best, expected = chosen_for(door, 5_000.0)
+    assert best == "balanced" and 0 < expected < 5_000
+    assert chosen_for(door, 1.09 * expected)[0] != best, "predictions are raised by a tenth at least"
+    assert chosen_for(door, 1.51 * expected)[0] == best, "and by a half at most"
+
+
 def test_what_calls_take_is_followed(door):
     """A machine that turns out hundreds of times as slow as it was when it was measured."""
     assert not door.call("qla_fit_costs")
-    chosen, expected = Info(struct_size=ctypes.sizeof(Info)), ctypes.c_double()
-
-    def choice() -> bytes:
-        arguments = offsets(0, 40), ctypes.c_int64(1), ctypes.c_double(5_000.0)
-        assert not door.call("qla_choose_config", *arguments, ctypes.byref(chosen), ctypes.byref(expected))
-        return chosen.name
-
-    assert choice() == b"balanced" and 0 < expected.value < 5_000
+    best, expected = chosen_for(door, 5_000.0)
     for _ in range(200):
-        assert not door.call("qla_saw_call", ctypes.c_double(expected.value), ctypes.c_double(1e7))
-    assert choice() != b"balanced"
+        assert not door.call("qla_saw_call", ctypes.c_double(expected), ctypes.c_double(1e7))
+    assert chosen_for(door, 5_000.0)[0] != best
     for _ in range(400):
-        assert not door.call("qla_saw_call", ctypes.c_double(expected.value), expected)
-    assert choice() == b"balanced"
+        assert not door.call("qla_saw_call", ctypes.c_double(expected), ctypes.c_double(expected))
+    assert chosen_for(door, 5_000.0)[0] == best
+    for _ in range(200):
+        assert not door.call("qla_saw_call", ctypes.c_double(expected), ctypes.c_double(1e7))
+    assert not door.call("qla_fit_costs")
+    assert chosen_for(door, 5_000.0)[0] == best, "a new fit forgets what calls told"

@@ -75,5 +75,30 @@ TEST(TeamPool, NoMoreCallersAtOnceThanStreams) {
   EXPECT_EQ(clashes, 0);
 }
 
+TEST(TeamPool, CallersWaitInTheOrderTheyCame) {
+  constexpr int kCallers = 6;
+  TeamPool pool(1, 1);
+  std::vector<int> order;  // plain: each caller writes under its lease
+  std::atomic<bool> in_line[kCallers] = {};
+  std::vector<std::thread> threads;
+  {
+    const TeamPool::Lease held(pool);
+    for (int caller = 0; caller < kCallers; ++caller) {
+      // Who waits is asked now and then whether to go on; so whoever was asked stands in line.
+      threads.emplace_back([&, caller] {
+        const auto asked = [](void* flag) {
+          static_cast<std::atomic<bool>*>(flag)->store(true);
+          return 0;
+        };
+        const TeamPool::Lease lease(pool, StopRequest(asked, &in_line[caller]));
+        order.push_back(caller);
+      });
+      while (!in_line[caller]) std::this_thread::yield();
+    }
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(order, (std::vector<int>{0, 1, 2, 3, 4, 5}));
+}
+
 }  // namespace
 }  // namespace qla
