@@ -47,7 +47,7 @@ KINDS = ("span-qa", "sequence-classification", "token-classification", "embeddin
         ("span-qa", ["tag", "a"], ["qla tag needs", "Call qla answer"]),
         ("embedding", ["encode", "a", "--latency-ms", "5", "--length", "fast"], ["not allowed with"]),
         ("embedding", ["encode", "@/tmp"], ["/tmp", "a folder"]),
-        ("embedding", ["encode", "@"], ["write @@"]),
+        ("embedding", ["encode", "@"], ["'': cannot be read", "write @@"]),
         ("embedding", ["encode", "a", "--out", "/no/such/folder/v.npy"], ["--out /no/such/folder/v.npy"]),
         ("embedding", ["encode", "a", "--out", "/tmp"], ["--out /tmp", "written"]),
         ("embedding", ["encode", os.fsdecode(b"caf\xe9")], ["lone surrogate"]),

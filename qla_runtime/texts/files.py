@@ -194,7 +194,7 @@ def _refuse_irregular(mode: int, path: Path) -> None:
 def shown(path: Path) -> str:
     """The name of a file in messages."""
     name = os.fspath(path)
-    return "standard input" if name == STANDARD_INPUT else str(name)
+    return "standard input" if name == STANDARD_INPUT else str(name) or "''"
 
 
 # ------------------------------------------------------------------------------------------- tables

@@ -136,7 +136,7 @@ def _squad(arguments: argparse.Namespace) -> None:
         print(f"{score.within_budget:.1%} within {arguments.latency_ms:g} ms")
     print(f"{score.seconds:.1f} s, {score.questions / score.seconds:.1f} questions/s")
     for name, value in (score.squad2 or {}).items():
-        print(f"  {name:<18} {value:g}" if "t" == name[-1] and "total" in name else f"  {name:<18} {value:.4f}")
+        print(f"  {name:<18} {value:g}" if name.endswith("total") else f"  {name:<18} {value:.4f}")
 
 
 def _sts(arguments: argparse.Namespace) -> None:
