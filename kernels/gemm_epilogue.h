@@ -41,29 +41,29 @@ struct Largest {
   QLA_INLINE void add(f32x16 y) { lanes = max(y, lanes); }
 };
 
-// Each output's store of 16 neighbouring columns of a row, and what it does when a block's columns
-// of the row are through: `first` says whether they are the call's first.
-QLA_INLINE void put(const BiasOut& out, f32x16 y, int row, int col, Largest&) {
+// Each output stores 16 neighbouring columns of a row by finish_columns. finish_row follows the
+// last of a block's columns; `first`: they are the first of the call.
+QLA_INLINE void finish_columns(const BiasOut& out, f32x16 y, int row, int col, Largest&) {
   store(out.c + static_cast<size_t>(row) * out.ldc + col, y);
 }
-QLA_INLINE void put_row(const BiasOut&, const Largest&, int, bool) {}
+QLA_INLINE void finish_row(const BiasOut&, const Largest&, int, bool) {}
 
-QLA_INLINE void put(const GeluOut& out, f32x16 y, int row, int col, Largest& largest) {
+QLA_INLINE void finish_columns(const GeluOut& out, f32x16 y, int row, int col, Largest& largest) {
   const f32x16 activated = gelu(y);
   store(out.c + static_cast<size_t>(row) * out.ldc + col, activated);
   largest.add(activated);
 }
-QLA_INLINE void put_row(const GeluOut& out, const Largest& largest, int row, bool first) {
+QLA_INLINE void finish_row(const GeluOut& out, const Largest& largest, int row, bool first) {
   float* to = out.row_max + 16 * row;
   store(to, first ? largest.lanes : max(largest.lanes, load(to)));
 }
 
-QLA_INLINE void put(const QkvOut& out, f32x16 y, int row, int col, Largest&) {
+QLA_INLINE void finish_columns(const QkvOut& out, f32x16 y, int row, int col, Largest&) {
   // Column blocks of 16 never straddle heads: head_dim is 32 or 64, a power of two.
   const int head = col >> __builtin_ctz(static_cast<unsigned>(out.head_dim));
   store_bf16(out.row[row] + head * out.stride[row] + (col & (out.head_dim - 1)), y);
 }
-QLA_INLINE void put_row(const QkvOut&, const Largest&, int, bool) {}
+QLA_INLINE void finish_row(const QkvOut&, const Largest&, int, bool) {}
 
 // A block's sums, row by row, kPanels * 16 columns wide.
 template <int kRows, int kPanels>
@@ -117,9 +117,9 @@ class Unfinished {
 #pragma GCC unroll 4
       for (int j = 0; j < kPanels; ++j) {
         const i32x16 sum = load(sums_.row[done_] + 16 * j);
-        put(out, dequantize(g, terms(j), sum, row), row, col_ + 16 * j, largest);
+        finish_columns(out, dequantize(g, terms(j), sum, row), row, col_ + 16 * j, largest);
       }
-      put_row(out, largest, row, col_ == g.first_col);
+      finish_row(out, largest, row, col_ == g.first_col);
     }
   }
 

@@ -17,8 +17,8 @@ void gemm(const GemmArgs& g, const Out& out) {
         for (int l = 0; l < 16; ++l) acc.v[l] += a * Format::at(g.b, g.k, k, col + l);
       }
       Largest largest;
-      put(out, dequantize(g, ColumnTerms(g, col), acc, row), row, col, largest);
-      put_row(out, largest, row, col == g.first_col);
+      finish_columns(out, dequantize(g, ColumnTerms(g, col), acc, row), row, col, largest);
+      finish_row(out, largest, row, col == g.first_col);
     }
   }
 }

@@ -76,10 +76,10 @@ struct AttentionArgs {
   int ld_out;
   float* column_sum;  // (n rounded up to 16), or null when nobody needs the scores
   void* scratch;      // attention_scratch_bytes(n, head_dim), 64-byte aligned
-  // For kernels with a bias (attention.h); the others ignore them.
-  const int32_t*
-      positions;      // (n) ascending, where rows stood before tokens were dropped; null: 0..n-1
-  const float* bias;  // the head's table
+  // For kernels with a bias (attention.h) alone: where the rows stood before tokens were dropped,
+  // ascending, or null for 0 .. n - 1; and the head's table.
+  const int32_t* positions;
+  const float* bias;
 };
 
 struct NormArgs {
@@ -120,8 +120,8 @@ struct KernelSet {
   void (*embed_norm)(const EmbedRow* rows, int count, const NormArgs&, int n);
   void (*residual_norm)(const NormRow* rows, int count, const NormArgs&, int n);
   // q = u8(x) of `count` rows of n, wherever they lie; q (count, n), scale and zero (count).
-  // gelu_max: null, or (count, 16) lanes with the largest values of rows that a GeluOut
-  // left; their smallest is then taken to be kLeastGelu.
+  // gelu_max: null, or the row_max of the GEMM that left these rows by GeluOut; their smallest is
+  // then taken to be kLeastGelu.
   void (*quantize)(const float* const* rows, int count, int n, const float* gelu_max,
                    const QuantizeArgs&, uint8_t* q, float* scale, float* zero);
   // sum of a[i] * b[i].

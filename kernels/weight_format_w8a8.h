@@ -23,7 +23,7 @@ struct W8A8 {
 
   static WeightShape shape(int k, int n) { return {n / 64, k / 4, 64, 4}; }
 
-  // One weight: what the others mean.
+  // One weight, for the reference.
   static int at(const int8_t* weight, int k, int row, int col) {
     return columns(weight, k, col)[row / 4 * kQuadBytes + row % 4];
   }
@@ -33,9 +33,9 @@ struct W8A8 {
     return weight + static_cast<size_t>(col / 64) * 64 * k + col % 64 * 4;
   }
 
-  // The quad's columns 16 * panel ..: for a dot product, or as the first row of a tile, whose next
-  // rows are kQuadBytes apart.
-  static const int8_t* panel(const int8_t* quad, int panel) { return quad + 64 * panel; }
+  // Columns 16 * j .. of a quad: the first row of a tile, whose next ones lie kQuadBytes apart, or
+  // one operand.
+  static const int8_t* panel(const int8_t* quad, int j) { return quad + 64 * j; }
   static QLA_INLINE Columns load(const int8_t* quad, int j) { return load_columns(panel(quad, j)); }
 
   // Four k of a column stand side by side: multiplied by ones, neighbours are added, bytes first

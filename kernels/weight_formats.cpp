@@ -12,14 +12,12 @@ template <typename Format>
 constexpr WeightFormatInfo kInfo = {Format::kGemm, Format::kBlockBytes, Format::shape,
                                     Format::column_sums};
 
+constexpr WeightFormatInfo kInfos[kWeightFormats] = {kInfo<W8A8>};  // in the order of the enum
+
 }  // namespace
 
 const WeightFormatInfo& weight_format(WeightFormat format) {
-  switch (format) {
-    case WeightFormat::kW8A8:
-      break;
-  }
-  return kInfo<W8A8>;
+  return kInfos[static_cast<int>(format)];
 }
 
 }  // namespace qla
