@@ -357,7 +357,7 @@ class TensorReader {
     }
     const auto [blocks, steps, columns, step_bytes] = weight_format(linear.format).shape(k, n);
     const int8_t* in_file = bytes(name, {blocks, steps, columns, step_bytes});
-    return resident_ ? resident_->add(in_file, weight_bytes(linear)) : in_file;
+    return resident_ ? resident_->add(in_file, weight_bytes(linear.format, k, n)) : in_file;
   }
 
   [[noreturn]] static void bad(const std::string& name, const std::string& what) {

@@ -35,11 +35,6 @@ struct Linear {
   int32_t input_zero_point = 0;
 };
 
-inline size_t weight_bytes(const Linear& linear) {
-  const size_t blocks = static_cast<size_t>(linear.k / 64) * static_cast<size_t>(linear.n / 64);
-  return blocks * weight_format(linear.format).block_bytes;
-}
-
 struct Norm {
   const float* weight = nullptr;
   const float* bias = nullptr;

@@ -30,4 +30,9 @@ struct WeightFormatInfo {
 
 const WeightFormatInfo& weight_format(WeightFormat format);
 
+inline size_t weight_bytes(WeightFormat format, int k, int n) {
+  const size_t blocks = static_cast<size_t>(k / 64) * static_cast<size_t>(n / 64);
+  return blocks * weight_format(format).block_bytes;
+}
+
 }  // namespace qla

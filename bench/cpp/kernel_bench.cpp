@@ -133,7 +133,7 @@ class Linear {
     const size_t wide = static_cast<size_t>(n);
     g_.a = make.integers<uint8_t>(static_cast<size_t>(kMostRows + kRowPadding) * k, 0, 255);
     g_.lda = k;
-    g_.b = make.integers<int8_t>(weight_bytes(), -127, 127);
+    g_.b = make.integers<int8_t>(weight_bytes(format, k, n), -127, 127);
     g_.k = k;
     g_.n = n;
     g_.last_col = n;
@@ -174,7 +174,8 @@ class Linear {
 
   double macs(int rows) const { return 1.0 * rows * shape_.k * shape_.n; }
   double bytes(int rows, bool with_epilogue) const {
-    const double in = 1.0 * rows * shape_.k + static_cast<double>(weight_bytes());
+    const double in =
+        1.0 * rows * shape_.k + static_cast<double>(weight_bytes(format_, shape_.k, shape_.n));
     const double cells = 1.0 * rows * shape_.n;
     if (shape_.epilogue == Epilogue::kQkv) return in + 2 * cells;
     if (!with_epilogue) return in + 4 * cells;
@@ -184,10 +185,6 @@ class Linear {
 
  private:
   size_t at(int row) const { return static_cast<size_t>(row) * shape_.n; }
-  size_t weight_bytes() const {
-    const size_t blocks = static_cast<size_t>(shape_.k / 64) * static_cast<size_t>(shape_.n / 64);
-    return blocks * weight_format(format_).block_bytes;
-  }
 
   void multiply(const KernelSet& kernels, int first, int count) const {
     GemmArgs g = g_;

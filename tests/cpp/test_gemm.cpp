@@ -16,8 +16,7 @@ constexpr int kRaggedRows[] = {0,  1,  2,  3,  5,  6,  7,  11, 15, 16,
 
 // (n, k) weights in a format.
 std::vector<int8_t> pack(WeightFormat format, const std::vector<int8_t>& weight, int k, int n) {
-  std::vector<int8_t> packed(static_cast<size_t>(k / 64) * (n / 64) *
-                             weight_format(format).block_bytes);
+  std::vector<int8_t> packed(weight_bytes(format, k, n));
   switch (format) {
     case WeightFormat::kW8A8:
       for (int c = 0; c < n; ++c) {
@@ -196,7 +195,7 @@ TEST_P(GemmReference, ColumnSums) {
 TEST_P(GemmReference, TheShapeHoldsTheBlocks) {
   const WeightShape shape = weight_format(GetParam()).shape(128, 320);
   EXPECT_EQ(static_cast<size_t>(shape.column_blocks) * shape.steps * shape.columns * shape.bytes,
-            2 * 5 * weight_format(GetParam()).block_bytes);
+            weight_bytes(GetParam(), 128, 320));
 }
 
 INSTANTIATE_TEST_SUITE_P(, GemmReference, testing::ValuesIn(kAllWeightFormats),
