@@ -224,8 +224,8 @@ QLA_INLINE void fetch_output(const AttentionArgs& a, int q0, int rows) {
   }
 }
 
-// A Bias that adds something is made from the call's arguments, and bias(query, j) is what it adds
-// to the logits of a query and keys j .. j + 15; beyond the last key any number will do.
+// A Bias with kAdds is made from the call's arguments, and bias(query, j) is what it adds to the
+// logits of a query and keys j .. j + 15; beyond the last key any number will do.
 struct NoBias {
   static constexpr bool kAdds = false;
 };
