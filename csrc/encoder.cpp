@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "float_mode.h"
 #include "length_plan.h"
@@ -90,6 +91,14 @@ struct Blocks {
     rows = (rows + granularity - 1) / granularity * granularity;
     count = (total + rows - 1) / rows;
   }
+};
+
+// A linear layer's product on its way to a GEMM.
+template <typename Out>
+struct Product {
+  WeightFormat format;
+  GemmArgs args;
+  Out out;
 };
 
 // Everything the members share during one forward pass.
@@ -309,7 +318,7 @@ class ForwardPass {
       embed_rows(r, *m.block);
       m.clock.lap(QLA_STAGE_EMBED);
       quantize_for_qkv(0, x_[0] + row(r.first), r, *m.block);
-      kernels_.gemm_u8s8(qkv_args(0, r.count, *m.block));
+      multiply(qkv_product(0, r.count, *m.block));
       m.clock.lap(QLA_STAGE_QKV);
     });
   }
@@ -349,16 +358,12 @@ class ForwardPass {
     }
   }
 
-  GemmArgs qkv_args(int layer, int count, RowScratch& t) const {
-    GemmArgs g = gemm_args(weights(layer).qkv, count, Epilogue::kBiasQkv, t);
-    g.qkv_row = t.qkv_row;
-    g.qkv_stride = t.qkv_stride;
-    g.head_dim = spec_.head_dim;
-    return g;
+  Product<QkvOut> qkv_product(int layer, int count, const RowScratch& t) const {
+    return product(weights(layer).qkv, count, t, QkvOut{t.qkv_row, t.qkv_stride, spec_.head_dim});
   }
 
   void project_qkv_by_columns(int layer, Member& m) {
-    multiply_by_columns(qkv_args(layer, rows(layer), all_), m);
+    multiply_by_columns(qkv_product(layer, rows(layer), all_), m);
     m.clock.lap(QLA_STAGE_QKV);
   }
 
@@ -446,17 +451,17 @@ class ForwardPass {
     dynamic_for(m, b.count, [&](int i) {
       const Rows r{i * b.rows, std::min(b.rows, total - i * b.rows), 0};
       take_context(layer, r, t);
-      multiply(w.output, r.count, Epilogue::kBias, t);
+      multiply(bias_product(w.output, r.count, t));
       enter_feed_forward(layer, r, t);
       m.clock.lap(QLA_STAGE_OUTPUT);
-      multiply(w.ffn_in, r.count, Epilogue::kBiasGelu, t);
+      multiply(gelu_product(w.ffn_in, r.count, t));
       requantize(layer, r, t.gelu_max, t);
-      multiply(w.ffn_out, r.count, Epilogue::kBias, t);
+      multiply(bias_product(w.ffn_out, r.count, t));
       leave_feed_forward(layer, r, t);
       m.clock.lap(QLA_STAGE_FFN);
       if (layer + 1 == layers_) return;
       quantize_for_qkv(layer + 1, next_x(layer, r.first), r, t);
-      kernels_.gemm_u8s8(qkv_args(layer + 1, r.count, t));
+      multiply(qkv_product(layer + 1, r.count, t));
       m.clock.lap(QLA_STAGE_QKV);
     });
   }
@@ -469,13 +474,13 @@ class ForwardPass {
     RowScratch& t = all_;
     share_rows(m, total, [&](Rows r) { take_context(layer, r, t); });
     wait(m);
-    multiply_by_columns(gemm_args(w.output, total, Epilogue::kBias, t), m);
+    multiply_by_columns(bias_product(w.output, total, t), m);
     m.clock.lap(QLA_STAGE_OUTPUT);
     wait(m);
     share_rows(m, total, [&](Rows r) { enter_feed_forward(layer, r, t); });
     m.clock.lap(QLA_STAGE_OUTPUT);
     wait(m);
-    const int shares = multiply_by_columns(gemm_args(w.ffn_in, total, Epilogue::kBiasGelu, t), m);
+    const int shares = multiply_by_columns(gelu_product(w.ffn_in, total, t), m);
     m.clock.lap(QLA_STAGE_FFN);
     wait(m);
     share_rows(m, total, [&](Rows r) {
@@ -484,7 +489,7 @@ class ForwardPass {
     });
     m.clock.lap(QLA_STAGE_FFN);
     wait(m);
-    multiply_by_columns(gemm_args(w.ffn_out, total, Epilogue::kBias, t), m);
+    multiply_by_columns(bias_product(w.ffn_out, total, t), m);
     m.clock.lap(QLA_STAGE_FFN);
     wait(m);
     const bool last = layer + 1 == layers_;
@@ -708,7 +713,9 @@ class ForwardPass {
                       how, t.a + static_cast<size_t>(at) * linear.k, t.scale + at, t.zero + at);
   }
 
-  GemmArgs gemm_args(const Linear& linear, int count, Epilogue epilogue, RowScratch& t) const {
+  template <typename Out>
+  static Product<Out> product(const Linear& linear, int count, const RowScratch& t,
+                              const Out& out) {
     GemmArgs g{};
     g.a = t.a;
     g.lda = linear.k;
@@ -722,27 +729,33 @@ class ForwardPass {
     g.col_scale = linear.scale;
     g.bias = linear.bias;
     g.col_sum = linear.column_sum.front().value;
-    g.epilogue = epilogue;
-    g.c = t.c;
-    g.ldc = linear.n;
-    g.row_max = t.gelu_max;
-    return g;
+    return {linear.format, g, out};
   }
-  void multiply(const Linear& linear, int count, Epilogue epilogue, RowScratch& t) const {
-    kernels_.gemm_u8s8(gemm_args(linear, count, epilogue, t));
+  static Product<BiasOut> bias_product(const Linear& linear, int count, const RowScratch& t) {
+    return product(linear, count, t, BiasOut{t.c, linear.n});
+  }
+  static Product<GeluOut> gelu_product(const Linear& linear, int count, const RowScratch& t) {
+    return product(linear, count, t, GeluOut{t.c, linear.n, t.gelu_max});
+  }
+
+  template <typename Out>
+  void multiply(const Product<Out>& p) const {
+    kernels_.gemm(p.format)(p.args, p.out);
   }
 
   // One product, its columns shared out; returns the number of shares. Each has maxima of its own.
-  int multiply_by_columns(const GemmArgs& whole, Member& m) {
-    const ColumnShares shares = column_shares(whole.n);
+  template <typename Out>
+  int multiply_by_columns(const Product<Out>& whole, Member& m) {
+    const int n = whole.args.n;
+    const ColumnShares shares = column_shares(n);
     dynamic_for(m, shares.count, [&](int i) {
-      GemmArgs g = whole;
-      g.first_col = i * shares.columns;
-      g.last_col = std::min(g.first_col + shares.columns, whole.n);
-      if (g.epilogue == Epilogue::kBiasGelu) {
-        g.row_max += static_cast<size_t>(i) * 16 * whole.rows;
+      Product<Out> p = whole;
+      p.args.first_col = i * shares.columns;
+      p.args.last_col = std::min(p.args.first_col + shares.columns, n);
+      if constexpr (std::is_same_v<Out, GeluOut>) {
+        p.out.row_max += static_cast<size_t>(i) * 16 * whole.args.rows;
       }
-      kernels_.gemm_u8s8(g);
+      multiply(p);
     });
     return shares.count;
   }

@@ -12,6 +12,7 @@
 #include "qla/qla.h"
 #include "resident_weights.h"
 #include "stop.h"
+#include "weight_formats.h"
 #include "weight_placement.h"
 
 namespace qla {
@@ -23,8 +24,9 @@ struct alignas(64) Floats16 {
 
 // One linear layer: y = (u8 activations . s8 weights) * scales + bias; see docs/numerics.md.
 struct Linear {
+  WeightFormat format = WeightFormat::kW8A8;
   int k = 0, n = 0;
-  const int8_t* weight = nullptr;    // packed n64k4 (kernels.h)
+  const int8_t* weight = nullptr;    // (k, n) in that format
   const float* scale = nullptr;      // (n) per output channel
   const float* bias = nullptr;       // (n)
   std::vector<Floats16> column_sum;  // (n) sum of weights over k; exact, being below 2^24
