@@ -88,7 +88,7 @@ class Page(HTMLParser):
 
 
 def test_one_window_tells_what_forward_tells(engine, found):
-    encoding = engine._texts.load().encode(QUESTION, CONTEXT)
+    encoding = engine.text_encoder.load().encode(QUESTION, CONTEXT)
     assert [token.text for token in found.tokens] == encoding.tokens
     assert [run.length for run in found.runs] == list(engine.lengths)
     for run in found.runs:
@@ -124,7 +124,7 @@ def test_windows_are_united(engine, repeats):
     context = CONTEXT * repeats
     found = trace(engine, QUESTION, context, [HALVES])
     (run,) = found.runs
-    windows = engine._windows([QUESTION], [context], slice(0, 1), True)
+    windows = engine.windows([QUESTION], [context])
     assert found.windows == windows.batch.count > 1
     assert found.tokens_read == len(windows.batch.ids)
     deepest: dict[tuple[int, int], int] = {}

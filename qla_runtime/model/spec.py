@@ -10,10 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from qla_runtime import task_kinds
 from qla_runtime.checkpoints.config_keys import MODEL_TYPES, architecture, refuse_other_arithmetic, with_defaults
 from qla_runtime.checkpoints.pooling import pooling_mode
 from qla_runtime.errors import InputError, UnsupportedError
 from qla_runtime.model import limits
+from qla_runtime.task_kinds import TASK_KINDS
 
 TASK_OF_ARCHITECTURE = {
     "ForQuestionAnswering": "span-qa",
@@ -24,8 +26,6 @@ TASK_OF_ARCHITECTURE = {
 
 SMALLEST_NORMAL = 2.0**-126
 """The least float32 that the engine takes for a scale or an epsilon."""
-
-TASK_KINDS = ("span-qa", "sequence-classification", "token-classification", "embedding")
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,12 @@ class TaskSpec:
     @property
     def outputs(self) -> int:
         """Columns of the head's output; 0 for embeddings, which have no head."""
-        return {"span-qa": 2, "embedding": 0}.get(self.kind, len(self.labels))
+        return task_kinds.outputs(self.kind, len(self.labels))
 
     @property
     def per_token(self) -> bool:
         """Whether the head gives a row per token, or one per sequence."""
-        return self.kind in ("span-qa", "token-classification")
+        return task_kinds.per_token(self.kind)
 
     @property
     def has_pooler(self) -> bool:

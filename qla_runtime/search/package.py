@@ -11,9 +11,9 @@ from typing import Any
 from qla_runtime.convert.card import replace_length_section
 from qla_runtime.engine import Engine
 from qla_runtime.errors import InputError, PackageError
-from qla_runtime.lengths.configs import Accuracy, LengthConfig, count_macs
+from qla_runtime.lengths.configs import Accuracy, LengthConfig
 from qla_runtime.model.package_writer import json_bytes, staging, update_package
-from qla_runtime.texts.windows import TextEncoder
+from qla_runtime.texts.text_encoder import TextEncoder
 
 _IDENTITY = ("config.json", "model.safetensors", "tokenizer.json")
 """Files that decide what a config scores. The length configs are what a search is there to change."""
@@ -41,19 +41,16 @@ class Package:
             raise InputError(f"{source}: no such folder; a search rewrites a package, so name its folder")
         self.path = Path(os.path.realpath(source))
         self.engine = Engine(self.path, num_threads=num_threads)
-        config = _read_json(self.path / "config.json")
-        self.task: dict[str, Any] = config["task"]
-        outputs = {"span-qa": 2, "embedding": 0}.get(self.task["kind"]) or len(self.task.get("labels", ()))
-        self._shape = config["encoder"] | {"outputs": outputs}
+        self.task: dict[str, Any] = self.engine.task_settings
         self._full = self.macs(self.task["max_length"], LengthConfig.ratio([1.0] * self.engine.layers))
 
     def text_encoder(self) -> TextEncoder:
         """The tokenizer, as the Engine uses it."""
-        return self.engine._texts
+        return self.engine.text_encoder
 
     def macs(self, length: int, config: LengthConfig) -> int:
         """Multiply-accumulates of one sequence of ``length`` tokens."""
-        return count_macs(self._shape, self.task, length, config)
+        return self.engine.macs(length, config)
 
     def identity(self) -> str:
         """Checksums of what decides a config's accuracy; of the files as they are now."""
