@@ -82,6 +82,21 @@ def changed(**model) -> bytes:
     return json.dumps(GOOD | {"model": GOOD["model"] | model}).encode()
 
 
+def reopened(tmp_path, cache, content: bytes) -> CostModel:
+    """The cost model of an engine that finds this in place of what an earlier one left."""
+    path = tiny_package().save(tmp_path / "package")
+    _ = Engine(path).cost_model
+    (file,) = cache.glob("*.json")
+    assert json.loads(file.read_bytes())["model"] == json.loads(json.dumps(GOOD["model"]))
+    file.write_bytes(content)
+    return Engine(path).cost_model
+
+
+def test_what_the_damaged_ones_are_made_of_is_taken(tmp_path, cache, fits):
+    """Else each of them could be refused for another reason than its damage."""
+    assert reopened(tmp_path, cache, changed(margin=0.3)) == replace(MODEL, margin=0.3) and len(fits) == 1
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -97,6 +112,8 @@ def changed(**model) -> bytes:
         changed(prices=[10**400, 1, 1, 1, 1]),
         changed(prices=None),
         changed(margin=40),
+        changed(layers=3),
+        changed(layers=None),
         changed(hidden=65),
         changed(hidden=float("inf")),
         changed(hidden="64"),
@@ -108,12 +125,8 @@ def changed(**model) -> bytes:
     ],
 )
 def test_a_damaged_cache_is_replaced(tmp_path, cache, fits, content):
-    path = tiny_package().save(tmp_path / "package")
-    model = Engine(path).cost_model
+    assert reopened(tmp_path, cache, content) == MODEL and len(fits) == 2
     (file,) = cache.glob("*.json")
-    assert json.loads(file.read_bytes())["model"] == json.loads(json.dumps(GOOD["model"]))
-    file.write_bytes(content)
-    assert Engine(path).cost_model == model and len(fits) == 2
     assert json.loads(file.read_bytes())["model"]["hidden"] == 64
 
 

@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 from package_tools import tiny_package
 
-from qla_runtime import Engine, InputError, LatencyBudget, LengthConfig, UnsupportedError, cli, hub
+from qla_runtime import (
+    Engine,
+    Escalate,
+    InputError,
+    LatencyBudget,
+    LengthConfig,
+    MaxLoss,
+    UnsupportedError,
+    cli,
+    hub,
+)
+from qla_runtime.runner import Runner
 from qla_runtime.trace import Trace, trace
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,6 +127,14 @@ def test_shares_are_of_full_even_where_full_is_not_shown(engine):
     (run,) = trace(engine, QUESTION, CONTEXT, [HALVES]).runs
     assert run.length == str(HALVES)
     assert run.share == run.macs / engine.answer(QUESTION, CONTEXT)["macs"] < 1
+
+
+def test_all_lengths_are_one_native_run(engine, monkeypatch):
+    """Full is not run for the shares' sake, and no config runs a second time for its answer."""
+    run, batches = Runner.native_run, []
+    monkeypatch.setattr(Runner, "native_run", lambda *given: batches.append(given[1]) or run(*given))
+    found = trace(engine, QUESTION, CONTEXT * 4, ["fast", HALVES])
+    assert [batch.count for batch in batches] == [2 * found.windows]
 
 
 @pytest.mark.parametrize("repeats", [2, 4, 7])
@@ -354,8 +373,9 @@ def test_bad_calls_have_typed_errors(engine, tmp_path):
     for bad in ({"question": ["who?"]}, {"context": None}, {"lengths": []}, {"lengths": ["full", "slow"]}):
         with pytest.raises(InputError):
             trace(engine, **{"question": "who?", "context": "Bob did."} | bad)
-    with pytest.raises(InputError, match="LatencyBudget"):
-        trace(engine, "who?", "Bob did.", [LatencyBudget(5)])
+    for policy in (LatencyBudget(5), MaxLoss(1), Escalate("fast", "full")):
+        with pytest.raises(InputError, match=type(policy).__name__):
+            trace(engine, "who?", "Bob did.", [policy])
     package = tiny_package("embedding").save(tmp_path / "embedding")
     with pytest.raises(UnsupportedError, match="span-qa"):
         trace(Engine(package), "who?", "Bob did.")
