@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -139,7 +139,7 @@ class Runner:
             else:
                 prepared, ran = self._settled([call.prepare(part).planned(plan, began) for part in parts])
             for each in prepared:
-                (results,) = self._together([each])
+                results = self._alone(each)
                 done(each.count)
                 yield results
             ran()
@@ -216,19 +216,29 @@ class Runner:
 
         return [each if each.plan else replace(each, plan=chosen.plan(each.count)) for each in prepared], ran
 
+    def _alone(self, prepared: Prepared[Result]) -> list[Result]:
+        """The results of one Prepared, from a native run of its own."""
+        plan = _plan_of(prepared)
+        index = _rows(prepared, range(len(plan.configs))) if len(plan.configs) > 1 else None
+        return prepared.read(self.native_run(prepared.batch, plan.configs, index, prepared.want), plan)
+
     def _together(self, prepared: Sequence[Prepared[Result]]) -> list[list[Result]]:
         """Per Prepared its results, from one native run."""
+        if len(prepared) == 1:
+            return [self._alone(prepared[0])]
         batch = Ragged.concatenated([each.batch for each in prepared])
         configs: dict[LengthConfig, int] = {}
-        rows = [_rows(each, configs) for each in prepared]
-        want = set().union(*(each.want for each in prepared))
-        found = self.native_run(batch, list(configs), np.concatenate(rows) if len(configs) > 1 else None, want)
+        numbers = [[configs.setdefault(c, len(configs)) for c in _plan_of(each).configs] for each in prepared]
+        index = np.concatenate([_rows(each, known) for each, known in zip(prepared, numbers, strict=True)])
+        want = frozenset().union(*(each.want for each in prepared))
+        found = self.native_run(batch, list(configs), index, want)
         results = []
         first = 0
         for each in prepared:
-            sequences = slice(first, first := first + each.batch.count)
+            sequences = slice(first, first + each.batch.count)
             mine = arrays.part(found, batch.offsets, sequences, self._settings["kind"])
             results.append(each.read(mine, _plan_of(each)))
+            first = sequences.stop
         return results
 
     def native_run(
@@ -236,7 +246,7 @@ class Runner:
         batch: Ragged,
         configs: Sequence[LengthConfig],
         index: NDArray[np.int32] | None,
-        want: set[str],
+        want: Set[str],
     ) -> arrays.Arrays:
         """One native run, whose stages are reported where the environment asks for them.
 
@@ -271,23 +281,21 @@ def _plan_of(prepared: Prepared[Any]) -> LengthPlan:
     return prepared.plan
 
 
-def _rows(prepared: Prepared[Any], configs: dict[LengthConfig, int]) -> NDArray[np.int32]:
-    """int32 (sequences,): which of ``configs`` each sequence runs with. What is missing there is added."""
-    plan = _plan_of(prepared)
-    numbers = np.array([configs.setdefault(config, len(configs)) for config in plan.configs], np.int32)
-    return np.repeat(numbers[list(plan.index)], np.diff(prepared.inputs))
+def _rows(prepared: Prepared[Any], numbers: Sequence[int]) -> NDArray[np.int32]:
+    """int32 (sequences,): of the config that each sequence runs with, its entry in ``numbers``."""
+    of_input = [numbers[which] for which in _plan_of(prepared).index]
+    return np.repeat(np.array(of_input, np.int32), np.diff(prepared.inputs))
 
 
 def _safe_seconds(model: CostModel, prepared: Sequence[Prepared[Any]]) -> float:
     """What the cost model predicts, with its margin, for all that has a plan; 0.0 for nothing."""
-    planned = [each for each in prepared if each.plan is not None]
-    if not planned:
-        return 0.0
-    configs: dict[LengthConfig, int] = {}
-    rows = np.concatenate([_rows(each, configs) for each in planned])
-    lengths = np.concatenate([np.diff(each.batch.offsets) for each in planned])
-    parts = [(lengths[rows == number], config) for config, number in configs.items()]
-    return sum(float(model.safe_seconds(part, [config])[0]) for part, config in parts if part.size)
+    lengths: dict[LengthConfig, list[int]] = {}
+    for each in prepared:
+        if each.plan is not None:
+            sizes = np.split(np.diff(each.batch.offsets), each.inputs[1:-1])
+            for which, of_input in zip(each.plan.index, sizes, strict=True):
+                lengths.setdefault(each.plan.configs[which], []).extend(of_input.tolist())
+    return sum(float(model.safe_seconds(sizes, [config])[0]) for config, sizes in lengths.items())
 
 
 def _random_call(

@@ -289,7 +289,8 @@ class LengthPlan:
 
     def part(self, inputs: slice) -> LengthPlan:
         """The plan for some of the inputs."""
-        return replace(self, index=self.index[inputs])
+        index = self.index[inputs]
+        return self if len(index) == len(self.index) else replace(self, index=index)
 
     def report(self, sequence: int) -> LengthReport:
         """What a result says of its length config."""

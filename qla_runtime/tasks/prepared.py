@@ -92,9 +92,8 @@ class Prepared(Generic[Result]):
 
     def planned(self, plan: LengthPlan | LatencyBudget, began: float) -> Prepared[Result]:
         """The same with its plan; for a budget that began at ``perf_counter`` = ``began``, with its deadline."""
-        if isinstance(plan, LengthPlan):
-            return replace(self, plan=plan)
-        return replace(self, deadline=plan.deadline(began))
+        settled, deadline = (plan, None) if isinstance(plan, LengthPlan) else (None, plan.deadline(began))
+        return Prepared(self.batch, self.inputs, self.want, self.read, settled, deadline)
 
 
 @dataclass(frozen=True)
