@@ -260,8 +260,9 @@ def test_encode(tiny):
 def test_long_texts_are_cut_and_reported(tiny):
     long = "a b c d e f g " * 9
     encoder = tiny("embedding", max_length=32)
-    with pytest.warns(UserWarning, match="1 of 2 sentences have more than 32 tokens"):
+    with pytest.warns(UserWarning, match="1 of 2 sentences have more than 32 tokens") as warned:
         encoder.encode([long, "short"])
+    assert warned[0].filename == __file__, "the caller's line, not one of ours"
     classifier = tiny("sequence-classification", max_length=32)
     assert [r["truncated"] for r in classifier.classify(["short", long])] == [False, True]
     assert [spans.truncated for spans in tiny("token-classification", max_length=32).tag(["a", long])] == [
