@@ -54,7 +54,7 @@ def commit() -> str:
 
 def weight_bytes(engine: Engine) -> int:
     """Bytes of the linear layers' weights, which a call reads at least once."""
-    info = engine._info
+    info = engine.info
     return info["layers"] * (4 * info["hidden"] ** 2 + 2 * info["hidden"] * info["intermediate"])
 
 

@@ -97,8 +97,9 @@ def test_prompt_errors_list_what_there_is(tmp_path, plain):
     with pytest.raises(InputError, match="name is 'qury'; it must be one of 'query', 'document', 'passage'"):
         engine.encode("a", prompt_name="qury")
     for call in (engine.encode, engine.encode_query, engine.encode_document):
-        with pytest.warns(UserWarning, match="the name is ignored"):
+        with pytest.warns(UserWarning, match="the name is ignored") as warned:
             assert same(call("a", prompt_name="query", prompt="x "), plain.encode("x a"))
+        assert warned[0].filename == __file__, "the caller's line, not one of ours"
         with pytest.raises(InputError, match="lone surrogate at character 1"):
             call("a", prompt="q\ud800")
         with pytest.raises(InputError, match="prompt is of type int"):

@@ -7,9 +7,9 @@ import pytest
 from hostile_tools import open_engine, put, refused
 from package_tools import tiny_package
 
+from qla_runtime.activations import ACTIVATIONS
 from qla_runtime.errors import UnsupportedError
-from qla_runtime.tasks.activations import ACTIVATIONS
-from qla_runtime.tasks.vectors import SIMILARITIES
+from qla_runtime.vectors import SIMILARITIES
 
 # ---- config.json -----------------------------------------------------------------------------------
 

@@ -130,7 +130,7 @@ def test_macs_are_what_the_engine_counts(tmp_path, task, options, config):
     lengths = (1, 2, 17, 25, 64)  # 0.56 * 25 is a little above 14 in binary
     output = engine.forward([list(range(1, 1 + n)) for n in lengths], length=config)
     assert [[len(kept) for kept in layers] for layers in output.kept] == [config.kept(n) for n in lengths]
-    counted = [count_macs(engine._info, engine._task, n, config) for n in lengths]
+    counted = [engine.macs(n, config) for n in lengths]
     assert output.macs.tolist() == counted
 
 

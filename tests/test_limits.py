@@ -10,6 +10,7 @@ import package_tools
 import pytest
 
 from qla_runtime import Engine, LengthConfig
+from qla_runtime.activations import ACTIVATIONS
 from qla_runtime.checkpoints.config import encoder_spec, label_names, task_spec
 from qla_runtime.errors import InputError, PackageError, QlaError, UnsupportedError
 from qla_runtime.lengths.table import LengthTable
@@ -17,6 +18,7 @@ from qla_runtime.model import limits
 from qla_runtime.model.pack import embedding_scale, pad16, quantize_rows
 from qla_runtime.model.package import json_bytes
 from qla_runtime.model.spec import TASK_KINDS, EncoderSpec, TaskSpec
+from qla_runtime.vectors import SIMILARITIES
 
 ENCODER = {
     "layers": (1, limits.MAX_LAYERS),
@@ -295,8 +297,8 @@ def test_names_that_are_no_text():
 @pytest.mark.parametrize(
     ("kind", "key", "names"),
     [
-        ("embedding", "similarity", limits.SIMILARITIES),
-        ("sequence-classification", "activation", limits.ACTIVATIONS),
+        ("embedding", "similarity", SIMILARITIES),
+        ("sequence-classification", "activation", ACTIVATIONS),
         ("embedding", "pooling", limits.POOLINGS),
     ],
 )

@@ -14,9 +14,9 @@ from test_convert import save_checkpoint  # noqa: E402
 from training_tools import answerer, squad, started, train  # noqa: E402
 
 from qla_runtime.errors import InputError  # noqa: E402
+from qla_runtime.ragged import Ragged  # noqa: E402
 from qla_runtime.texts.data_sets import read_labelled  # noqa: E402
 from qla_runtime.texts.squad import read_spans  # noqa: E402
-from qla_runtime.texts.windows import Ragged  # noqa: E402
 from qla_runtime.training.data import Features  # noqa: E402
 
 

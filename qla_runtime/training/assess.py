@@ -1,6 +1,6 @@
 """Accuracy of the float model: the figures that tell, while it trains, whether training helps.
 
-Read and scored as the INT8 engine's outputs are (:mod:`qla_runtime.tasks.answers`,
+Read and scored as the INT8 engine's outputs are (:mod:`qla_runtime.tasks.answer`,
 :mod:`qla_runtime.evaluation.squad`); in percent, higher is better.
 """
 
@@ -20,9 +20,9 @@ from qla_runtime.evaluation.questions import read_squad
 from qla_runtime.evaluation.statistics import check_varied, correlation
 from qla_runtime.lengths.configs import LengthConfig
 from qla_runtime.model.float_model import Model
-from qla_runtime.tasks.answers import AnswerOptions, read_answers
+from qla_runtime.tasks.answer import AnswerOptions, read_answers
 from qla_runtime.texts.data_sets import read_labelled, read_scored_pairs
-from qla_runtime.texts.windows import TextEncoder, batches
+from qla_runtime.texts.text_encoder import TextEncoder, batches
 from qla_runtime.training.data import Features, encode_labels, text_features
 from qla_runtime.training.device import Device
 

@@ -12,7 +12,7 @@ from qla_runtime.cli.lengths import add_lengths, chosen_length
 from qla_runtime.cli.printing import print_json, say
 from qla_runtime.cli.running import open_engine, timed
 from qla_runtime.cli.texts import CONTEXT_HELP, read_text
-from qla_runtime.tasks.answers import SCORES
+from qla_runtime.tasks.answer import SCORES
 
 
 def add(commands: Commands) -> None:

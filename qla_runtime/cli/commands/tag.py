@@ -11,7 +11,7 @@ from qla_runtime.cli.printing import print_json, say, warn_of_cut
 from qla_runtime.cli.running import open_engine, parts
 from qla_runtime.cli.texts import TEXTS_HELP, read_texts
 from qla_runtime.tasks.label_schemes import SCHEMES
-from qla_runtime.tasks.tags import STRATEGIES
+from qla_runtime.tasks.tag import STRATEGIES
 
 
 def add(commands: Commands) -> None:
