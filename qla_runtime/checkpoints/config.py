@@ -241,11 +241,11 @@ def _integer(config: dict[str, Any], key: str, least: int) -> int:
 
 def _positive(config: dict[str, Any], key: str) -> float:
     value = config.get(key)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else float("nan")
     # The kernels' floats: a smaller one is no normal float32.
-    if not number or not limits.SMALLEST_NORMAL <= value <= limits.MAX_NORM_EPS:
+    if not limits.SMALLEST_NORMAL <= number <= limits.MAX_NORM_EPS:
         raise InputError(
             f"config.json: {key} is {str(value)[:40]}; it must be a number above 0 and at most "
             f"{limits.MAX_NORM_EPS}"
         )
-    return float(value)
+    return float(number)

@@ -22,10 +22,15 @@ needs nothing of it.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 __all__ = ["convert"]
 
 
-def convert(checkpoint, out, calibrate=None, **options) -> dict:
+def convert(
+    checkpoint: str | Path, out: str | Path, calibrate: str | Path | None = None, **options: Any
+) -> dict[str, Any]:
     """Converts a checkpoint into a package; see :func:`qla_runtime.convert.pipeline.convert`."""
     from qla_runtime.convert import pipeline
 

@@ -178,9 +178,10 @@ def convert(
         corrections = []
         if reference is not None and calibrate is not None:
             corrections = head_samples(source.task, samples)
-        for kind in kinds if corrections else ():
-            bias = corrected_bias(state["head.bias"], source.task, reference, packages[kind], corrections)
-            write(kind, tensors | {"head.bias": pad16(bias)})
+        if reference is not None and corrections:
+            for kind in kinds:
+                bias = corrected_bias(state["head.bias"], source.task, reference, packages[kind], corrections)
+                write(kind, tensors | {"head.bias": pad16(bias)})
         del tensors
         report = {
             "name": name,

@@ -102,6 +102,7 @@ def neural_compressor(request: ScaleRequest) -> Scales:
     """neural-compressor's scales of the weights, and of static activations where they are asked for."""
     from qla_runtime.convert.neural_compressor import calibrate, weight_scales
 
+    assert request.model is not None  # chosen_source() has seen to it
     wanted = request.calibration
     if wanted is None:
         return weight_scales(request.model.encoder)
