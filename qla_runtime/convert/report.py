@@ -29,7 +29,7 @@ Run = Callable[[Sequence[Sample]], Iterable[Result]]
 
 
 def torch_run(model: Any) -> Run:
-    """Runs a model that is called as :class:`qla_runtime.model.float_model.Model`, a sample at a time, unpadded."""
+    """Runs a model, called as :class:`qla_runtime.model.float_model.Model` is, a sample at a time, unpadded."""
     import torch
 
     def run(samples: Sequence[Sample]) -> Iterable[Result]:
