@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from qla_runtime import Engine
 from qla_runtime.evaluation import squad as evaluate
-from qla_runtime.tasks.answers import AnswerOptions, read_answers
+from qla_runtime.tasks.answer import AnswerOptions, read_answers
 from qla_runtime.texts.windows import QuestionWindows
 
 
@@ -28,8 +28,7 @@ class Fp32Answers:
         from transformers import AutoModelForQuestionAnswering
 
         self.model = AutoModelForQuestionAnswering.from_pretrained(checkpoint, dtype="float32").eval()
-        self.task = engine._config["task"]
-        self.texts = engine._texts
+        self.engine = engine
 
     def logits(self, windows: QuestionWindows, rows: int = 16) -> np.ndarray:
         """float32 (tokens, 2), in the windows' ragged order; padded batches of similar lengths inside."""
@@ -60,9 +59,9 @@ class Fp32Answers:
         return out
 
     def answer(self, questions: list[str], contexts: list[str], length: object = None) -> list[dict]:
-        windows = self.texts.windows(questions, contexts, self.task["doc_stride"], questions)
+        windows = self.engine.windows(questions, contexts)
         logits = self.logits(windows)
-        options = AnswerOptions.checked(self.task)
+        options = AnswerOptions.checked(self.engine.task_settings)
         found = read_answers(windows, logits, contexts, options)
         return [{"answer": answers.entries[0]["answer"], "macs": 0, "budget_met": None} for answers in found]
 

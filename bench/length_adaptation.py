@@ -130,11 +130,9 @@ def end_to_end(args: argparse.Namespace) -> None:
     parts = [questions[i : i + BATCH] for i in range(0, len(questions), BATCH)]
     baseline = BertBase(engine) if args.bert_base else None
     sampled = set(np.linspace(0, len(parts) - 1, args.bert_base, dtype=int).tolist()) if baseline else set()
-    task = read_json(engine, "config.json")["task"]
-    texts, stride = engine._texts, task["doc_stride"]
     answers(engine, parts[0], None)
     if baseline:
-        baseline.seconds([task["max_length"]] * BATCH)
+        baseline.seconds([engine.max_length] * BATCH)
     seconds: dict[str, float] = defaultdict(float)
     there: dict[str, float] = defaultdict(float)
     tokens = 0
@@ -145,9 +143,7 @@ def end_to_end(args: argparse.Namespace) -> None:
             spent = time.perf_counter() - began
             seconds[name] += spent
             there[name] += spent * (number in sampled)
-        windows = texts.windows(
-            [q.question for q in part], [q.context for q in part], stride, [q.id for q in part]
-        )
+        windows = engine.windows([q.question for q in part], [q.context for q in part])
         lengths = np.diff(windows.batch.offsets).tolist()
         tokens += sum(lengths)
         if number in sampled:
@@ -254,14 +250,7 @@ def losses(args: argparse.Namespace) -> None:
     """Why configs lose: answers of full that were voted out, and answers still there that are read otherwise."""
     engine = Engine.from_pretrained(args.package)
     questions = evaluate.read_squad(args.data, args.articles)
-    task = read_json(engine, "config.json")["task"]
-    texts = engine._texts
-    windows = texts.windows(
-        [q.question for q in questions],
-        [q.context for q in questions],
-        task["doc_stride"],
-        [q.id for q in questions],
-    )
+    windows = engine.windows([q.question for q in questions], [q.context for q in questions])
     # With several windows the best one of another length may be another one.
     single = np.flatnonzero(np.diff(windows.questions) == 1)
     questions = [questions[i] for i in single]

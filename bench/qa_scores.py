@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from qla_runtime import Engine, _core
 from qla_runtime.evaluation import squad as evaluate
 from qla_runtime.evaluation.squad import Question
-from qla_runtime.texts.windows import QuestionWindows, TextEncoder
+from qla_runtime.texts.windows import QuestionWindows
 
 SIZES = (2, 5, 20)
 """Windows of the contexts between a paragraph and the longest."""
@@ -153,25 +154,18 @@ class Reader:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.task = engine._config["task"]
-        self.texts = TextEncoder(engine.path, self.task["max_length"], cut=False)
 
     def __call__(self, question: Question, context: str) -> tuple[Windows, QuestionWindows]:
-        windows = self.texts.windows([question.question], [context], self.task["doc_stride"], ["question"])
+        windows = self.engine.windows([question.question], [context])
         batch = windows.batch
         logits = np.empty((len(batch.ids), 2), np.float32)
         for w in range(0, batch.count, 64):
             stop = min(w + 64, batch.count)
-            tokens = slice(batch.offsets[w], batch.offsets[stop])
-            arrays = self.engine._core.run(
-                batch.ids[tokens],
-                batch.offsets[w : stop + 1] - batch.offsets[w],
-                None if batch.type_ids is None else batch.type_ids[tokens],
-                [],
-                None,
-                {"logits"},
-            )
-            logits[tokens] = arrays["logits"]
+            bounds = batch.offsets[w : stop + 1].tolist()
+            rows = [slice(*pair) for pair in pairwise(bounds)]
+            types = None if batch.type_ids is None else [batch.type_ids[row] for row in rows]
+            found = self.engine.forward([batch.ids[row] for row in rows], token_type_ids=types)
+            logits[bounds[0] : bounds[-1]] = np.concatenate(found.logits)
         each = np.arange(batch.count + 1)  # every window as a question of its own
         found = _core.best_spans(
             np.ascontiguousarray(logits[:, 0]),
@@ -179,7 +173,7 @@ class Reader:
             windows.is_context,
             batch.offsets,
             each,
-            self.task["max_answer_tokens"],
+            self.engine.task_settings["max_answer_tokens"],
         )
         first, last = (batch.offsets[:-1] + tokens for tokens in found[1:3])
         place = np.array(

@@ -103,7 +103,7 @@ def batches(case: Case, engine: Engine, squad: str | None, sts: str | None) -> B
     if case.shape:
         # Token ids of content words, no padding: nothing that a runtime could skip.
         draw = np.random.default_rng(case.shape[0] * 1000 + case.shape[1])
-        words = engine._info["vocab_size"] - 1
+        words = engine.info["vocab_size"] - 1
         return [list(draw.integers(min(1000, words - 1), words, case.shape, np.int32))]
     kind, _, order = case.name.partition("-")
     file = {"squad": squad, "sts": sts}[kind]
@@ -122,12 +122,8 @@ def squad_rows(engine: Engine, file: str) -> list[NDArray[np.int32]]:
     """Windows of evenly spaced questions, at least SEQUENCES of them where the file has as many."""
     questions = evaluate.read_squad(file)
     questions = questions[:: max(1, len(questions) // SEQUENCES)]
-    task = engine._config["task"]
-    texts = engine._texts
     asked = [question.question for question in questions]
-    return _rows(
-        texts.windows(asked, [question.context for question in questions], task["doc_stride"], asked).batch
-    )
+    return _rows(engine.windows(asked, [question.context for question in questions]).batch)
 
 
 def sts_rows(engine: Engine, file: str) -> list[NDArray[np.int32]]:
@@ -135,7 +131,7 @@ def sts_rows(engine: Engine, file: str) -> list[NDArray[np.int32]]:
     _, firsts, seconds = evaluate.read_sts(file)
     sentences = list(chain.from_iterable(zip(firsts, seconds, strict=True)))
     sentences = sentences[:: max(1, len(sentences) // SEQUENCES)]
-    return _rows(engine._texts.encode(sentences).batch)
+    return _rows(engine.text_encoder.encode(sentences).batch)
 
 
 def _rows(batch) -> list[NDArray[np.int32]]:

@@ -48,6 +48,23 @@ def best_spans(
     questions: NDArray[np.int64],
     max_tokens: int,
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]: ...
+def top_spans(
+    logits: NDArray[np.float32],
+    is_context: NDArray[np.uint8],
+    offsets: NDArray[np.int64],
+    questions: NDArray[np.int64],
+    positions: NDArray[np.int64],
+    max_tokens: int,
+    top_k: int,
+    score_rule: int,
+) -> tuple[
+    NDArray[np.int32],
+    NDArray[np.int32],
+    NDArray[np.int32],
+    NDArray[np.int32],
+    NDArray[np.float32],
+    NDArray[np.float32],
+]: ...
 def crc32c(buffer: Buffer) -> int: ...
 def available_isas() -> list[str]: ...
 def version() -> str: ...

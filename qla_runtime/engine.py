@@ -4,61 +4,51 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from operator import attrgetter, itemgetter
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qla_runtime import _core, inputs, stages
-from qla_runtime.errors import InputError, UnsupportedError, shown
-from qla_runtime.fork_safe import importing, lazy
+from qla_runtime import _core, inputs
+from qla_runtime.arrays import Arrays
+from qla_runtime.errors import InputError, UnsupportedError, shown, warn
 from qla_runtime.hub import PACKAGED, find_package
 from qla_runtime.lengths import policies
-from qla_runtime.lengths.configs import (
-    Escalate,
-    LatencyBudget,
-    Length,
-    LengthConfig,
-    LengthPlan,
-    MaxLoss,
-    NamedLength,
-    resolve,
-)
+from qla_runtime.lengths.configs import Length, LengthConfig, LengthPlan, NamedLength, count_macs
 from qla_runtime.lengths.cost_model import CostModel
-from qla_runtime.lengths.table import LengthTable
 from qla_runtime.lengths.timekeeper import Timekeeper
 from qla_runtime.lifetime import Lifetime, while_open
 from qla_runtime.options import check_count, check_switch
 from qla_runtime.output import EncoderOutput
-from qla_runtime.progress import Progress, in_steps, reported
-from qla_runtime.tasks import heads, tags, vectors
-from qla_runtime.tasks.activations import activate
-from qla_runtime.tasks.answers import AnswerOptions, read_answers
+from qla_runtime.progress import Progress
+from qla_runtime.runner import Runner
+from qla_runtime.tasks import TASKS
+from qla_runtime.tasks.answer import AnswerTask
+from qla_runtime.tasks.embed import EmbedTask
+from qla_runtime.tasks.labels import LabelTask, check_top_k, ranked
+from qla_runtime.tasks.prepared import Call, OpenedModel, Prepared, Task, one_each
 from qla_runtime.tasks.prompts import Prompts
+from qla_runtime.tasks.results import Answer, Label, Ranked, Spans
+from qla_runtime.tasks.tag import TagTask
 from qla_runtime.terminal import visible
-from qla_runtime.texts.inputs import check_texts
+from qla_runtime.texts.text_encoder import TextEncoder
 from qla_runtime.texts.tokenizer import TextRules
-from qla_runtime.texts.windows import Encoded, QuestionWindows, Ragged, TextEncoder, batches
+from qla_runtime.texts.windows import QuestionWindows
 
-Tokenized = TypeVar("Tokenized", Encoded, QuestionWindows)
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from qla_runtime.tasks.keywords import AnswerKeywords, ClassifyKeywords, EncodeKeywords, TagKeywords
+
 Result = TypeVar("Result")
+AnyTask = TypeVar("AnyTask", bound=Task)
 
 MAX_THREADS = 1024
 """Threads per call, and streams, that an engine accepts at most."""
-
-_FITTING_CALL = {
-    "span-qa": "engine.answer(question, context)",
-    "sequence-classification": "engine.classify(texts)",
-    "token-classification": "engine.tag(texts)",
-    "embedding": "engine.encode(sentences)",
-}
 
 
 class Engine:
@@ -120,28 +110,20 @@ class Engine:
         self._options = {"num_threads": num_threads, "streams": streams, "isa": isa, "weights": weights}
         self._core = _core.Engine(self._path, num_threads or 0, streams, isa, weights)
         self._info = self._core.info
-        self._config = json.loads(self._core.config_json)
-        self._task = self._config["task"]
-        self._labels_of_task = tuple(self._task.get("labels", ()))
-        self._prompts = Prompts(
-            self._config, always=("query", "document") if self._task["kind"] == "embedding" else ()
-        )
-        self._texts = TextEncoder(
+        config = json.loads(self._core.config_json)
+        task: dict[str, Any] = config["task"]
+        encoder = TextEncoder(
             self._core.tokenizer_json,
-            self._task["max_length"],
-            cut=self._task["kind"] != "span-qa",
+            task["max_length"],
+            cut=task["kind"] != "span-qa",
             vocab_size=self._info["vocab_size"],
             type_vocab_size=self._info["type_vocab_size"],
-            rules=TextRules.from_json(self._config.get("text", {})),
+            rules=TextRules.from_json(config.get("text", {})),
         )
-        self._profile = stages.asked_for()
-        self._times = Timekeeper(
-            self._path,
-            self._core.explain,
-            partial(_prepared, self._core, self._info),  # not a method: a cycle would keep the memory
-            self._info,
-            self._task["max_length"],
-        )
+        prompts = Prompts(config, always=("query", "document") if task["kind"] == "embedding" else ())
+        self._model = OpenedModel(config["name"], task, encoder, prompts, self._info["hidden"])
+        self._task = TASKS[task["kind"]](self._model)
+        self._runner = Runner(self._core, self._path, task)
         self._lifetime = Lifetime()
 
     @classmethod
@@ -213,63 +195,75 @@ class Engine:
     @property
     def name(self) -> str:
         """The package's own name."""
-        return self._config["name"]
+        return self._model.name
 
     @property
     def task(self) -> str:
         """``span-qa``, ``sequence-classification``, ``token-classification`` or ``embedding``."""
-        return self._task["kind"]
+        return self._task.kind
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The labels that the model tells apart; empty for question answering and embeddings."""
-        return self._labels_of_task
+        return self._model.labels
 
     @property
     def max_length(self) -> int:
         """Tokens that one sequence of text may have, special tokens included."""
-        return self._task["max_length"]
+        length: int = self._model.settings["max_length"]
+        return length
 
     @property
     def prompts(self) -> dict[str, str]:
         """The model's prompts, name to text: what :meth:`encode` and :meth:`rank` take as ``prompt_name``."""
-        return dict(self._prompts.texts)
+        return dict(self._model.prompts.texts)
 
     @property
     def default_prompt(self) -> str | None:
         """The name of the prompt that is used where a call names none; None: no prompt."""
-        return self._prompts.default
+        return self._model.prompts.default
 
     @property
     def layers(self) -> int:
         """The model's layers: how many entries a LengthConfig needs."""
-        return self._info["layers"]
+        layers: int = self._info["layers"]
+        return layers
 
     @property
     def num_threads(self) -> int:
         """Threads that one call uses."""
-        return self._info["num_threads"]
+        threads: int = self._info["num_threads"]
+        return threads
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """The model's shape and the engine's threads: ``layers``, ``hidden``, ``heads``, ``intermediate``,
+        ``vocab_size``, ``max_positions``, ``type_vocab_size``, ``task``, ``outputs`` (numbers that the head gives
+        per row), ``num_threads`` and ``streams``."""
+        return dict(self._info)
+
+    @property
+    def task_settings(self) -> dict[str, Any]:
+        """The ``task`` object of the package's ``config.json`` (docs/file-format.md)."""
+        return dict(self._model.settings)
+
+    @property
+    def text_encoder(self) -> TextEncoder:
+        """The package's tokenizer, which gives the token ids that the methods for texts run."""
+        return self._model.encoder
 
     @property
     @while_open
     def lengths(self) -> dict[str, NamedLength]:
         """The named length configs, with MACs at ``max_length`` and the accuracy measured with each."""
-        return dict(self._table.named)
+        return dict(self._runner.table.named)
 
     @property
     @while_open
     def frontier(self) -> dict[str, NamedLength]:
         """The configs that policies choose from beside :attr:`lengths`, by the names that results report and
         ``length=`` takes: their own, else ``frontier-1``, ``frontier-2``, in the package's order."""
-        return dict(self._table.frontier)
-
-    @lazy
-    def _table(self) -> LengthTable:
-        return LengthTable(json.loads(self._core.length_configs_json), self._info, self._task)
-
-    @lazy
-    def _best_first(self) -> list[NamedLength]:
-        return policies.best_first(self._table.distinct)
+        return dict(self._runner.table.frontier)
 
     @property
     @while_open
@@ -280,7 +274,25 @@ class Engine:
         in the user's cache (``$XDG_CACHE_HOME/qla_runtime``) for later processes. Where another process measures
         at the moment, it waits for its figures, 3 seconds at most.
         """
-        return self._times.model
+        return self._runner.times.model
+
+    @property
+    def timekeeper(self) -> Timekeeper:
+        """What stands behind :attr:`cost_model`: its fit, and what calls under a budget said about it."""
+        return self._runner.times
+
+    @while_open
+    def macs(self, tokens: int, length: str | LengthConfig | NamedLength | None = None) -> int:
+        """Multiply-accumulates of one sequence, as results report them.
+
+        Args:
+            tokens: of the sequence, special tokens included.
+            length: a name or a length config; None keeps every token.
+
+        Raises:
+            InputError: no such length, or a number of tokens below 1.
+        """
+        return count_macs(self._info, self._model.settings, tokens, self._runner.table.config(length))
 
     @while_open
     def warm_up(self) -> None:
@@ -292,22 +304,20 @@ class Engine:
         Raises:
             PackageError: the tokenizer cannot be read.
         """
-        self._texts.load()
-        _prepared(self._core, self._info, [self.max_length], self._table.configs["full"])()
-        self._times.refresh()
-        _ = self._best_first
+        self._model.encoder.load()
+        self._runner.warm_up()
 
     @while_open
     def explain(self) -> str:
         """What runs here and why: CPU features, kernels, threads and their source, package and lengths, and how
         old and how good the cost model is that latency budgets rest on."""
         lines = [self._core.explain().rstrip("\n"), f"lengths (at {self.max_length} tokens)"]
-        for entry in self._table.named.values():
+        for entry in self._runner.table.named.values():
             measured = entry.accuracy
             figure = f"   {measured.metric} {measured.value:g} on {measured.data}" if measured else ""
             lines.append(f"  {entry.name:<10} {entry.macs_share:6.1%} of full, {entry.macs:,} MACs{figure}")
-        lines += ["latency budgets", *(f"  {line}" for line in self._times.describe())]
-        if not policies.compares(self._table.distinct):
+        lines += ["latency budgets", *(f"  {line}" for line in self._runner.times.describe())]
+        if not policies.compares(self._runner.table.distinct):
             lines.append(
                 "  no accuracy of 'full' and of another config on the same data: more MACs count as better"
             )
@@ -321,11 +331,25 @@ class Engine:
 
     # ----------------------------------------------------------------------------------------- tasks
 
+    @overload
+    def answer(  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
+        self, question: str, context: str, length: Length = None, **options: Unpack[AnswerKeywords]
+    ) -> Answer: ...
+
+    @overload
+    def answer(
+        self,
+        question: Iterable[str],
+        context: str | Iterable[str],
+        length: Length = None,
+        **options: Unpack[AnswerKeywords],
+    ) -> list[Answer]: ...
+
     @while_open
     def answer(
         self,
-        question: str | Sequence[str],
-        context: str | Sequence[str],
+        question: str | Iterable[str],
+        context: str | Iterable[str],
         length: Length = None,
         *,
         latency_ms: float | None = None,
@@ -337,7 +361,7 @@ class Engine:
         null_threshold: float | None = None,
         score: str | None = None,
         progress: Progress = False,
-    ) -> Any:
+    ) -> Answer | list[Answer]:
         """Finds the answer to a question in a context.
 
         A context longer than the model reads is searched in overlapping windows. A span's score is
@@ -381,56 +405,24 @@ class Engine:
                 follow.
         """
         began = perf_counter()
-        self._require("span-qa", "answer")
-        asked = {
-            "top_k": top_k,
-            "max_answer_tokens": max_answer_tokens,
-            "doc_stride": doc_stride,
-            "handle_impossible_answer": handle_impossible_answer,
-            "null_threshold": null_threshold,
-            "score": score,
-        }
-        check_switch("details", details)
-        options = AnswerOptions.checked(self._task, **asked)
-        questions, single = check_texts(question, "question")
-        contexts, single_context = check_texts(context, "context")
-        if single_context and not single:
-            contexts, single_context = contexts * len(questions), False
-        if single != single_context or len(questions) != len(contexts):
-            raise InputError(
-                f"question is {_amount(questions, single)} and context {_amount(contexts, single_context)}; pass "
-                "two texts, or two lists of the same length, or a list of questions and one context for all"
-            )
-        plan = self._plan(length, latency_ms, len(questions))
-        if isinstance(plan, Escalate):
-
-            def again(which: list[int]) -> list[dict[str, Any]]:
-                chosen = [questions[i] for i in which], [contexts[i] for i in which]
-                return self.answer(*chosen, plan.dear, details=details, progress=progress, **asked)
-
-            first = self.answer(
-                questions[0] if single else questions,
-                contexts[0] if single else contexts,
-                plan.cheap,
-                details=details,
-                progress=progress,
-                **asked,
-            )
-            return _escalated(plan, first, single, again)
-        results = self._in_parts(
-            plan,
-            began,
-            batches(questions, contexts),
-            lambda part: self._windows(questions, contexts, part, single, options.doc_stride),
-            lambda part, windows, plan: self._answers(contexts, part, windows, plan, options, details),
-            progress,
+        call = self.as_task(AnswerTask).answer(
+            question,
+            context,
+            details=details,
+            top_k=top_k,
+            max_answer_tokens=max_answer_tokens,
+            doc_stride=doc_stride,
+            handle_impossible_answer=handle_impossible_answer,
+            null_threshold=null_threshold,
+            score=score,
         )
-        return _stamped(results, _budget_met(plan, began), single)
+        results = self._runner.results(call, length, latency_ms, began, progress)
+        return results[0] if call.single else results
 
     @while_open
     def encode(
         self,
-        sentences: str | Sequence[str],
+        sentences: str | Iterable[str],
         length: Length = None,
         *,
         latency_ms: float | None = None,
@@ -468,64 +460,54 @@ class Engine:
             UnsupportedError: the model gives no embeddings, or ``length`` is a policy that it cannot follow.
         """
         began = perf_counter()
-        self._require("embedding", "encode")
-        texts, single = check_texts(sentences, "sentences", blank=True)
-        check_switch("truncate", truncate)
-        check_switch("normalize_embeddings", normalize_embeddings)
-        chosen = self._prompts.choose(prompt, prompt_name)
-        texts = [chosen + text for text in texts]
-        width = vectors.check_truncate_dim(truncate_dim, self._info["hidden"]) or self._task.get("truncate_dim")
-        plan = self._plan(length, latency_ms, len(texts), no_confidence="encode() gives vectors")
-        out = np.empty((len(texts), width or self._info["hidden"]), np.float32)
-
-        def embed(part: slice, encoded: Encoded, plan: LengthPlan) -> list[int]:
-            """Fills ``out``; how many texts were cut."""
-            pooled = self._run(encoded.batch, plan.index[part], plan, {"logits"})["logits"][:, :width]
-            out[part] = vectors.normalized(pooled) if normalize_embeddings else pooled
-            return [int(encoded.cut.sum())]
-
-        cut_texts = sum(
-            self._in_parts(
-                plan,
-                began,
-                batches(texts),
-                lambda part: self._encoded(texts[part], "sentences", part, single, truncate),
-                embed,
-                progress,
-            )
+        task = self.as_task(EmbedTask)
+        call = task.encode(
+            sentences,
+            truncate=truncate,
+            prompt_name=prompt_name,
+            prompt=prompt,
+            truncate_dim=truncate_dim,
+            normalize_embeddings=normalize_embeddings,
         )
-        if cut_texts:
-            warnings.warn(
-                f"{cut_texts} of {len(texts)} sentences have more than {self.max_length} tokens and were cut "
-                "there; split them, or pass truncate=False to be refused",
-                stacklevel=3,  # past while_open
+        out = np.empty((call.count, task.width(truncate_dim)), np.float32)
+        done = cut = 0
+        plan = self._runner.plan(length, latency_ms, call.count, call.runs_once or "")
+        for part in self._runner.parts(call, plan, began, progress):
+            for embedding in part:
+                out[done] = embedding["vector"]
+                done += 1
+                cut += embedding["truncated"]
+        if cut:
+            warn(
+                f"{cut} of {call.count} sentences have more than {self.max_length} tokens and were cut there; "
+                "split them, or pass truncate=False to be refused"
             )
-        return out[0] if single else out
+        return out[0] if call.single else out
 
     def encode_query(
         self,
-        sentences: str | Sequence[str],
+        sentences: str | Iterable[str],
         length: Length = None,
         *,
         prompt_name: str | None = None,
         prompt: str | None = None,
-        **options: Any,
+        **options: Unpack[EncodeKeywords],
     ) -> NDArray[np.float32]:
         """:meth:`encode` for what is searched with: with the prompt called ``query``, or none where there is none.
 
         :attr:`default_prompt` is not used. ``prompt_name``, ``prompt`` and all else are as for :meth:`encode`.
         """
-        self._require("embedding", "encode_query")
-        return self.encode(sentences, length, prompt=self._prompts.query(prompt, prompt_name), **options)
+        self.as_task(EmbedTask, "encode_query")
+        return self.encode(sentences, length, prompt=self._model.prompts.query(prompt, prompt_name), **options)
 
     def encode_document(
         self,
-        sentences: str | Sequence[str],
+        sentences: str | Iterable[str],
         length: Length = None,
         *,
         prompt_name: str | None = None,
         prompt: str | None = None,
-        **options: Any,
+        **options: Unpack[EncodeKeywords],
     ) -> NDArray[np.float32]:
         """:meth:`encode` for what is found: with the prompt called ``document``, or none where there is none.
 
@@ -533,8 +515,8 @@ class Engine:
         sentence-transformers 6 does the same. Name it: ``prompt_name="passage"``. All else is as for
         :meth:`encode`.
         """
-        self._require("embedding", "encode_document")
-        return self.encode(sentences, length, prompt=self._prompts.document(prompt, prompt_name), **options)
+        self.as_task(EmbedTask, "encode_document")
+        return self.encode(sentences, length, prompt=self._model.prompts.document(prompt, prompt_name), **options)
 
     def similarity(self, first: ArrayLike, second: ArrayLike) -> NDArray[np.float32]:
         """Compares vectors as the model's own config says: cosine, where it says nothing.
@@ -550,21 +532,38 @@ class Engine:
             InputError: not vectors of one width.
             UnsupportedError: the model gives no embeddings.
         """
-        self._require("embedding", "similarity")
-        return vectors.similarity(self._task.get("similarity", "cosine"), first, second)
+        return self.as_task(EmbedTask, "similarity").similarity(first, second)
+
+    @overload
+    def classify(  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
+        self,
+        texts: str,
+        text_pairs: str | None = None,
+        length: Length = None,
+        **options: Unpack[ClassifyKeywords],
+    ) -> Label: ...
+
+    @overload
+    def classify(
+        self,
+        texts: Iterable[str],
+        text_pairs: Iterable[str] | None = None,
+        length: Length = None,
+        **options: Unpack[ClassifyKeywords],
+    ) -> list[Label]: ...
 
     @while_open
     def classify(
         self,
-        texts: str | Sequence[str],
-        text_pairs: str | Sequence[str] | None = None,
+        texts: str | Iterable[str],
+        text_pairs: str | Iterable[str] | None = None,
         length: Length = None,
         *,
         latency_ms: float | None = None,
         top_k: int | None = 1,
         truncate: bool = True,
         progress: Progress = False,
-    ) -> Any:
+    ) -> Label | list[Label]:
         """Labels for texts, or for pairs of texts.
 
         Args:
@@ -589,47 +588,15 @@ class Engine:
             UnsupportedError: the model does not classify texts, or ``length`` is a policy that it cannot follow.
         """
         began = perf_counter()
-        self._require("sequence-classification", "classify")
-        firsts, single = check_texts(texts, "texts", blank=True)
-        seconds = None
-        if text_pairs is not None:
-            seconds, single_pair = check_texts(text_pairs, "text_pairs", blank=True)
-            if single != single_pair or len(firsts) != len(seconds):
-                raise InputError(
-                    f"there are {_amount(firsts, single)} for {_amount(seconds, single_pair)} in text_pairs; "
-                    "pass two texts, or two lists of the same length"
-                )
-        if top_k is not None:
-            check_count("top_k", top_k, "None gives the scores of all labels")
-        check_switch("truncate", truncate)
-        regression = self._task["problem"] == "regression"
-        no_confidence = "classify() of a regression model gives values" if regression else None
-        plan = self._plan(length, latency_ms, len(firsts), no_confidence=no_confidence)
-        if isinstance(plan, Escalate):
-
-            def again(which: list[int]) -> list[dict[str, Any]]:
-                chosen = [firsts[i] for i in which], seconds and [seconds[i] for i in which]
-                return self.classify(*chosen, plan.dear, top_k=top_k, truncate=truncate, progress=progress)
-
-            given = (firsts[0], seconds and seconds[0]) if single else (firsts, seconds)
-            first = self.classify(*given, plan.cheap, top_k=top_k, truncate=truncate, progress=progress)
-            return _escalated(plan, first, single, again)
-        pairs = firsts if seconds is None else list(zip(firsts, seconds, strict=True))
-        results = self._in_parts(
-            plan,
-            began,
-            batches(firsts, seconds),
-            lambda part: self._encoded(pairs[part], "texts", part, single, truncate),
-            lambda part, encoded, plan: self._labels(part, encoded, plan, top_k),
-            progress,
-        )
-        return _stamped(results, _budget_met(plan, began), single)
+        call = self.as_task(LabelTask).classify(texts, text_pairs, top_k=top_k, truncate=truncate)
+        results = self._runner.results(call, length, latency_ms, began, progress)
+        return results[0] if call.single else results
 
     @while_open
     def rank(
         self,
         query: str,
-        documents: Sequence[str],
+        documents: Iterable[str],
         length: Length = None,
         *,
         latency_ms: float | None = None,
@@ -639,7 +606,7 @@ class Engine:
         prompt_name: str | None = None,
         prompt: str | None = None,
         progress: Progress = False,
-    ) -> list[dict[str, Any]]:
+    ) -> list[Ranked]:
         """Orders documents by how well they answer a query, with a cross-encoder (a model of one label).
 
         A score is what sentence-transformers' CrossEncoder gives: the model's logit under the activation of its
@@ -671,40 +638,24 @@ class Engine:
             UnsupportedError: the model is no cross-encoder, or ``length`` is a policy that it cannot follow.
         """
         began = perf_counter()
-        self._require("sequence-classification", "rank")
-        if len(self.labels) != 1:
-            raise UnsupportedError(
-                f"rank() needs a cross-encoder, a model of one label; {self.name!r} has {len(self.labels)} "
-                f"labels ({', '.join(self.labels[:5])}). Call engine.classify(texts, text_pairs)"
-            )
-        if not isinstance(query, str):
-            raise InputError(
-                f"query is of type {type(query).__name__}; it must be one text. Call rank() once per query"
-            )
-        if isinstance(documents, str):
-            raise InputError("documents is one text; it must be a list of texts. Wrap it in a list")
-        check_texts(query, "query")
-        texts, _ = check_texts(documents, "documents", blank=True)
-        if top_k is not None:
-            check_count("top_k", top_k, "None gives all documents")
-        check_switch("truncate", truncate)
-        activation = "identity" if check_switch("raw_scores", raw_scores) else self._task.get("activation")
-        plan = self._plan(length, latency_ms, len(texts), no_confidence="rank() gives relevances")
-        asked = self._prompts.choose(prompt, prompt_name) + query
-        pairs = [(asked, text) for text in texts]
-        results = self._in_parts(
-            plan,
-            began,
-            batches(texts),
-            lambda part: self._encoded(pairs[part], "documents", part, False, truncate),
-            lambda part, encoded, plan: self._labels(part, encoded, plan, 1, activation),
-            progress,
+        call = self.as_task(LabelTask, "rank").rank(
+            query,
+            documents,
+            truncate=truncate,
+            raw_scores=raw_scores,
+            prompt_name=prompt_name,
+            prompt=prompt,
         )
-        _stamped(results, _budget_met(plan, began), False)
-        # Stable, so that equal scores stay in the caller's order.
-        order = sorted(range(len(results)), key=lambda i: -results[i]["score"])[:top_k]
-        keys = ("score", "length", "length_config", "accuracy", "macs", "truncated", "budget_met")
-        return [{"index": i, **{key: results[i][key] for key in keys}} for i in order]
+        check_top_k(top_k, "None gives all documents")
+        return ranked(self._runner.results(call, length, latency_ms, began, progress), top_k)
+
+    @overload
+    def tag(  # type: ignore[overload-overlap]  # a str is an Iterable[str], too
+        self, texts: str, length: Length = None, **options: Unpack[TagKeywords]
+    ) -> Spans: ...
+
+    @overload
+    def tag(self, texts: Iterable[str], length: Length = None, **options: Unpack[TagKeywords]) -> list[Spans]: ...
 
     @while_open
     def tag(
@@ -716,9 +667,9 @@ class Engine:
         truncate: bool = True,
         aggregation_strategy: str = "words",
         label_scheme: str | None = None,
-        ignore_labels: Sequence[str] | None = None,
+        ignore_labels: Collection[str] | None = None,
         progress: Progress = False,
-    ) -> Any:
+    ) -> Spans | list[Spans]:
         """Finds labelled spans, such as names, in texts.
 
         Args:
@@ -738,10 +689,10 @@ class Engine:
                 since the last call. ``Escalate`` counts those that it repeats once more.
 
         Returns:
-            For a single text :class:`heads.Spans`, else a list of them: a list of dicts with ``"label"``,
-            ``"score"`` (mean probability of its words or pieces), ``"start"`` and ``"end"`` (characters),
-            ``"text"``; and attributes ``truncated``, ``confidence``, and ``length``, ``length_config``,
-            ``accuracy``, ``macs``, ``budget_met`` and ``ran`` as in :meth:`answer`.
+            For a single text :class:`~qla_runtime.tasks.results.Spans`, else a list of them: a list of dicts
+            with ``"label"``, ``"score"`` (mean probability of its words or pieces), ``"start"`` and ``"end"``
+            (characters), ``"text"``; and attributes ``truncated``, ``confidence``, and ``length``,
+            ``length_config``, ``accuracy``, ``macs``, ``budget_met`` and ``ran`` as in :meth:`answer`.
             With ``"none"`` one dict per token that is not ignored, with ``"index"`` (among the tokens) and
             ``"word"`` (the token). A text without a visible character has no spans.
 
@@ -751,32 +702,15 @@ class Engine:
             UnsupportedError: the model does not label tokens, or ``length`` is a policy that it cannot follow.
         """
         began = perf_counter()
-        self._require("token-classification", "tag")
-        checked, single = check_texts(texts, "texts", blank=True)
-        check_switch("truncate", truncate)
-        rules = tags.tag_rules(self.labels, aggregation_strategy, label_scheme, ignore_labels)
-        plan = self._plan(length, latency_ms, len(checked))
-        if isinstance(plan, Escalate):
-            options: dict[str, Any] = {
-                "truncate": truncate,
-                "aggregation_strategy": aggregation_strategy,
-                "label_scheme": label_scheme,
-                "ignore_labels": ignore_labels,
-                "progress": progress,
-            }
-            first = self.tag(checked[0] if single else checked, plan.cheap, **options)
-            return _escalated(
-                plan, first, single, lambda which: self.tag([checked[i] for i in which], plan.dear, **options)
-            )
-        results = self._in_parts(
-            plan,
-            began,
-            batches(checked),
-            lambda part: self._encoded(checked[part], "texts", part, single, truncate, with_offsets=True),
-            lambda part, encoded, plan: self._spans(checked[part], part, encoded, plan, rules),
-            progress,
+        call = self.as_task(TagTask).tag(
+            texts,
+            truncate=truncate,
+            aggregation_strategy=aggregation_strategy,
+            label_scheme=label_scheme,
+            ignore_labels=ignore_labels,
         )
-        return _stamped(results, _budget_met(plan, began), single)
+        results = self._runner.results(call, length, latency_ms, began, progress)
+        return results[0] if call.single else results
 
     @while_open
     def forward(
@@ -820,283 +754,108 @@ class Engine:
         }
         wanted = {name for name, value in switches.items() if check_switch(f"output_{name}", value)}
         batch = inputs.ragged(input_ids, attention_mask, token_type_ids)
-        asked = self._plan(length, latency_ms, batch.count, no_confidence="forward() gives logits")
-        plan, ran = self._within_budget(asked, began, [batch], batch.count)
-        want = {"last_hidden", "logits", "kept", "macs"} | wanted
-        arrays = self._run(batch, plan.index, plan, want)
-        ran()
-        lengths = [plan.report(i) for i in range(batch.count)]
-        return EncoderOutput(arrays, batch.offsets, self.task, lengths, _budget_met(asked, began))
+        kind = self.task
 
-    # ------------------------------------------------------------------------------------ inner rooms
+        def read(arrays: Arrays, plan: LengthPlan) -> list[EncoderOutput]:
+            return [EncoderOutput(arrays, batch.offsets, kind, [plan.report(i) for i in range(batch.count)])]
 
-    def _in_parts(
-        self,
-        plan: LengthPlan | LatencyBudget,
-        began: float,
-        parts: Iterable[slice],
-        tokenize: Callable[[slice], Tokenized],
-        finish: Callable[[slice, Tokenized, LengthPlan], list[Result]],
-        progress: Progress = False,
-    ) -> list[Result]:
-        """The results of a call over texts: each part tokenized, run and finished."""
-        if progress is not False:
-            parts = in_steps(parts)
-            with reported(progress, parts[-1].stop) as done:
+        want = frozenset({"last_hidden", "logits", "kept", "macs"} | wanted)
+        prepared = Prepared(batch, one_each(batch), want, read)
+        plan = self._runner.plan(length, latency_ms, batch.count, "forward() gives logits without one")
+        ((output,),) = self._runner.run([prepared.planned(plan, began)])
+        return output
 
-                def finish_and_tell(part: slice, tokenized: Tokenized, plan: LengthPlan) -> list[Result]:
-                    results = finish(part, tokenized, plan)
-                    done(part.stop - part.start)
-                    return results
+    # --------------------------------------------------------------------------- calls of mixed origin
 
-                return self._in_parts(plan, began, parts, tokenize, finish_and_tell)
-        if isinstance(plan, LengthPlan):  # one part after the other, so that memory does not grow with the call
-            return [result for part in parts for result in finish(part, tokenize(part), plan)]
-        ready = [(part, tokenize(part)) for part in parts]
-        chosen, ran = self._within_budget(
-            plan, began, [tokenized.batch for _, tokenized in ready], ready[-1][0].stop
-        )
-        results = [result for part, tokenized in ready for result in finish(part, tokenized, chosen)]
-        ran()
-        return results
+    def as_task(self, task: type[AnyTask], method: str | None = None) -> AnyTask:
+        """The model as one of :mod:`qla_runtime.tasks`, whose methods check the arguments of a call.
 
-    def _within_budget(
-        self, plan: LengthPlan | LatencyBudget, began: float, parts: Sequence[Ragged], count: int
-    ) -> tuple[LengthPlan, Callable[[], None]]:
-        """The plan itself, or for a budget that has run since ``began`` the best config for what is left of it.
+        With :meth:`prepare` and :meth:`run` it makes one batch of many calls, as a server does::
+
+            task = engine.as_task(AnswerTask)
+            first = engine.prepare(task.answer("Who wrote it?", "It was written by Ada."), "fast")
+            second = engine.prepare(task.answer(questions, contexts, top_k=3), latency_ms=20)
+            [answer], answers = engine.run([first, second])
 
         Args:
-            plan: of the call.
-            began: ``perf_counter`` at the call's beginning.
-            parts: all sequences of the call, tokenized.
-            count: inputs of the call; for ``answer`` the questions.
+            task: the class.
+            method: the method that needs it, as the error names it; None: the task's own.
+
+        Raises:
+            UnsupportedError: the model does something else.
+        """
+        if isinstance(self._task, task):
+            return self._task
+        packaged = f", such as {PACKAGED[task.kind]!r}, which is packaged" if task.kind in PACKAGED else ""
+        raise UnsupportedError(
+            f"{method or task.method}() needs a {task.kind} model; {self.name!r} is a {self.task} model. Call "
+            f"{self._task.usage}, or open another model{packaged}"
+        )
+
+    @while_open
+    def prepare(
+        self, call: Call[Result], length: Length = None, *, latency_ms: float | None = None
+    ) -> Prepared[Result]:
+        """Tokenizes all inputs of a call, and settles which length config each runs with.
+
+        A latency budget begins now. Its config is chosen by :meth:`run`.
+
+        Args:
+            call: the checked arguments, from a method of :meth:`as_task`.
+            length: as for the engine's method of that name; ``Escalate`` runs twice, and so is refused here.
+            latency_ms: sugar for ``length=LatencyBudget(latency_ms)``.
+
+        Raises:
+            InputError: an input or a length that does not fit.
+            PackageError: the tokenizer cannot be read.
+            UnsupportedError: ``length`` is a policy that it cannot follow.
+        """
+        began = perf_counter()
+        runs_once = call.runs_once or "prepare() is for one run"
+        plan = self._runner.plan(length, latency_ms, call.count, runs_once)
+        return call.prepare().planned(plan, began)
+
+    @while_open
+    def run(self, prepared: Sequence[Prepared[Result]]) -> list[list[Result]]:
+        """Runs the inputs of several calls as one batch.
+
+        Each result is the same, bit for bit, as if its call ran alone with its length config. Where calls have
+        latency budgets, one config is chosen for all of these: the best that is predicted to end the whole batch
+        before the earliest deadline, else the fastest.
+
+        Args:
+            prepared: from :meth:`prepare` of this engine, in any mixture.
 
         Returns:
-            What to run, and what to call when it has run: the next budget then knows how long this one took.
+            Per Prepared its results, one per input, in order.
+
+        Raises:
+            InputError: the list is empty.
         """
-        if isinstance(plan, LengthPlan):
-            return plan, lambda: None
-        end = began + 1e-3 * plan.ms
-        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-        chosen, expected = policies.within_time(
-            self._best_first, self.cost_model, lengths, lambda: end - perf_counter(), self._times.pace.ratio
-        )
-        decided = perf_counter()
-        return (
-            chosen.plan(count),
-            lambda: self._times.saw(expected, perf_counter() - decided, lambda: end - perf_counter()),
-        )
+        return self._runner.run(prepared)
 
-    def _windows(
-        self, questions: list[str], contexts: list[str], part: slice, single: bool, stride: int | None = None
+    @while_open
+    def windows(
+        self, questions: Sequence[str], contexts: Sequence[str], doc_stride: int | None = None
     ) -> QuestionWindows:
-        """The windows of one slice's questions; neighbours share ``stride`` tokens, or what the package says."""
-        stride = self._task["doc_stride"] if stride is None else stride
-        names = ["question"] if single else [f"question[{i}]" for i in range(part.start, part.stop)]
-        return self._texts.windows(questions[part], contexts[part], stride, names)
-
-    def _encoded(
-        self,
-        texts: Sequence[str] | Sequence[tuple[str, str]],
-        what: str,
-        part: slice,
-        single: bool,
-        truncate: bool,
-        *,
-        with_offsets: bool = False,
-    ) -> Encoded:
-        """One slice's texts, or pairs of texts, tokenized; too long ones are refused unless ``truncate``."""
-        encoded = self._texts.encode(texts, with_offsets=with_offsets)
-        self._refuse_cut(encoded.cut, truncate, what, part, single)
-        return encoded
-
-    def _answers(
-        self,
-        contexts: list[str],
-        part: slice,
-        windows: QuestionWindows,
-        plan: LengthPlan,
-        options: AnswerOptions,
-        details: bool,
-    ) -> list[dict[str, Any]]:
-        """``answer`` for the questions of one slice."""
-        per_question = np.diff(windows.questions)
-        index = np.repeat(plan.index[part], per_question)
-        want = {"logits", "macs", "kept"} if details else {"logits", "macs"}
-        arrays = self._run(windows.batch, index, plan, want)
-        macs = np.add.reduceat(arrays["macs"], windows.questions[:-1])
-        results = []
-        for q, found in enumerate(read_answers(windows, arrays["logits"], contexts[part], options)):
-            result = found.entries[0] | {
-                **plan.report(part.start + q),
-                "macs": int(macs[q]),
-                "budget_met": None,
-                "no_answer": found.no_answer,
-                "null_score": found.null_score,
-            }
-            if options.top_k != 1:
-                result["answers"] = found.entries
-            if details:
-                offset = int(windows.batch.offsets[found.window])
-                counts = arrays["kept_counts"][:, found.window]
-                rows = zip(arrays["kept"], counts, strict=True)
-                kept = [row[offset : offset + count].tolist() for row, count in rows]
-                tokens = windows.tokens(q, found.window)
-                result |= {"windows": int(per_question[q]), "tokens": tokens, "kept": kept}
-            results.append(result)
-        return results
-
-    def _labels(
-        self, part: slice, encoded: Encoded, plan: LengthPlan, top_k: int | None, activation: str | None = None
-    ) -> list[dict[str, Any]]:
-        """``classify``, or with an activation ``rank``, for the texts, or pairs of texts, of one slice."""
-        arrays = self._run(encoded.batch, plan.index[part], plan, {"logits", "macs"})
-        logits = arrays["logits"]
-        scored = activate(activation, logits) if activation else heads.label_scores(logits, self._task["problem"])
-        results = []
-        for i, scores in enumerate(scored):
-            # By logits: probabilities of sure labels round to the same number.
-            order = np.argsort(-logits[i], kind="stable")
-            result = {
-                "label": self.labels[order[0]],
-                "score": float(scores[order[0]]),
-                **plan.report(part.start + i),
-                "macs": int(arrays["macs"][i]),
-                "truncated": bool(encoded.cut[i]),
-                "budget_met": None,
-            }
-            if top_k != 1:
-                result["scores"] = [{"label": self.labels[j], "score": float(scores[j])} for j in order[:top_k]]
-            results.append(result)
-        return results
-
-    def _spans(
-        self, texts: list[str], part: slice, encoded: Encoded, plan: LengthPlan, rules: tags.TagRules
-    ) -> list[heads.Spans]:
-        """``tag`` for the texts of one slice."""
-        arrays = self._run(encoded.batch, plan.index[part], plan, {"logits", "macs"})
-        tokenizer = self._texts.load()
-        results = []
-        for i, (text, encoding) in enumerate(zip(texts, encoded.encodings, strict=True)):
-            logits = arrays["logits"][slice(*encoded.batch.offsets[i : i + 2])]
-            spans, confidence = tags.find_spans(rules, tokenizer, text, encoding, logits)
-            results.append(
-                heads.Spans(
-                    spans,
-                    truncated=bool(encoded.cut[i]),
-                    **plan.report(part.start + i),
-                    macs=int(arrays["macs"][i]),
-                    confidence=confidence,
-                )
-            )
-        return results
-
-    def _plan(
-        self, length: Length, latency_ms: float | None, count: int, *, no_confidence: str | None = None
-    ) -> LengthPlan | LatencyBudget | Escalate:
-        """What a call over ``count`` inputs runs, as far as that is known before they are tokenized.
+        """The windows that :meth:`answer` reads.
 
         Args:
-            length: as the caller gave it.
-            latency_ms: as the caller gave it.
-            count: inputs of the call.
-            no_confidence: in words, why nothing tells how sure a result is; ``Escalate`` is then refused.
+            questions: one per context.
+            contexts: the texts that hold the answers.
+            doc_stride: context tokens that neighbouring windows share; None takes the package's.
+
+        Raises:
+            InputError: a question that leaves no room for its context, or a context without a token.
+            PackageError: the tokenizer cannot be read.
+            UnsupportedError: the model does not answer questions.
         """
-        plan = resolve(length, latency_ms, count, self._table.configs, self.layers)
-        if isinstance(plan, Escalate) and no_confidence:
-            raise UnsupportedError(
-                f"Escalate repeats what a confidence shows to be unsure, and {no_confidence} without one; pass a "
-                "name, a LengthConfig or another policy as length="
-            )
-        if isinstance(plan, Escalate):
-            return policies.with_threshold(plan, json.loads(self._core.length_configs_json))
-        if isinstance(plan, MaxLoss):
-            return policies.within_loss(plan, self._table.distinct).plan(count)
-        return self._table.with_accuracies(plan) if isinstance(plan, LengthPlan) else plan
-
-    def _run(
-        self, batch: Ragged, index: Sequence[int] | NDArray[np.int64], plan: LengthPlan, want: set[str]
-    ) -> dict[str, NDArray[Any]]:
-        """One native call: ``index`` says per sequence which of the plan's configs it runs."""
-        chosen = None if len(plan.configs) == 1 else np.asarray(index, np.int32)
-        lengths = [config.to_native() for config in plan.configs]
-        if not self._profile:
-            return self._core.run(batch.ids, batch.offsets, batch.type_ids, lengths, chosen, want)
-        arrays = self._core.run(batch.ids, batch.offsets, batch.type_ids, lengths, chosen, want | {"stages"})
-        stages.report(stages.by_name(arrays["stages"]), batch.count, len(batch.ids))
-        return arrays
-
-    def _require(self, task: str, method: str) -> None:
-        if self.task != task:
-            packaged = f", such as {PACKAGED[task]!r}, which is packaged" if task in PACKAGED else ""
-            raise UnsupportedError(
-                f"{method}() needs a {task} model; {self.name!r} is a {self.task} model. Call "
-                f"{_FITTING_CALL[self.task]}, or open another model{packaged}"
-            )
-
-    def _refuse_cut(self, cut: NDArray[np.bool_], truncate: bool, what: str, part: slice, single: bool) -> None:
-        if truncate or not cut.any():
-            return
-        where = what if single else f"{what}[{part.start + int(np.argmax(cut))}]"
-        raise InputError(
-            f"{where} has more than {self.max_length} tokens, the most that this model reads; shorten or "
-            "split it, or pass truncate=True"
-        )
-
-
-def _prepared(
-    core: _core.Engine, info: Mapping[str, Any], lengths: Sequence[int], config: LengthConfig
-) -> Callable[[], object]:
-    """A native call over random ids, ready to be timed."""
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    with importing():
-        random = np.random.default_rng(0)
-    ids = random.integers(0, info["vocab_size"], offsets[-1], dtype=np.int32)
-    native = [config.to_native()]
-    return lambda: core.run(ids, offsets, None, native, None, {"logits", "macs"})
+        self.as_task(AnswerTask, "windows")
+        stride: int = self._model.settings["doc_stride"] if doc_stride is None else doc_stride
+        names = [f"question[{i}]" for i in range(len(questions))]
+        return self._model.encoder.windows(questions, contexts, stride, names)
 
 
 def _reopen(path: str, options: dict[str, Any]) -> Engine:
     """Unpickling: the same package with the same options."""
     return Engine(path, **options)
-
-
-def _budget_met(plan: LengthPlan | LatencyBudget, began: float) -> bool | None:
-    """Whether a call that began at ``perf_counter`` = ``began`` keeps within its budget; None without one."""
-    return perf_counter() - began <= 1e-3 * plan.ms if isinstance(plan, LatencyBudget) else None
-
-
-def _stamped(results: list[Any], met: bool | None, single: bool) -> Any:
-    """The results, or the only one of a single input, with their ``budget_met``."""
-    for result in results:
-        if isinstance(result, heads.Spans):
-            result.budget_met = met
-        else:
-            result["budget_met"] = met
-    return results[0] if single else results
-
-
-def _escalated(policy: Escalate, first: Any, single: bool, again: Callable[[list[int]], list[Any]]) -> Any:
-    """The results of a cheap run with the unsure ones replaced; each reports the MACs of all its runs."""
-    results = [first] if single else first
-    of_spans = isinstance(results[0], heads.Spans)
-
-    def tell(result: Any, before: Any | None = None) -> Any:
-        """The result with what ran for it, and with the MACs of all that ran."""
-        if of_spans:
-            result.ran = [*(before.ran if before else ()), result.length]
-            result.macs += before.macs if before else 0
-            return result
-        return result | {
-            "ran": [*(before["ran"] if before else ()), result["length"]],
-            "macs": result["macs"] + (before["macs"] if before else 0),
-        }
-
-    results = [tell(result) for result in results]
-    confidence = attrgetter("confidence") if of_spans else itemgetter("score")
-    merged = policies.escalate(results, confidence, policy.threshold, again, lambda cheap, dear: tell(dear, cheap))
-    return merged[0] if single else merged
-
-
-def _amount(texts: list[str], single: bool) -> str:
-    return "a single text" if single else f"a list of {len(texts)}"

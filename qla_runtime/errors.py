@@ -1,6 +1,12 @@
-"""The errors that callers see. Each message names the limit, the value met, and the remedy."""
+"""The errors and warnings that callers see. Each message names the limit, the value met, and the remedy."""
 
 from __future__ import annotations
+
+import os
+import sys
+import warnings
+
+_PACKAGE = os.path.dirname(__file__) + os.sep
 
 
 class QlaError(Exception):
@@ -27,3 +33,12 @@ def shown(value: object, width: int = 60) -> str:
         whole = isinstance(value, int)
         text = f"an integer of {value.bit_length()} bits" if whole else f"of type {type(value).__name__}"
     return text if len(text) <= width else f"{text[: width - 15]}...{text[-12:]}"
+
+
+def warn(message: str) -> None:
+    """A UserWarning that shows the caller's line: the innermost one that is not in this package."""
+    level = 2
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)

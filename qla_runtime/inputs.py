@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qla_runtime.errors import InputError, shown
-from qla_runtime.texts.windows import Ragged
+from qla_runtime.ragged import Ragged
 
 Ids = Sequence[Sequence[int]] | Sequence[ArrayLike] | ArrayLike
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qla_runtime import stages
+from qla_runtime import stages, task_kinds
+from qla_runtime.arrays import Arrays, kept_positions
 from qla_runtime.fork_safe import lazy
+from qla_runtime.lengths.configs import AccuracyReport, LengthReport
 
 
 class EncoderOutput:
@@ -32,10 +34,10 @@ class EncoderOutput:
 
     def __init__(
         self,
-        arrays: Mapping[str, NDArray[Any]],
+        arrays: Arrays,
         offsets: NDArray[np.int64],
         task: str,
-        lengths: Sequence[Mapping[str, Any]],
+        lengths: Sequence[LengthReport],
         budget_met: bool | None = None,
     ) -> None:
         self._arrays = arrays
@@ -43,7 +45,7 @@ class EncoderOutput:
         self._task = task
         self.length: list[str] = [entry["length"] for entry in lengths]
         self.length_config: list[dict[str, Any]] = [entry["length_config"] for entry in lengths]
-        self.accuracy: list[dict[str, Any] | None] = [entry["accuracy"] for entry in lengths]
+        self.accuracy: list[AccuracyReport | None] = [entry["accuracy"] for entry in lengths]
         self.budget_met = budget_met
         self.lengths: NDArray[np.int64] = np.diff(offsets)
         self.macs: NDArray[np.int64] = arrays["macs"]
@@ -70,7 +72,7 @@ class EncoderOutput:
         if self._task == "embedding":
             return None
         logits = self._arrays["logits"]
-        return list(logits) if self._task == "sequence-classification" else self._by_token(logits)
+        return self._by_token(logits) if task_kinds.per_token(self._task) else list(logits)
 
     @lazy
     def start_logits(self) -> list[NDArray[np.float32]] | None:
@@ -90,11 +92,7 @@ class EncoderOutput:
     @lazy
     def kept(self) -> list[list[NDArray[np.int32]]]:
         """``kept[i][layer]``: int32, ascending: positions that entered the layer's feed-forward."""
-        counts, positions = self._arrays["kept_counts"], self._arrays["kept"]
-        return [
-            [positions[layer, start : start + counts[layer, i]] for layer in range(len(counts))]
-            for i, start in enumerate(self._offsets[:-1])
-        ]
+        return [kept_positions(self._arrays, self._offsets, i) for i in range(len(self))]
 
     @lazy
     def hidden_states(self) -> list[NDArray[np.float32]] | None:

@@ -33,9 +33,11 @@ def reported(progress: Progress, total: int) -> Iterator[Callable[[int], Any]]:
     """What to call with the number of inputs done since the last call.
 
     Raises:
-        InputError: ``progress`` is neither True nor callable.
+        InputError: ``progress`` is neither a boolean nor callable.
     """
-    if callable(progress):
+    if progress is False:
+        yield lambda done: None
+    elif callable(progress):
         yield progress
     elif progress is not True:
         raise InputError(

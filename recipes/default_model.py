@@ -24,7 +24,7 @@ from qla_runtime import Engine, Escalate, LengthConfig
 from qla_runtime.convert import convert
 from qla_runtime.errors import InputError
 from qla_runtime.evaluation import squad as evaluate
-from qla_runtime.lengths import policies
+from qla_runtime.evaluation.escalation import calibrate_escalation
 from qla_runtime.lengths.configs import Accuracy, Length
 from qla_runtime.model.card import LENGTH_HEADING, Provenance
 from qla_runtime.model.package import CARD, LENGTHS, check_target, json_bytes, update_package
@@ -158,7 +158,7 @@ def finish(package: Path, dev: Path, frontier: list[LengthConfig]) -> Scores:
     engine = Engine.from_pretrained(package)
     cheap, dear = ESCALATION
     questions = evaluate.read_squad(dev, "odd")
-    threshold = round(policies.calibrate_escalation(engine, questions, cheap, dear, ESCALATION_LOSS), 4)
+    threshold = round(calibrate_escalation(engine, questions, cheap, dear, ESCALATION_LOSS), 4)
     escalate = f"escalate {cheap}:{dear}:{threshold:g}"
     scores = score(
         engine, dev, {name: name for name in engine.lengths} | {escalate: Escalate(cheap, dear, threshold)}

@@ -10,7 +10,7 @@ import pytest
 from package_tools import tiny_package
 
 from qla_runtime import Engine, Escalate, InputError, LengthConfig
-from qla_runtime.tasks.answers import SCORES, AnswerOptions, read_answers
+from qla_runtime.tasks.answer import SCORES, AnswerOptions, read_answers
 from qla_runtime.texts.windows import QuestionWindows
 
 QUESTIONS = ["who is it?", "where?", "what was said, then?"]
@@ -32,7 +32,7 @@ def engine(tmp_path_factory) -> Engine:
 def windows_and_logits(
     engine: Engine, question: str, context: str, stride: int
 ) -> tuple[QuestionWindows, np.ndarray]:
-    windows = engine._texts.windows([question], [context], stride, ["question"])
+    windows = engine.text_encoder.windows([question], [context], stride, ["question"])
     batch = windows.batch
     pairs = list(zip(batch.offsets[:-1], batch.offsets[1:], strict=True))
     output = engine.forward(
@@ -188,7 +188,7 @@ class Letters:
 
 def made_windows(count: int, text: str | None = None) -> QuestionWindows:
     """Windows of [CLS] and three characters, which share nothing."""
-    from qla_runtime.texts.windows import Ragged
+    from qla_runtime.ragged import Ragged
 
     text = text or "abc" * count
     batch = Ragged(np.zeros(4 * count, np.int32), np.arange(count + 1, dtype=np.int64) * 4)

@@ -384,12 +384,14 @@ def native_arguments() -> dict:
 )
 def test_native_arrays(engines, change, words):
     arguments = native_arguments() | change
-    refused(InputError, lambda: engines["span-qa"]._core.run(**arguments), *words)
+    native = _core.Engine(engines["span-qa"].path)
+    refused(InputError, lambda: native.run(**arguments), *words)
 
 
 def test_native_rules_it_does_not_know(engines):
     arguments = native_arguments() | {"lengths": [(7, [1.0] * LAYERS, -1)]}
-    refused(UnsupportedError, lambda: engines["span-qa"]._core.run(**arguments), "rule 7", "ratios (0)")
+    native = _core.Engine(engines["span-qa"].path)
+    refused(UnsupportedError, lambda: native.run(**arguments), "rule 7", "ratios (0)")
 
 
 def test_native_spans():

@@ -82,6 +82,21 @@ def changed(**model) -> bytes:
     return json.dumps(GOOD | {"model": GOOD["model"] | model}).encode()
 
 
+def reopened(tmp_path, cache, content: bytes) -> CostModel:
+    """The cost model of an engine that finds this in place of what an earlier one left."""
+    path = tiny_package().save(tmp_path / "package")
+    _ = Engine(path).cost_model
+    (file,) = cache.glob("*.json")
+    assert json.loads(file.read_bytes())["model"] == json.loads(json.dumps(GOOD["model"]))
+    file.write_bytes(content)
+    return Engine(path).cost_model
+
+
+def test_what_the_damaged_ones_are_made_of_is_taken(tmp_path, cache, fits):
+    """Else each of them could be refused for another reason than its damage."""
+    assert reopened(tmp_path, cache, changed(margin=0.3)) == replace(MODEL, margin=0.3) and len(fits) == 1
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -97,6 +112,8 @@ def changed(**model) -> bytes:
         changed(prices=[10**400, 1, 1, 1, 1]),
         changed(prices=None),
         changed(margin=40),
+        changed(layers=3),
+        changed(layers=None),
         changed(hidden=65),
         changed(hidden=float("inf")),
         changed(hidden="64"),
@@ -108,12 +125,8 @@ def changed(**model) -> bytes:
     ],
 )
 def test_a_damaged_cache_is_replaced(tmp_path, cache, fits, content):
-    path = tiny_package().save(tmp_path / "package")
-    model = Engine(path).cost_model
+    assert reopened(tmp_path, cache, content) == MODEL and len(fits) == 2
     (file,) = cache.glob("*.json")
-    assert json.loads(file.read_bytes())["model"] == json.loads(json.dumps(GOOD["model"]))
-    file.write_bytes(content)
-    assert Engine(path).cost_model == model and len(fits) == 2
     assert json.loads(file.read_bytes())["model"]["hidden"] == 64
 
 
@@ -171,9 +184,9 @@ def test_a_doubtful_fit_does_not_replace_a_good_one(tmp_path, cache, fits, monke
     assert engine.cost_model == MODEL
     (file,) = cache.glob("*.json")
     good = file.read_bytes()
-    engine._times._keep(engine._times._cache, Fit(MODEL, time.time(), "busy"))
+    engine.timekeeper._keep(engine.timekeeper._cache, Fit(MODEL, time.time(), "busy"))
     assert file.read_bytes() == good
-    engine._times._keep(engine._times._cache, Fit(replace(MODEL, margin=0.1), time.time()))
+    engine.timekeeper._keep(engine.timekeeper._cache, Fit(replace(MODEL, margin=0.1), time.time()))
     assert file.read_bytes() != good
 
 
@@ -185,9 +198,9 @@ def test_explain_says_how_old_and_how_good_the_fit_is(tmp_path, fits):
     assert "nothing speaks against it" in engine.explain()
     again = Engine(engine.path)
     assert "(found on disk)" in again.explain()
-    again._times.use(Fit(MODEL, time.time() - 7300, "the machine was busy"))
+    again.timekeeper.use(Fit(MODEL, time.time() - 7300, "the machine was busy"))
     for _ in range(3):
-        again._times.saw(1.0, 0.9, lambda: 0.0)
+        again.timekeeper.saw(1.0, 0.9, lambda: 0.0)
     assert "fitted 2 hours ago" in again.explain() and "doubtful: the machine was busy" in again.explain()
     assert "3 calls under a budget since: the last 3 took 0.90 of the prediction" in again.explain()
 
@@ -225,15 +238,16 @@ def holder(tmp_path):
 def test_a_process_waits_for_another_but_not_for_ever(tmp_path, cache, fits, holder, monkeypatch):
     monkeypatch.setattr(timekeeper, "WAIT_SECONDS", 0.2)
     engine = Engine(tiny_package().save(tmp_path / "package"))
-    process = holder(engine._times._cache._path)
-    fit = engine._times.fit
+    process = holder(engine.timekeeper._cache._path)
+    fit = engine.timekeeper.fit
     assert fit.doubt == "another process measured at the same time"
     assert not list(cache.glob("*.json")), "the other one leaves its own"
     process.kill()
     process.wait()
-    engine._times.use(replace(fit, made=fit.made - 60))
+    engine.timekeeper.use(replace(fit, made=fit.made - 60))
     engine.warm_up()
-    assert not engine._times.fit.doubt and list(cache.glob("*.json")), "a lock goes with the process that held it"
+    assert not engine.timekeeper.fit.doubt, "a lock goes with the process that held it"
+    assert list(cache.glob("*.json"))
 
 
 def test_only_one_holds_the_lock(tmp_path):
@@ -435,10 +449,10 @@ def test_a_fit_that_holds_is_left_alone(tmp_path, monkeypatch):
 
 def test_warming_up_replaces_a_fit_that_does_not_hold(tmp_path, fits):
     engine = Engine(tiny_package().save(tmp_path / "package"))
-    engine._times.use(Fit(slower(MODEL, *(5.5,) * 5), time.time() - 60))
+    engine.timekeeper.use(Fit(slower(MODEL, *(5.5,) * 5), time.time() - 60))
     engine.warm_up()
     assert not fits, "nobody knows yet"
     for _ in range(CHECK_CALLS):
-        engine._times.saw(1.0, 0.18, lambda: 0.0)
+        engine.timekeeper.saw(1.0, 0.18, lambda: 0.0)
     engine.warm_up()
     assert len(fits) == 1 and engine.cost_model == MODEL

@@ -17,9 +17,8 @@ import pytest
 from package_tools import tiny_package
 
 import qla_runtime
-from qla_runtime import Engine, InputError, LengthConfig, UnsupportedError, _core, hub
-from qla_runtime.tasks import heads
-from qla_runtime.texts import windows
+from qla_runtime import Engine, InputError, LengthConfig, UnsupportedError, _core, activations, hub
+from qla_runtime.texts import text_encoder, windows
 
 QUESTION = "Where was the analytical engine designed?"
 PASSAGE = "The analytical engine was designed by Charles Babbage in London."
@@ -118,7 +117,7 @@ def test_windows_are_hugging_face_s(tiny, family):
     reference.enable_truncation(40, stride=9, strategy="only_second")
     questions = ["who?", "what is it, then?"] * 3
     contexts = ["ab", "a bc, d. " * 3, "it is so. " * 30, "x" * 90, "a b c d e f " * 11, "so it goes on"]
-    made = engine._texts.windows(questions, contexts, 9, questions)
+    made = engine.text_encoder.windows(questions, contexts, 9, questions)
     w = 0
     for q, encoding in enumerate(reference.encode_batch(list(zip(questions, contexts, strict=True)))):
         expected = [encoding, *encoding.overflowing]
@@ -141,7 +140,7 @@ def test_windows_are_hugging_face_s(tiny, family):
 
 def test_a_question_that_leaves_less_than_the_stride_still_advances(tiny):
     engine = tiny("span-qa", max_length=40, doc_stride=20)
-    made = engine._texts.windows(["a" * 30], ["b" * 31], 20, ["question"])
+    made = engine.text_encoder.windows(["a" * 30], ["b" * 31], 20, ["question"])
     lengths = np.diff(made.batch.offsets)
     assert lengths.max() == 40 and made.batch.count > 3
     assert engine.answer("a" * 30, "b" * 31)["answer"]
@@ -163,17 +162,17 @@ def test_small_chunks_change_nothing(engine, monkeypatch):
     contexts = [PASSAGE, FILLER, PASSAGE + FILLER, FILLER * 40, FILLER + PASSAGE, FILLER, PASSAGE, PASSAGE]
     length = ["full", "fast"] * 4
     whole = engine.answer(questions, contexts, length=length)
-    monkeypatch.setattr(windows, "BATCH_TEXTS", 3)
+    monkeypatch.setattr(text_encoder, "BATCH_TEXTS", 3)
     assert engine.answer(questions, contexts, length=length) == whole
-    monkeypatch.setattr(windows, "BATCH_CHARACTERS", 10)
+    monkeypatch.setattr(text_encoder, "BATCH_CHARACTERS", 10)
     assert engine.answer(questions, contexts, length=length) == whole
 
 
 def test_batches_are_bounded_and_in_order(monkeypatch):
-    monkeypatch.setattr(windows, "BATCH_TEXTS", 3)
-    monkeypatch.setattr(windows, "BATCH_CHARACTERS", 10)
+    monkeypatch.setattr(text_encoder, "BATCH_TEXTS", 3)
+    monkeypatch.setattr(text_encoder, "BATCH_CHARACTERS", 10)
     texts = ["a", "bb", "c" * 50, "d", "e", "f", "g", "h" * 8, "iii"]
-    parts = [texts[part] for part in windows.batches(texts)]
+    parts = [texts[part] for part in text_encoder.batches(texts)]
     assert [text for part in parts for text in part] == texts
     assert all(len(part) <= 3 and (len(part) == 1 or sum(map(len, part)) <= 10) for part in parts)
 
@@ -288,9 +287,9 @@ def test_classify_by_problem(tiny):
     many = tiny("sequence-classification", problem="multi_label").classify("good", top_k=None)
     logits = tiny("sequence-classification").forward([[1, 2]]).logits[0]
     assert all(0 < entry["score"] < 1 for entry in many["scores"])
-    np.testing.assert_allclose(heads.sigmoid(logits), 1 / (1 + np.exp(-logits)), rtol=1e-6)
+    np.testing.assert_allclose(activations.sigmoid(logits), 1 / (1 + np.exp(-logits)), rtol=1e-6)
     value = tiny("sequence-classification", problem="regression", labels=["score"])
-    ids = value._texts.encode(["good"])[0].ids
+    ids = value.text_encoder.encode(["good"])[0].ids
     assert value.classify("good")["score"] == value.forward([ids]).logits[0][0]
 
 

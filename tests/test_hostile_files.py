@@ -206,7 +206,7 @@ def test_20_000_labels_from_file_to_result(tmp_path, task, count):
     engine = Engine(folder, num_threads=1)
     assert engine.labels == tuple(labels)
     if task == "token-classification":
-        assert engine._core.info["outputs"] == count
+        assert engine.info["outputs"] == count
         return
     result = engine.classify(["some text", "another"], top_k=None)[1]
     assert result["label"] == labels[12_345]

@@ -128,7 +128,7 @@ def test_macs_are_what_the_engine_counts(tmp_path, task, options, config):
     engine = Engine(tiny_package(task, **options).save(tmp_path / "package"))
     output = engine.forward([list(range(1, 1 + n)) for n in (1, 2, 17, 64)], length=config)
     assert [len(layers[-1]) for layers in output.kept] == [config.kept(n)[-1] for n in (1, 2, 17, 64)]
-    counted = [count_macs(engine._info, engine._task, n, config) for n in (1, 2, 17, 64)]
+    counted = [engine.macs(n, config) for n in (1, 2, 17, 64)]
     assert output.macs.tolist() == counted
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from qla_runtime import Escalate, InputError, LatencyBudget, LengthConfig, MaxLoss
 from qla_runtime.errors import shown
-from qla_runtime.lengths import policies
+from qla_runtime.evaluation.escalation import escalation_threshold
 from qla_runtime.real_numbers import as_float
 
 HALVES = [0.5, Fraction(1, 2), Decimal("0.5"), np.float16(0.5), np.float64(0.5), np.array(0.5)]
@@ -53,7 +53,7 @@ def test_real_numbers_of_every_type_are_taken(value):
     assert MaxLoss(value) == MaxLoss(0.5) and type(MaxLoss(value).points) is float
     assert Escalate("fast", "full", value) == Escalate("fast", "full", 0.5)
     assert LengthConfig.ratio([1, value]).values == (1.0, 0.5)
-    assert policies.escalation_threshold([0.5], [0], [1], value) == 1.0
+    assert escalation_threshold([0.5], [0], [1], value) == 1.0
 
 
 @pytest.mark.parametrize("value", [3, 3.0, Fraction(6, 2), Decimal(3), np.int64(3), np.float32(3), np.array(3)])
@@ -82,7 +82,7 @@ BAD = NO_NUMBERS + TOO_LARGE + NEGATIVE
         _threshold,
         lambda value: LengthConfig.ratio([value]),
         lambda value: LengthConfig.tokens([value]),
-        lambda value: policies.escalation_threshold([0.5], [0], [1], value),
+        lambda value: escalation_threshold([0.5], [0], [1], value),
     ],
     ids=["budget", "loss", "threshold", "ratio", "tokens", "max_loss"],
 )

@@ -49,7 +49,7 @@ def opened(tmp_path_factory):
                     entry["accuracy"] = {"metric": "f1", "value": 80 if "name" in entry else 75, "data": "some"}
             engines[key] = Engine(package.save(tmp_path_factory.mktemp("plain") / "package"))
             rows = tuple(1e-3 * (name == "rows") for name in COUNTS)
-            engines[key]._times.use(Fit(CostModel(2, 64, 128, rows, 0.1), time.time()))
+            engines[key].timekeeper.use(Fit(CostModel(2, 64, 128, rows, 0.1), time.time()))
         return engines[key]
 
     return open_package

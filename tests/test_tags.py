@@ -9,8 +9,10 @@ import pytest
 from package_tools import tiny_package
 
 from qla_runtime import Engine, InputError
-from qla_runtime.tasks import aggregation, heads
+from qla_runtime.activations import softmax
+from qla_runtime.tasks import aggregation
 from qla_runtime.tasks.label_schemes import BEGIN, END, INSIDE, SINGLE, Tag, chunks, read_labels
+from qla_runtime.tasks.tag import TagTask
 
 TRANSFORMERS_STRATEGIES = ("none", "simple", "first", "average", "max")
 TEXTS = (
@@ -95,25 +97,17 @@ def test_chunks_are_those_of_conlleval(labels, expected):
 class Marked:
     """A tagger whose logits are set by hand: token text -> label, everything else O."""
 
-    def __init__(self, engine: Engine, monkeypatch) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.monkeypatch = monkeypatch
 
     def tag(self, text: str, marks: dict[int, str], **options):
         """``marks``: label of each token position."""
-        run = self.engine._run
-
-        def marked(batch, index, plan, want):
-            arrays = run(batch, index, plan, want)
-            logits = np.zeros_like(arrays["logits"])
-            logits[:, self.engine.labels.index("O")] = 1
-            for position, label in marks.items():
-                logits[position, self.engine.labels.index(label)] = 3
-            return arrays | {"logits": logits}
-
-        self.monkeypatch.setattr(self.engine, "_run", marked)
-        found = self.engine.tag(text, **options)
-        self.monkeypatch.setattr(self.engine, "_run", run)
+        prepared = self.engine.prepare(self.engine.as_task(TagTask).tag(text, **options))
+        logits = np.zeros((len(prepared.batch.ids), len(self.engine.labels)), np.float32)
+        logits[:, self.engine.labels.index("O")] = 1
+        for position, label in marks.items():
+            logits[position, self.engine.labels.index(label)] = 3
+        (found,) = prepared.read({"logits": logits, "macs": np.zeros(1, np.int64)}, prepared.plan)
         return [(span["label"], span["text"]) for span in found]
 
 
@@ -165,15 +159,15 @@ def tokenizer(kind: str) -> dict:
 
 
 @pytest.fixture(params=["wordpiece", "byte-level", "sentencepiece"])
-def marked(request, tmp_path, monkeypatch):
+def marked(request, tmp_path):
     package = tiny_package("token-classification", vocab_size=200)
     package.tokenizer = tokenizer(request.param)
-    return Marked(Engine(package.save(tmp_path / "p")), monkeypatch)
+    return Marked(Engine(package.save(tmp_path / "p")))
 
 
 def positions(engine: Engine, text: str) -> dict[str, int]:
     """Where in a text's tokens each piece stands, by its characters."""
-    encoding = engine._texts.encode([text], with_offsets=True).encodings[0]
+    encoding = engine.text_encoder.encode([text], with_offsets=True).encodings[0]
     pieces = [text[a:b].strip() for a, b in encoding.offsets]
     found = {piece: i for i, piece in enumerate(pieces) if piece}
     blank = {
@@ -199,7 +193,7 @@ def test_a_word_has_the_label_of_its_first_piece(marked):
 
 def test_white_space_is_in_no_span(marked):
     text = "  new   york \t city  "
-    count = len(marked.engine._texts.encode([text]).encodings[0].ids)
+    count = len(marked.engine.text_encoder.encode([text]).encodings[0].ids)
     everything = {i: "I-LOC" for i in range(count)}
     for strategy in ("words", "pieces", "simple", "first", "average", "max"):
         assert marked.tag(text, everything, aggregation_strategy=strategy) == [("LOC", "new   york \t city")]
@@ -230,17 +224,17 @@ def test_the_confidence_is_the_lowest_score_of_a_word(marked):
     text = "a london"
     at = positions(marked.engine, text)
     spans = marked.engine.tag(text, aggregation_strategy="words")
-    ids = marked.engine._texts.encode([text]).batch.ids.tolist()
-    best = heads.softmax(marked.engine.forward([ids]).logits[0]).max(axis=1)
+    ids = marked.engine.text_encoder.encode([text]).batch.ids.tolist()
+    best = softmax(marked.engine.forward([ids]).logits[0]).max(axis=1)
     assert spans.confidence == pytest.approx(min(best[at["a"]], best[at["lon"]]))
     pieces = marked.engine.tag(text, aggregation_strategy="pieces")
     assert pieces.confidence == pytest.approx(best[1:-1].min())
 
 
-def test_scripts_without_white_space_have_a_word_per_piece(tmp_path, monkeypatch):
+def test_scripts_without_white_space_have_a_word_per_piece(tmp_path):
     package = tiny_package("token-classification", vocab_size=200)
     package.tokenizer = tokenizer("sentencepiece")
-    tagger = Marked(Engine(package.save(tmp_path / "p")), monkeypatch)
+    tagger = Marked(Engine(package.save(tmp_path / "p")))
     at = positions(tagger.engine, "东京")
     assert tagger.tag("东京", {at["京"]: "B-LOC"}) == [("LOC", "京")]
 

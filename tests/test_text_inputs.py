@@ -138,7 +138,7 @@ def test_a_blank_text_keeps_its_index(engines, blank):
     texts = ["ada", blank, "bob"]
     encoder = engines["embedding"]
     vectors = encoder.encode(texts)
-    special = encoder._texts.encode([""]).batch.ids.tolist()
+    special = encoder.text_encoder.encode([""]).batch.ids.tolist()
     assert len(special) == 2
     assert np.array_equal(vectors[1], encoder.forward([special]).pooled[0])
     assert np.array_equal(vectors[[0, 2]], encoder.encode(["ada", "bob"]))

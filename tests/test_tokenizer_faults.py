@@ -15,7 +15,7 @@ import pytest
 from package_tools import TinyPackage, tiny_package
 from tokenizers import Tokenizer
 
-from qla_runtime import Engine
+from qla_runtime import Engine, _core
 from qla_runtime.errors import InputError, PackageError
 from qla_runtime.model.staging import publish
 from qla_runtime.texts.tokenizer import LOADING, TextRules
@@ -46,9 +46,9 @@ def test_an_open_engine_keeps_its_tokenizer_when_the_package_is_replaced(tmp_pat
 def test_the_native_engine_hands_out_tokenizer_json_as_opened(tmp_path):
     folder = tiny_package("embedding").save(tmp_path / "p")
     content = (folder / "tokenizer.json").read_bytes()
-    engine = Engine(folder)
+    native, engine = _core.Engine(folder), Engine(folder)
     (folder / "tokenizer.json").unlink()
-    assert engine._core.tokenizer_json() == content
+    assert native.tokenizer_json() == content
     assert engine.encode("a").shape == (64,)
 
 
@@ -130,7 +130,7 @@ def test_bpe_dropout_is_off(tmp_path):
         "merges": ["a b"],
     }
     engine = engine_with(tmp_path, _model(**model))
-    calls = [engine._texts.encode(["abab"]).batch.ids.tolist() for _ in range(20)]
+    calls = [engine.text_encoder.encode(["abab"]).batch.ids.tolist() for _ in range(20)]
     assert all(2 in ids and ids == calls[0] for ids in calls), "merged, always"
 
 
@@ -190,7 +190,7 @@ def test_a_model_without_token_types_is_fed_zeros(tmp_path):
 
     engine = engine_with(tmp_path, none, "sequence-classification")
     plain = Engine(tiny_package("sequence-classification").save(tmp_path / "plain"))
-    batch = plain._texts.encode([("a b", "c d")]).batch
+    batch = plain.text_encoder.encode([("a b", "c d")]).batch
     assert batch.type_ids.tolist() == [0, 0, 0, 0, 1, 1, 1]
     zeros = plain.forward([batch.ids.tolist()]).logits[0]
     typed = plain.forward([batch.ids.tolist()], token_type_ids=[batch.type_ids.tolist()]).logits[0]
@@ -205,9 +205,9 @@ def test_special_tokens_in_a_text_are_read_as_text_where_the_rules_say_so(tmp_pa
         package.config["text"] = {"split_special_tokens": True}
 
     vocab = tiny_package("embedding").tokenizer["model"]["vocab"]
-    plain = Engine(tiny_package("embedding").save(tmp_path / "plain"))._texts.encode(["a [SEP] b"]).batch.ids
+    plain = Engine(tiny_package("embedding").save(tmp_path / "plain")).text_encoder.encode(["a [SEP] b"]).batch.ids
     assert plain.tolist().count(vocab["[SEP]"]) == 2
-    ids = engine_with(tmp_path, split)._texts.encode(["a [SEP] b"]).batch.ids
+    ids = engine_with(tmp_path, split).text_encoder.encode(["a [SEP] b"]).batch.ids
     assert ids.tolist().count(vocab["[SEP]"]) == 1
 
 
@@ -259,13 +259,13 @@ engine.encode(texts)
 stop = threading.Event()
 def busy():
     while not stop.is_set():
-        engine._texts.encode(texts)
+        engine.text_encoder.encode(texts)
 thread = threading.Thread(target=busy)
 thread.start()
 for _ in range(5):
     child = os.fork()
     if child == 0:
-        engine._texts.encode(texts)
+        engine.text_encoder.encode(texts)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 stop.set()

@@ -20,7 +20,7 @@ from qla_runtime.checkpoints.transformer_settings import TransformerSettings, tr
 from qla_runtime.convert.calibration import pick_samples  # noqa: E402
 from qla_runtime.convert.contents import package_config  # noqa: E402
 from qla_runtime.errors import InputError, UnsupportedError  # noqa: E402
-from qla_runtime.texts.windows import TextEncoder  # noqa: E402
+from qla_runtime.texts.text_encoder import TextEncoder  # noqa: E402
 
 BERT, ROBERTA, XLM_R, CAMEMBERT = (
     {"model_type": kind, "vocab_size": 1000} for kind in ("bert", "roberta", "xlm-roberta", "camembert")

@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 from package_tools import tiny_package
 
-from qla_runtime import Engine, InputError, LatencyBudget, LengthConfig, UnsupportedError, cli, hub
+from qla_runtime import (
+    Engine,
+    Escalate,
+    InputError,
+    LatencyBudget,
+    LengthConfig,
+    MaxLoss,
+    UnsupportedError,
+    cli,
+    hub,
+)
+from qla_runtime.runner import Runner
 from qla_runtime.trace import Trace, trace
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,7 +99,7 @@ class Page(HTMLParser):
 
 
 def test_one_window_tells_what_forward_tells(engine, found):
-    encoding = engine._texts.load().encode(QUESTION, CONTEXT)
+    encoding = engine.text_encoder.load().encode(QUESTION, CONTEXT)
     assert [token.text for token in found.tokens] == encoding.tokens
     assert [run.length for run in found.runs] == list(engine.lengths)
     for run in found.runs:
@@ -118,13 +129,21 @@ def test_shares_are_of_full_even_where_full_is_not_shown(engine):
     assert run.share == run.macs / engine.answer(QUESTION, CONTEXT)["macs"] < 1
 
 
+def test_all_lengths_are_one_native_run(engine, monkeypatch):
+    """Full is not run for the shares' sake, and no config runs a second time for its answer."""
+    run, batches = Runner.native_run, []
+    monkeypatch.setattr(Runner, "native_run", lambda *given: batches.append(given[1]) or run(*given))
+    found = trace(engine, QUESTION, CONTEXT * 4, ["fast", HALVES])
+    assert [batch.count for batch in batches] == [2 * found.windows]
+
+
 @pytest.mark.parametrize("repeats", [2, 4, 7])
 def test_windows_are_united(engine, repeats):
     """By characters, on a way of its own: what the windows say of a place is what the trace says of it."""
     context = CONTEXT * repeats
     found = trace(engine, QUESTION, context, [HALVES])
     (run,) = found.runs
-    windows = engine._windows([QUESTION], [context], slice(0, 1), True)
+    windows = engine.windows([QUESTION], [context])
     assert found.windows == windows.batch.count > 1
     assert found.tokens_read == len(windows.batch.ids)
     deepest: dict[tuple[int, int], int] = {}
@@ -354,8 +373,9 @@ def test_bad_calls_have_typed_errors(engine, tmp_path):
     for bad in ({"question": ["who?"]}, {"context": None}, {"lengths": []}, {"lengths": ["full", "slow"]}):
         with pytest.raises(InputError):
             trace(engine, **{"question": "who?", "context": "Bob did."} | bad)
-    with pytest.raises(InputError, match="LatencyBudget"):
-        trace(engine, "who?", "Bob did.", [LatencyBudget(5)])
+    for policy in (LatencyBudget(5), MaxLoss(1), Escalate("fast", "full")):
+        with pytest.raises(InputError, match=type(policy).__name__):
+            trace(engine, "who?", "Bob did.", [policy])
     package = tiny_package("embedding").save(tmp_path / "embedding")
     with pytest.raises(UnsupportedError, match="span-qa"):
         trace(Engine(package), "who?", "Bob did.")

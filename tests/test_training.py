@@ -33,7 +33,7 @@ from qla_runtime.errors import InputError, QlaError  # noqa: E402
 from qla_runtime.lengths.configs import LengthConfig  # noqa: E402
 from qla_runtime.model.float_model import Model  # noqa: E402
 from qla_runtime.model.spec import TaskSpec  # noqa: E402
-from qla_runtime.texts.windows import Ragged  # noqa: E402
+from qla_runtime.ragged import Ragged  # noqa: E402
 from qla_runtime.training import length_drop, loop, losses  # noqa: E402
 from qla_runtime.training.data import Batch, Features, read_labelled, read_questions  # noqa: E402
 from qla_runtime.training.device import Device  # noqa: E402

@@ -19,7 +19,8 @@ from qla_runtime.checkpoints.pooling import SentenceSpec
 from qla_runtime.errors import InputError, UnsupportedError
 from qla_runtime.families import Family
 from qla_runtime.model import limits
-from qla_runtime.model.spec import TASK_KINDS, EncoderSpec, TaskSpec
+from qla_runtime.model.spec import EncoderSpec, TaskSpec
+from qla_runtime.task_kinds import TASK_KINDS
 
 TASK_OF_ARCHITECTURE = {
     "ForQuestionAnswering": "span-qa",

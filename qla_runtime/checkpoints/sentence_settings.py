@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qla_runtime.activations import ACTIVATIONS
 from qla_runtime.checkpoints.json_files import optional_object
 from qla_runtime.checkpoints.pooling import SentenceSpec
 from qla_runtime.errors import InputError, UnsupportedError
-from qla_runtime.model.limits import ACTIVATIONS, POOLINGS, SIMILARITIES
+from qla_runtime.model.limits import POOLINGS
 from qla_runtime.model.spec import TaskSpec
+from qla_runtime.vectors import SIMILARITIES
 
 SETTINGS_FILE = "config_sentence_transformers.json"
 
@@ -37,10 +39,10 @@ class SentenceSettings:
     Attributes:
         prompts: name -> text to put before an input.
         default_prompt: the name of the one that is used where the caller asks for none.
-        similarity: how vectors are compared, one of :data:`qla_runtime.model.limits.SIMILARITIES`.
+        similarity: how vectors are compared, one of :data:`qla_runtime.vectors.SIMILARITIES`.
         truncate_dim: how many leading numbers of a vector ``encode`` gives.
         activation: what makes a cross-encoder's score of its logit, one of
-            :data:`qla_runtime.model.limits.ACTIVATIONS`.
+            :data:`qla_runtime.activations.ACTIVATIONS`.
         notes: what was not used, one sentence each.
     """
 

@@ -28,8 +28,9 @@ from qla_runtime.checkpoints.plain_tokenizer import (
 )
 from qla_runtime.checkpoints.transformer_settings import TransformerSettings
 from qla_runtime.errors import InputError, PackageError, UnsupportedError
+from qla_runtime.ragged import Ragged
+from qla_runtime.texts.text_encoder import TextEncoder
 from qla_runtime.texts.tokenizer import TextRules, open_tokenizer
-from qla_runtime.texts.windows import Ragged, TextEncoder
 
 SENTENCEPIECE_FILES = ("sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", *SENTENCEPIECE_FILES)

@@ -40,9 +40,9 @@ from qla_runtime.evaluation import squad as evaluate
 from qla_runtime.lengths.configs import Length
 from qla_runtime.progress import bar as _progress
 from qla_runtime.search import command as searching
-from qla_runtime.tasks.answers import SCORES
+from qla_runtime.tasks.answer import SCORES
 from qla_runtime.tasks.label_schemes import SCHEMES
-from qla_runtime.tasks.tags import STRATEGIES
+from qla_runtime.tasks.tag import STRATEGIES
 from qla_runtime.terminal import visible
 from qla_runtime.texts import files as text_files
 from qla_runtime.trace import trace

@@ -95,9 +95,10 @@ def classification(
     if engine.task != "sequence-classification" or len(engine.labels) < 2:
         kind = "reranker, of one label" if engine.task == "sequence-classification" else f"{engine.task} model"
         raise UnsupportedError(f"this needs a classifier of two labels or more; {engine.name!r} is a {kind}")
-    if engine._task["problem"] != "single_label":
+    problem = engine.task_settings["problem"]
+    if problem != "single_label":
         raise UnsupportedError(
-            f"{engine.name!r} gives any number of labels to a text ({engine._task['problem']}); files with one "
+            f"{engine.name!r} gives any number of labels to a text ({problem}); files with one "
             "label per text do not score it"
         )
     truth = np.array(_label_numbers([example.label for example in examples], engine.labels))

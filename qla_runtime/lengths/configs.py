@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Any
+from typing import Any, TypedDict
 
+from qla_runtime import task_kinds
 from qla_runtime.errors import InputError, UnsupportedError, shown
 from qla_runtime.real_numbers import as_float
 
@@ -143,6 +144,33 @@ class Accuracy:
     value: float
     data: str
 
+    def to_json(self) -> AccuracyReport:
+        """The figure in plain JSON types."""
+        return {"metric": self.metric, "value": self.value, "data": self.data}
+
+
+class AccuracyReport(TypedDict):
+    """An :class:`Accuracy` in plain JSON types."""
+
+    metric: str
+    value: float
+    data: str
+
+
+class LengthReport(TypedDict):
+    """What a result says of its length config, in plain JSON types.
+
+    Attributes:
+        length: the config's name, or the config spelled out; ``length=`` takes it again.
+        length_config: a dict of ``rule``, ``values`` and ``keep_cls``: ``LengthConfig(**length_config)`` is the
+            config itself.
+        accuracy: what the package measured with the config; None where nothing was.
+    """
+
+    length: str
+    length_config: dict[str, Any]
+    accuracy: AccuracyReport | None
+
 
 @dataclass(frozen=True)
 class NamedLength:
@@ -183,6 +211,10 @@ class LatencyBudget:
     def __post_init__(self) -> None:
         _settle_amount(self, "ms", "a latency budget", "milliseconds")
 
+    def deadline(self, began: float) -> float:
+        """When a call ends that began at ``began``, both in seconds of one clock."""
+        return began + 1e-3 * self.ms
+
 
 @dataclass(frozen=True)
 class MaxLoss:
@@ -205,8 +237,8 @@ class Escalate:
     """Policy: run ``cheap`` first, and again with ``dear`` where the result is less sure than ``threshold``.
 
     How sure a result is: the ``score`` of an answer or a label; for ``tag`` the ``confidence`` of its spans.
-    ``policies.calibrate_escalation`` finds a threshold. None is the one that the package holds for these two
-    names, or 0.5 where it holds none.
+    ``evaluation.escalation.calibrate_escalation`` finds a threshold. None is the one that the package holds for
+    these two names, or 0.5 where it holds none.
 
     Raises:
         InputError: ``cheap`` or ``dear`` is neither a name nor a LengthConfig, or ``threshold`` is no number
@@ -255,16 +287,19 @@ class LengthPlan:
         """How results report the length of one sequence; ``length=`` takes it again."""
         return self.labels[self.index[sequence]]
 
-    def report(self, sequence: int) -> dict[str, Any]:
-        """What a result says of its length config, in plain JSON types: ``length``, ``length_config`` (a dict
-        of ``rule``, ``values``, ``keep_cls``) and ``accuracy`` (a dict of ``metric``, ``value``, ``data``, or
-        None)."""
+    def part(self, inputs: slice) -> LengthPlan:
+        """The plan for some of the inputs."""
+        index = self.index[inputs]
+        return self if len(index) == len(self.index) else replace(self, index=index)
+
+    def report(self, sequence: int) -> LengthReport:
+        """What a result says of its length config."""
         which = self.index[sequence]
         accuracy = self.accuracies[which] if self.accuracies else None
         return {
             "length": self.labels[which],
             "length_config": self.configs[which].to_json(),
-            "accuracy": asdict(accuracy) if accuracy else None,
+            "accuracy": accuracy and accuracy.to_json(),
         }
 
 
@@ -335,11 +370,18 @@ def count_macs(info: Mapping[str, Any], task: Mapping[str, Any], length: int, co
         macs += hidden * (before + after)
         before = after
     kind = task["kind"]
-    if kind in ("span-qa", "token-classification"):
+    if task_kinds.per_token(kind):
         return macs + outputs * hidden * (length + 1)
     if kind == "sequence-classification":
         return macs + outputs * hidden + (hidden * hidden if task["pooler"] == "dense_tanh" else 0)
     return macs + (length * hidden if task["pooling"] == "mean" else 0)
+
+
+def one_config(
+    length: str | LengthConfig | NamedLength | None, named: Mapping[str, LengthConfig], layers: int
+) -> LengthConfig:
+    """What ``length=`` means for one sequence; as :func:`resolve`, without policies and lists."""
+    return _one(length, named, layers, "")[1]
 
 
 def _one(length: Any, named: Mapping[str, LengthConfig], layers: int, where: str) -> tuple[str, LengthConfig]:

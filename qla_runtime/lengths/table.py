@@ -8,7 +8,14 @@ from typing import Any
 
 from qla_runtime.errors import InputError
 from qla_runtime.fork_safe import lazy
-from qla_runtime.lengths.configs import Accuracy, LengthConfig, LengthPlan, NamedLength, count_macs
+from qla_runtime.lengths.configs import (
+    Accuracy,
+    LengthConfig,
+    LengthPlan,
+    NamedLength,
+    count_macs,
+    one_config,
+)
 
 FORMAT_VERSION = 1
 
@@ -92,6 +99,14 @@ class LengthTable:
     def configs(self) -> dict[str, LengthConfig]:
         """Every config by its name, the package's own names first."""
         return {name: entry.config for name, entry in (self.named | self.frontier).items()}
+
+    def config(self, length: str | LengthConfig | NamedLength | None) -> LengthConfig:
+        """What ``length=`` means for one sequence; None is ``full``.
+
+        Raises:
+            InputError: an unknown name, or a config for another number of layers.
+        """
+        return one_config(length, self.configs, self._info["layers"])
 
     @lazy
     def distinct(self) -> list[NamedLength]:

@@ -40,13 +40,6 @@ MAX_NAME = 200
 
 POOLINGS = ("mean", "cls")
 """How token states become one vector: their mean, or the first token's state."""
-SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
-"""How vectors are compared."""
-ACTIVATIONS = (
-    *("identity", "sigmoid", "tanh", "relu", "relu6", "leaky_relu", "elu", "gelu", "silu", "softplus"),
-    *("softsign", "log_sigmoid", "hard_sigmoid", "hard_tanh"),
-)
-"""What makes a ranker's score of its logit."""
 
 _CONFIG_WITHOUT_LABELS = 1 << 17
 """Bytes that leave room for everything in ``config.json`` but the labels: 64 layers take 40 KB."""

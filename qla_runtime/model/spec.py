@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
-TASK_KINDS = ("span-qa", "sequence-classification", "token-classification", "embedding")
+from qla_runtime import task_kinds
 
 _ARITHMETIC = {"norm": "post", "activation": "gelu_erf", "positions": "absolute"}
 """What the engine computes; a later version may know other names."""
@@ -32,11 +31,6 @@ class EncoderSpec:
     def head_dim(self) -> int:
         return self.hidden // self.heads
 
-    @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> EncoderSpec:
-        """From a checked ``encoder`` object."""
-        return cls(**{field.name: entry[field.name] for field in fields(cls)})
-
     def to_json(self) -> dict[str, Any]:
         """The ``encoder`` object."""
         values = asdict(self)
@@ -48,7 +42,7 @@ class TaskSpec:
     """What the model is for."""
 
     kind: str
-    """One of :data:`TASK_KINDS`."""
+    """One of :data:`qla_runtime.task_kinds.TASK_KINDS`."""
     max_length: int
     """Tokens a text is cut at, special tokens included."""
     keep_cls: bool = True
@@ -68,22 +62,17 @@ class TaskSpec:
     @property
     def outputs(self) -> int:
         """Columns of the head's output; 0 for embeddings, which have no head."""
-        return {"span-qa": 2, "embedding": 0}.get(self.kind, len(self.labels))
+        return task_kinds.outputs(self.kind, len(self.labels))
 
     @property
     def per_token(self) -> bool:
         """Whether the head gives a row per token, or one per sequence."""
-        return self.kind in ("span-qa", "token-classification")
+        return task_kinds.per_token(self.kind)
 
     @property
     def has_pooler(self) -> bool:
         """Whether a dense + tanh layer on the first token's state stands before the head."""
         return self.kind == "sequence-classification" and self.pooler == "dense_tanh"
-
-    @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> TaskSpec:
-        """From a checked ``task`` object; an absent key is its default."""
-        return cls(**{**entry, "labels": tuple(entry.get("labels", ()))})
 
     def to_json(self) -> dict[str, Any]:
         """The ``task`` object: the keys of its kind, the optional ones where they have a value."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from qla_runtime.engine import Engine
 from qla_runtime.lengths.configs import LengthConfig
-from qla_runtime.texts.windows import Ragged
+from qla_runtime.ragged import Ragged
 
 TIMED_SEQUENCES = 32
 REPEATS = 5

@@ -9,7 +9,7 @@ from typing import Any
 
 from qla_runtime.engine import Engine
 from qla_runtime.errors import InputError
-from qla_runtime.lengths.configs import Accuracy, LengthConfig, count_macs
+from qla_runtime.lengths.configs import Accuracy, LengthConfig
 from qla_runtime.lengths.table import LengthTable
 from qla_runtime.model.card import replace_length_section
 from qla_runtime.model.package import (
@@ -23,9 +23,8 @@ from qla_runtime.model.package import (
     read_json,
     update_package,
 )
-from qla_runtime.model.spec import EncoderSpec, TaskSpec, shape
 from qla_runtime.model.staging import staging
-from qla_runtime.texts.windows import TextEncoder
+from qla_runtime.texts.text_encoder import TextEncoder
 
 _IDENTITY = (CONFIG, WEIGHTS, TOKENIZER)
 """Files that decide what a config scores. The length configs are what a search is there to change."""
@@ -53,17 +52,15 @@ class Package:
             raise InputError(f"{source}: no such folder; a search rewrites a package, so name its folder")
         self.path = Path(os.path.realpath(source))
         self.engine = Engine(self.path, num_threads=num_threads)
-        config = read_json(self.path, CONFIG)
-        self.task: dict[str, Any] = config["task"]
-        self._shape = shape(EncoderSpec.from_json(config["encoder"]), TaskSpec.from_json(self.task))
+        self.task: dict[str, Any] = self.engine.task_settings
 
     def text_encoder(self) -> TextEncoder:
         """The tokenizer, as the Engine uses it."""
-        return self.engine._texts
+        return self.engine.text_encoder
 
     def macs(self, length: int, config: LengthConfig) -> int:
         """Multiply-accumulates of one sequence of ``length`` tokens."""
-        return count_macs(self._shape, self.task, length, config)
+        return self.engine.macs(length, config)
 
     def identity(self) -> str:
         """Checksums of what decides a config's accuracy; of the files as they are now."""
@@ -72,7 +69,7 @@ class Package:
 
     def lengths(self) -> LengthTable:
         """The length configs that the package has now."""
-        return LengthTable(read_json(self.path, LENGTHS), self._shape, self.task)
+        return LengthTable(read_json(self.path, LENGTHS), self.engine.info, self.task)
 
     def check_writable(self) -> None:
         """Asked before a search of hours rather than after it.

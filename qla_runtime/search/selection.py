@@ -14,9 +14,10 @@ from qla_runtime.engine import Engine
 from qla_runtime.errors import InputError, UnsupportedError
 from qla_runtime.evaluation.squad import check_varied, correlation, read_squad
 from qla_runtime.lengths.configs import LengthConfig
+from qla_runtime.ragged import Ragged
 from qla_runtime.search.package import Package
 from qla_runtime.texts.data_sets import read_labelled, read_scored_pairs
-from qla_runtime.texts.windows import Ragged, TextEncoder, batches
+from qla_runtime.texts.text_encoder import TextEncoder, batches
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Questions(Selection):
             chosen = self.items[part]
             texts = [q.question for q in chosen], [q.context for q in chosen]
             parts.append(encoder.windows(*texts, self.stride, [q.id for q in chosen]).batch)
-        return _join(parts)
+        return Ragged.concatenated(parts)
 
 
 class Pairs(Selection):
@@ -209,14 +210,6 @@ def _number(label: str, path: Path) -> float:
 
 
 def _encode(texts: Sequence[str] | Sequence[tuple[str, str]], encoder: TextEncoder) -> Ragged:
-    return _join([encoder.encode(texts[part])[0] for part in batches(["".join(text) for text in texts])])
-
-
-def _join(parts: Sequence[Ragged]) -> Ragged:
-    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-    typed = parts[0].type_ids is not None
-    return Ragged(
-        ids=np.concatenate([part.ids for part in parts]),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        type_ids=np.concatenate([part.type_ids for part in parts]) if typed else None,
+    return Ragged.concatenated(
+        [encoder.encode(texts[part])[0] for part in batches(["".join(text) for text in texts])]
     )

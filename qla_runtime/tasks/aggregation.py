@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from qla_runtime.tasks.results import TaggedToken
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -36,7 +38,7 @@ def entities(
     text: str,
     encoding: Encoding,
     logits: NDArray[np.float32],
-) -> tuple[list[dict[str, Any]], list[float]]:
+) -> tuple[list[TaggedToken], list[float]]:
     """What the pipeline gives for one text before it leaves out ``ignore_labels``.
 
     Returns:
@@ -59,8 +61,8 @@ def entities(
     if strategy == "none":
         unknown = _unknown_id(tokenizer)
         return [
-            _as_dict(text, entity.label, entity.score, entity.start, entity.end)
-            | {
+            {
+                **_as_dict(text, entity.label, entity.score, entity.start, entity.end),
                 "index": i,
                 "word": text[entity.start : entity.end] if encoding.ids[i] == unknown else encoding.tokens[i],
             }
@@ -79,8 +81,9 @@ def entities(
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
+    powers: NDArray[np.float32] = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    probabilities: NDArray[np.float32] = powers / powers.sum(axis=-1, keepdims=True)
+    return probabilities
 
 
 def _entity(labels: tuple[str, ...], probabilities: NDArray[np.float32], start: int, end: int) -> _Entity:
@@ -151,5 +154,5 @@ def _tag(label: str) -> tuple[bool, str]:
     return label.startswith("B-"), label[2:] if label.startswith(("B-", "I-")) else label
 
 
-def _as_dict(text: str, label: str, score: np.floating, start: int, end: int) -> dict[str, Any]:
+def _as_dict(text: str, label: str, score: np.floating, start: int, end: int) -> TaggedToken:
     return {"label": label, "score": float(score), "start": start, "end": end, "text": text[start:end]}

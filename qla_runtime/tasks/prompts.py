@@ -5,11 +5,10 @@ The rules are those of sentence-transformers, so that both give the same vectors
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qla_runtime.errors import InputError, shown
+from qla_runtime.errors import InputError, shown, warn
 
 
 class Prompts:
@@ -32,7 +31,7 @@ class Prompts:
             InputError: the prompt is no text, or there is none of that name.
         """
         if prompt is not None and prompt_name is not None:
-            warnings.warn("a prompt is given and the name of one, too; the name is ignored", stacklevel=4)
+            warn("a prompt is given and the name of one, too; the name is ignored")
         if prompt is not None:
             return _checked(prompt)
         if prompt_name is None:

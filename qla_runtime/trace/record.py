@@ -13,9 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qla_runtime.arrays import Arrays, kept_positions
 from qla_runtime.engine import Engine
 from qla_runtime.errors import InputError
-from qla_runtime.lengths.configs import LengthConfig, NamedLength
+from qla_runtime.lengths.configs import LengthConfig, LengthPlan, NamedLength, Policy
+from qla_runtime.tasks.answer import AnswerTask
+from qla_runtime.tasks.prepared import Prepared
+from qla_runtime.tasks.results import Answer
+from qla_runtime.texts.windows import QuestionWindows
 
 SPECIAL, QUESTION, CONTEXT = "special", "question", "context"
 
@@ -200,31 +205,33 @@ def trace(
     chosen = list(engine.lengths) if lengths is None else list(lengths)
     if not chosen:
         raise InputError("there are no lengths to trace; pass at least one name or LengthConfig, or None for all")
-    answers = [engine.answer(question, context, length) for length in chosen]
+    for length in chosen:
+        if isinstance(length, Policy):
+            raise InputError(
+                f"lengths holds a {type(length).__name__}, but a policy chooses a length config for a call; list "
+                "names and LengthConfigs"
+            )
+    call = engine.as_task(AnswerTask).answer(question, context)
+    followed = [_followed(engine.prepare(call, length)) for length in chosen]
 
     tokens = _tokens(engine, question, context)
-    ids, types, sources = _windows(engine, question, context, tokens)
-    count = len(ids)
-    # Full runs whether it is asked for or not: the others' costs are shares of its.
-    per_sequence = [length for length in (*chosen, "full") for _ in range(count)]
-    repeats = len(chosen) + 1
-    output = engine.forward(ids * repeats, token_type_ids=types and types * repeats, length=per_sequence)
-    full_macs = int(output.macs[-count:].sum())
+    windows = engine.windows([question], [context])
+    offsets = windows.batch.offsets
+    sources = _sources(windows, tokens)
+    full_macs = sum(engine.macs(size) for size in np.diff(offsets).tolist())
 
     runs = []
-    for i, found in enumerate(answers):
-        mine = slice(i * count, (i + 1) * count)
-        kept = output.kept[mine]
-        macs = int(output.macs[mine].sum())
+    for ((answer, found),) in engine.run(followed):
+        kept = [kept_positions(found, offsets, window) for window in range(windows.batch.count)]
         runs.append(
             Run(
-                length=found["length"],
-                answer=found["answer"],
-                score=found["score"],
-                start=found["start"],
-                end=found["end"],
-                macs=macs,
-                share=macs / full_macs,
+                length=answer["length"],
+                answer=answer["answer"],
+                score=answer["score"],
+                start=answer["start"],
+                end=answer["end"],
+                macs=answer["macs"],
+                share=answer["macs"] / full_macs,
                 kept=tuple(sum(map(len, layer)) for layer in zip(*kept, strict=True)),
                 depth=tuple(_depth(kept, sources, len(tokens)).tolist()),
             )
@@ -234,16 +241,25 @@ def trace(
         question=question,
         context=context,
         layers=engine.layers,
-        windows=count,
+        windows=windows.batch.count,
         tokens=tuple(tokens),
-        tokens_read=sum(map(len, ids)),
+        tokens_read=len(windows.batch.ids),
         runs=tuple(runs),
     )
 
 
+def _followed(prepared: Prepared[Answer]) -> Prepared[tuple[Answer, Arrays]]:
+    """The same run, whose results hold the answer and which tokens each layer kept."""
+
+    def read(arrays: Arrays, plan: LengthPlan) -> list[tuple[Answer, Arrays]]:
+        return [(answer, arrays) for answer in prepared.read(arrays, plan)]
+
+    return Prepared(prepared.batch, prepared.inputs, prepared.want | {"kept"}, read, prepared.plan)
+
+
 def _tokens(engine: Engine, question: str, context: str) -> list[Token]:
     """The input before it is cut into windows."""
-    encoding = engine._texts.encode([(question, context)], with_offsets=True).encodings[0]
+    encoding = engine.text_encoder.encode([(question, context)], with_offsets=True).encodings[0]
     parts = {None: SPECIAL, 0: QUESTION, 1: CONTEXT}
     return [
         Token(text, parts[sequence], *offsets)
@@ -251,27 +267,16 @@ def _tokens(engine: Engine, question: str, context: str) -> list[Token]:
     ]
 
 
-def _windows(
-    engine: Engine, question: str, context: str, tokens: Sequence[Token]
-) -> tuple[list[list[int]], list[list[int]] | None, list[NDArray[np.int64]]]:
-    """Per window its ids, their types (None where the model has but one), and which of ``tokens`` it reads."""
-    made = engine._windows([question], [context], slice(0, 1), single=True)
-    cuts = made.batch.offsets[1:-1]
-    ids = [row.tolist() for row in np.split(made.batch.ids, cuts)]
-    types = None if made.batch.type_ids is None else [row.tolist() for row in np.split(made.batch.type_ids, cuts)]
-
-    widths = [int(flags.sum()) for flags in np.split(made.is_context, cuts)]
+def _sources(windows: QuestionWindows, tokens: Sequence[Token]) -> list[NDArray[np.int64]]:
+    """Per window, which of ``tokens`` it reads: all but those of the context that lie in other windows."""
     of_context = [i for i, token in enumerate(tokens) if token.part == CONTEXT]
     begin, end = of_context[0], of_context[-1] + 1
-    # Windows follow each other at equal distances, and the last one ends where the context does.
-    last = end - begin - widths[-1]
-    shifts = [window * last // max(1, len(widths) - 1) for window in range(len(widths))]
+    widths = [int(flags.sum()) for flags in np.split(windows.is_context, windows.batch.offsets[1:-1])]
     everything = np.arange(len(tokens))
-    sources = [
-        np.concatenate([everything[:begin], everything[begin + shift :][:width], everything[end:]])
-        for shift, width in zip(shifts, widths, strict=True)
+    return [
+        np.concatenate([everything[:begin], everything[first : first + width], everything[end:]])
+        for first, width in zip(windows.positions, widths, strict=True)
     ]
-    return ids, types, sources
 
 
 def _depth(

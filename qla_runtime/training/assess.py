@@ -19,7 +19,8 @@ from qla_runtime.evaluation.squad import check_varied, correlation, read_squad
 from qla_runtime.lengths.configs import LengthConfig
 from qla_runtime.model.float_model import Model
 from qla_runtime.texts.data_sets import read_labelled, read_scored_pairs
-from qla_runtime.texts.windows import QuestionWindows, TextEncoder, batches
+from qla_runtime.texts.text_encoder import TextEncoder, batches
+from qla_runtime.texts.windows import QuestionWindows
 from qla_runtime.training.data import Features, encode_labels, text_features
 from qla_runtime.training.device import Device
 

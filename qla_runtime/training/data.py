@@ -1,7 +1,7 @@
 """From files to batches: SQuAD articles, GLUE-like tables, plain lines; tokenized once, batched by length.
 
-A text is tokenized by the runtime's own :class:`~qla_runtime.texts.windows.TextEncoder`, so training sees exactly
-the windows that ``answer`` runs.
+A text is tokenized by the runtime's own :class:`~qla_runtime.texts.text_encoder.TextEncoder`, so training sees
+exactly the windows that ``answer`` runs.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from qla_runtime.bars import bar
 from qla_runtime.errors import InputError
 from qla_runtime.model.spec import EncoderSpec, TaskSpec
+from qla_runtime.ragged import Ragged
 from qla_runtime.texts.data_sets import Labelled
 from qla_runtime.texts.data_sets import read_labelled as read_labelled  # the trainer's callers find it here, too
 from qla_runtime.texts.files import read_json
-from qla_runtime.texts.windows import Ragged, TextEncoder, batches
+from qla_runtime.texts.text_encoder import TextEncoder, batches
 
 if TYPE_CHECKING:
     import torch

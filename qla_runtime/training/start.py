@@ -15,7 +15,7 @@ from qla_runtime.checkpoints.reader import Checkpoint, open_checkpoint
 from qla_runtime.errors import InputError
 from qla_runtime.model.float_model import Model
 from qla_runtime.texts.data_sets import Labelled, read_labelled, read_sentences
-from qla_runtime.texts.windows import TextEncoder
+from qla_runtime.texts.text_encoder import TextEncoder
 from qla_runtime.training.data import (
     Features,
     SpanQuestion,

@@ -1,18 +1,24 @@
-"""From span logits to answers: what a call may ask for, which spans answer it, and when there is no answer."""
+"""Question answering: what a call may ask for, which spans of a context answer it, and when there is no answer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qla_runtime import _core
+from qla_runtime.arrays import Arrays, kept_positions
 from qla_runtime.errors import InputError, shown
-from qla_runtime.options import check_choice, check_count
+from qla_runtime.lengths.configs import LengthPlan
+from qla_runtime.options import check_choice, check_count, check_switch
 from qla_runtime.real_numbers import as_float
+from qla_runtime.tasks.prepared import Call, Prepared, Task, amount
+from qla_runtime.tasks.results import Answer, Span
+from qla_runtime.texts.inputs import check_texts
 from qla_runtime.texts.ranges import trim
 from qla_runtime.texts.windows import QuestionWindows
 
@@ -21,6 +27,101 @@ SCORES = ("against-null", "all-windows", "with-null")
 
 MAX_TOP_K = 1024
 """Answers per question that ``top_k=`` may ask for."""
+
+
+class AnswerTask(Task):
+    """What a model for question answering does."""
+
+    kind = "span-qa"
+    method = "answer"
+    usage = "engine.answer(question, context)"
+
+    def answer(
+        self,
+        question: str | Iterable[str],
+        context: str | Iterable[str],
+        *,
+        details: bool = False,
+        **options: Any,
+    ) -> Call[Answer]:
+        """Checks the arguments of :meth:`qla_runtime.Engine.answer`; ``options`` are those of
+        :meth:`AnswerOptions.checked`.
+
+        Raises:
+            InputError: an empty or missing text, unequal numbers, or an option out of range.
+        """
+        check_switch("details", details)
+        chosen = AnswerOptions.checked(self.model.settings, **options)
+        questions, single = check_texts(question, "question")
+        contexts, single_context = check_texts(context, "context")
+        if single_context and not single:
+            contexts, single_context = contexts * len(questions), False
+        if single != single_context or len(questions) != len(contexts):
+            raise InputError(
+                f"question is {amount(questions, single)} and context {amount(contexts, single_context)}; pass "
+                "two texts, or two lists of the same length, or a list of questions and one context for all"
+            )
+        pairs = list(zip(questions, contexts, strict=True))
+        return Call(pairs, "question", single, partial(self.prepare, options=chosen, details=details))
+
+    def prepare(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        names: Sequence[str],
+        options: AnswerOptions,
+        details: bool = False,
+    ) -> Prepared[Answer]:
+        """The windows of some questions and contexts.
+
+        Raises:
+            InputError: a question that leaves no room for its context, or a context without a token.
+            PackageError: the tokenizer fails.
+        """
+        questions, contexts = zip(*pairs, strict=True)
+        windows = self.model.encoder.windows(questions, contexts, options.doc_stride, names)
+        want = {"logits", "macs", "kept"} if details else {"logits", "macs"}
+
+        def read(arrays: Arrays, plan: LengthPlan) -> list[Answer]:
+            return _results(windows, contexts, options, details, arrays, plan)
+
+        return Prepared(windows.batch, windows.questions, frozenset(want), read)
+
+
+def _results(
+    windows: QuestionWindows,
+    contexts: Sequence[str],
+    options: AnswerOptions,
+    details: bool,
+    arrays: Arrays,
+    plan: LengthPlan,
+) -> list[Answer]:
+    """What the windows of some questions gave, question by question."""
+    macs = np.add.reduceat(arrays["macs"], windows.questions[:-1])
+    results = []
+    for q, found in enumerate(read_answers(windows, arrays["logits"], contexts, options)):
+        best, report = found.entries[0], plan.report(q)
+        result: Answer = {
+            "answer": best["answer"],
+            "score": best["score"],
+            "start": best["start"],
+            "end": best["end"],
+            "length": report["length"],
+            "length_config": report["length_config"],
+            "accuracy": report["accuracy"],
+            "macs": int(macs[q]),
+            "budget_met": None,
+            "no_answer": found.no_answer,
+            "null_score": found.null_score,
+        }
+        if options.top_k != 1:
+            result["answers"] = found.entries
+        if details:
+            result["windows"] = int(windows.questions[q + 1] - windows.questions[q])
+            result["tokens"] = windows.tokens(q, found.window)
+            positions = kept_positions(arrays, windows.batch.offsets, found.window)
+            result["kept"] = [row.tolist() for row in positions]
+        results.append(result)
+    return results
 
 
 @dataclass(frozen=True)
@@ -84,13 +185,12 @@ class Answers:
     """What was found for one question.
 
     Attributes:
-        entries: ``top_k`` dicts at most, best first: ``"answer"`` (str), ``"score"`` (0 to 1), ``"start"``,
-            ``"end"`` (characters of the context). "No answer" is ``""`` at 0 to 0, with the null score.
+        entries: ``top_k`` spans at most, best first. "No answer" is ``""`` at 0 to 0, with the null score.
         null_score: the probability that no window holds an answer.
         window: the window (its global number) of the best span.
     """
 
-    entries: list[dict[str, Any]]
+    entries: list[Span]
     null_score: float
     window: int
 
@@ -157,7 +257,7 @@ class _Spans:
         return [trim(context, *self.windows.characters(question, *span)) for span in zip(*rows, strict=True)]
 
     def answers(self, question: int, context: str, options: AnswerOptions) -> Answers:
-        entries: dict[tuple[int, int], dict[str, Any]] = {}
+        entries: dict[tuple[int, int], Span] = {}
         scores = self.score[question].tolist()
         for (start, end), score in zip(self.ranges(question, context), scores, strict=False):
             # Tokens that are parts of one character have the same range.
@@ -171,9 +271,9 @@ class _Spans:
         return Answers(best, null, int(self.window[question, 0]))
 
 
-def _with_null(spans: list[dict[str, Any]], score: float, threshold: float | None) -> list[dict[str, Any]]:
+def _with_null(spans: list[Span], score: float, threshold: float | None) -> list[Span]:
     """Spans, best first, with "no answer" where its score puts it; the threshold rules the first place alone."""
-    null = {"answer": "", "score": score, "start": 0, "end": 0}
+    null: Span = {"answer": "", "score": score, "start": 0, "end": 0}
     if threshold is None:
         return sorted([*spans, null], key=lambda entry: -entry["score"])  # stable: a span before an equal null
     if score > threshold:
@@ -205,10 +305,10 @@ def _impossible(task: Mapping[str, Any], asked: Any, threshold: Any) -> bool:
 def _score(asked: Any, impossible: bool) -> str:
     if asked is None:
         return "with-null" if impossible else "against-null"
-    check_choice("score", asked, SCORES, ", or None")
-    if impossible and asked != "with-null":
+    rule = check_choice("score", asked, SCORES, ", or None")
+    if impossible and rule != "with-null":
         raise InputError(
-            f"score is {asked!r}, which cannot be compared with the null score; use score='with-null', or "
+            f"score is {rule!r}, which cannot be compared with the null score; use score='with-null', or "
             "handle_impossible_answer=False"
         )
-    return asked
+    return rule

@@ -10,17 +10,24 @@ from __future__ import annotations
 import re
 import string
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qla_runtime.activations import softmax
+from qla_runtime.arrays import Arrays
 from qla_runtime.errors import InputError, shown
-from qla_runtime.options import check_choice
-from qla_runtime.tasks import aggregation, heads
+from qla_runtime.lengths.configs import LengthPlan
+from qla_runtime.options import check_choice, check_switch
+from qla_runtime.tasks import aggregation
 from qla_runtime.tasks.label_schemes import LabelScheme, chunks, read_labels
+from qla_runtime.tasks.prepared import Call, Prepared, Task, one_each, tokenized
+from qla_runtime.tasks.results import Run, Spans, TaggedToken
+from qla_runtime.texts.inputs import check_texts
 from qla_runtime.texts.ranges import trim
 
 if TYPE_CHECKING:
@@ -32,6 +39,56 @@ STRATEGIES = ("words", "pieces", *aggregation.STRATEGIES)
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
+
+
+class TagTask(Task):
+    """What a model that labels tokens does."""
+
+    kind = "token-classification"
+    method = "tag"
+    usage = "engine.tag(texts)"
+
+    def tag(
+        self,
+        texts: str | Iterable[str],
+        *,
+        truncate: bool = True,
+        aggregation_strategy: str = "words",
+        label_scheme: str | None = None,
+        ignore_labels: Collection[str] | None = None,
+    ) -> Call[Spans]:
+        """Checks the arguments of :meth:`qla_runtime.Engine.tag`.
+
+        Raises:
+            InputError: a missing text, an option that is no switch, or what :func:`tag_rules` refuses.
+        """
+        checked, single = check_texts(texts, "texts", blank=True)
+        check_switch("truncate", truncate)
+        rules = tag_rules(self.model.labels, aggregation_strategy, label_scheme, ignore_labels)
+        return Call(checked, "texts", single, partial(self.prepare, rules=rules, truncate=truncate))
+
+    def prepare(
+        self, texts: Sequence[str], names: Sequence[str], rules: TagRules, truncate: bool = True
+    ) -> Prepared[Spans]:
+        """Texts whose tokens are to be labelled.
+
+        Raises:
+            InputError: one is too long, and ``truncate`` is False.
+            PackageError: the tokenizer fails.
+        """
+        encoded = tokenized(self.model.encoder, texts, names, truncate, with_offsets=True)
+        tokenizer = self.model.encoder.load()
+
+        def read(arrays: Arrays, plan: LengthPlan) -> list[Spans]:
+            results = []
+            for i, (text, encoding) in enumerate(zip(texts, encoded.encodings, strict=True)):
+                logits = arrays["logits"][slice(*encoded.batch.offsets[i : i + 2])]
+                spans, confidence = find_spans(rules, tokenizer, text, encoding, logits)
+                run: Run = {**plan.report(i), "macs": int(arrays["macs"][i]), "budget_met": None}
+                results.append(Spans(spans, run, truncated=bool(encoded.cut[i]), confidence=confidence))
+            return results
+
+        return Prepared(encoded.batch, one_each(encoded.batch), frozenset({"logits", "macs"}), read)
 
 
 @dataclass(frozen=True)
@@ -52,7 +109,7 @@ class TagRules:
 
 
 def tag_rules(
-    labels: tuple[str, ...], strategy: Any, label_scheme: Any, ignore_labels: Iterable[str] | None
+    labels: tuple[str, ...], strategy: Any, label_scheme: Any, ignore_labels: Collection[str] | None
 ) -> TagRules:
     """Checks the arguments of ``tag``.
 
@@ -70,18 +127,18 @@ def tag_rules(
     if ignore_labels is None:
         ignored = frozenset({"O"} if strategy in aggregation.STRATEGIES else scheme.outside)
     else:
-        given = list(ignore_labels) if isinstance(ignore_labels, (list, tuple, set, frozenset)) else [None]
-        if not all(isinstance(label, str) for label in given):
+        listed = isinstance(ignore_labels, (list, tuple, set, frozenset))
+        if not listed or not all(isinstance(label, str) for label in ignore_labels):
             raise InputError(
                 f"ignore_labels is {shown(ignore_labels)}; it must be a list of labels, such as ['O']"
             )
-        ignored = frozenset(given)
+        ignored = frozenset(ignore_labels)
     return TagRules(strategy, labels, scheme, ignored)
 
 
 def find_spans(
     rules: TagRules, tokenizer: Tokenizer, text: str, encoding: Encoding, logits: NDArray[np.float32]
-) -> tuple[list[dict[str, Any]], float]:
+) -> tuple[list[TaggedToken], float]:
     """The spans of one text.
 
     Args:
@@ -97,12 +154,12 @@ def find_spans(
     """
     if rules.strategy in aggregation.STRATEGIES:
         found, scores = aggregation.entities(rules.strategy, rules.labels, tokenizer, text, encoding, logits)
-        spans = [span for span in found if span["label"] not in rules.ignored]
+        spans: list[TaggedToken] = [span for span in found if span["label"] not in rules.ignored]
         if rules.strategy != "none":
             spans = [span for span in (_trimmed(text, span) for span in spans) if span["text"]]
         return spans, min(scores, default=1.0)
     units = _word_units(text, encoding) if rules.strategy == "words" else _piece_units(text, encoding)
-    probabilities = heads.softmax(logits)
+    probabilities = softmax(logits)
     best = logits.argmax(axis=1)
     tags = [rules.scheme.tags[best[unit.piece]] for unit in units]
     scores = [float(probabilities[unit.piece].max()) for unit in units]
@@ -214,6 +271,6 @@ def _text_pieces(encoding: Encoding) -> list[int]:
     return [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
 
 
-def _trimmed(text: str, span: dict[str, Any]) -> dict[str, Any]:
+def _trimmed(text: str, span: TaggedToken) -> TaggedToken:
     start, end = trim(text, span["start"], span["end"])
-    return span | {"start": start, "end": end, "text": text[start:end]}
+    return {**span, "start": start, "end": end, "text": text[start:end]}

@@ -1,4 +1,4 @@
-"""What a cross-encoder's score is made of its logit: torch's activations, by name and in numpy.
+"""From logits to scores: softmax and sigmoid for labels, and torch's activations for cross-encoders, in numpy.
 
 The names are those of ``activation`` in a package's ``config.json`` (``docs/file-format.md``).
 """
@@ -14,8 +14,15 @@ from numpy.typing import NDArray
 Values = NDArray[np.float64]
 
 
-def _sigmoid(x: Values) -> Values:
-    return 0.5 * (1.0 + np.tanh(0.5 * x))  # no overflow at either end
+def softmax(logits: NDArray[np.float32]) -> Values:
+    """Over the last axis, in double: nearby scores stay apart, and which label wins is the logits' business."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def sigmoid(logits: NDArray[np.floating]) -> Values:
+    """Of each element, in double, without overflow at either end."""
+    return 0.5 * (1.0 + np.tanh(0.5 * logits.astype(np.float64)))
 
 
 def _normal_cdf(x: Values) -> Values:
@@ -24,14 +31,14 @@ def _normal_cdf(x: Values) -> Values:
 
 ACTIVATIONS: dict[str, Callable[[Values], Values]] = {
     "identity": lambda x: x,
-    "sigmoid": _sigmoid,
+    "sigmoid": sigmoid,
     "tanh": np.tanh,
     "relu": lambda x: np.maximum(x, 0.0),
     "relu6": lambda x: np.clip(x, 0.0, 6.0),
     "leaky_relu": lambda x: np.where(x > 0.0, x, 0.01 * x),
     "elu": lambda x: np.where(x > 0.0, x, np.expm1(np.minimum(x, 0.0))),
     "gelu": lambda x: x * _normal_cdf(x),
-    "silu": lambda x: x * _sigmoid(x),
+    "silu": lambda x: x * sigmoid(x),
     "softplus": lambda x: np.logaddexp(0.0, x),
     "softsign": lambda x: x / (1.0 + np.abs(x)),
     "log_sigmoid": lambda x: -np.logaddexp(0.0, -x),
