@@ -32,8 +32,9 @@ from qla_runtime.model.package import check_target, update_package
 from qla_runtime.search import SearchOptions, search
 from qla_runtime.search.cost import macs_share
 from qla_runtime.search.package import Package
-from qla_runtime.training.length_drop import LengthDropOptions, train_length_drop
-from qla_runtime.training.loop import LoopOptions
+from qla_runtime.training.options import LoopOptions
+from qla_runtime.training.recipes.length_drop import LengthDropOptions
+from qla_runtime.training.run import train as run_recipe
 
 DEFAULT = Path(__file__).resolve().parents[1] / "qla_runtime" / "models" / "all-minilm-l6-v2"
 DATA = "STS benchmark, test"
@@ -104,7 +105,7 @@ def train(checkpoint: Path, lines: Path, work: Path) -> Path:
     """Two runs that differ in the order of their batches, and the mean of their weights."""
     parts = []
     for seed in SEEDS:
-        run = train_length_drop(
+        run = run_recipe(
             checkpoint,
             lines,
             work / f"seed-{seed}",

@@ -57,7 +57,7 @@ def test_reads_sentence_transformers_layout(tmp_path):
         "kind": "embedding", "max_length": 32, "keep_cls": True, "pooling": "mean", "normalize": True,
     }  # fmt: skip
     with torch.no_grad():
-        vectors, _ = source.load_model()(random_ids(2, 9))
+        vectors = source.load_model()(random_ids(2, 9)).outputs
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(2), **FLOAT32)
     add_sentence_layout(folder, mode="cls_token", modules=("Pooling",))
     task = open_checkpoint(folder).task

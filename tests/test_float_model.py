@@ -44,8 +44,8 @@ def test_module_equals_transformers(tmp_path, family, kind):
     ids = ids.masked_fill(mask == 0, 1)  # RoBERTa numbers positions by pad id
     with torch.no_grad():
         expected = theirs(input_ids=ids, attention_mask=mask, token_type_ids=type_ids, output_hidden_states=True)
-        logits, output = ours(ids, type_ids, mask)
-        alone, _ = ours(ids[1:2, :13], type_ids[1:2, :13])
+        output = ours(ids, type_ids, mask, want=["hidden_states"])
+        logits, alone = output.outputs, ours(ids[1:2, :13], type_ids[1:2, :13]).outputs
     real = mask.bool()
     for mine, other in zip(output.hidden_states, expected.hidden_states, strict=True):
         torch.testing.assert_close(mine[real], other[real], **FLOAT32)
@@ -79,10 +79,12 @@ def test_dropping_equals_plain_loops(qa_model, config):
     type_ids = (torch.arange(ids.shape[1]) > 6).long().expand_as(ids)
     mask = torch.arange(ids.shape[1])[None] < torch.tensor(lengths_)[:, None]
     with torch.no_grad():
-        padded = qa_model.encoder(ids, type_ids, mask, config)
+        padded = qa_model.encoder(ids, type_ids, mask, config, want=["hidden_states", "kept"])
     for b, n in enumerate(lengths_):
         with torch.no_grad():
-            alone = qa_model.encoder(ids[b : b + 1, :n], type_ids[b : b + 1, :n], None, config)
+            alone = qa_model.encoder(
+                ids[b : b + 1, :n], type_ids[b : b + 1, :n], None, config, want=["hidden_states", "scores", "kept"]
+            )
         expected = reference.encode(
             tensors,
             layers=spec.layers,
@@ -113,7 +115,7 @@ def test_dropping_trains(qa_model):
     ids = random_ids(2, 12)
     mask = torch.ones_like(ids)
     mask[1, 7:] = 0
-    logits, _ = model(ids, None, mask, CONFIGS[0])
+    logits = model(ids, None, mask, CONFIGS[0]).outputs
     logits.square().mean().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name

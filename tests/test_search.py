@@ -1,4 +1,4 @@
-"""The search for length configs: what is drawn, what is kept, and that nothing that was measured is lost.
+"""The search for length configs, from data to package.
 
 The models are tiny and random; none of this says anything about accuracy.
 """
@@ -7,51 +7,22 @@ from __future__ import annotations
 
 import itertools
 import json
-import resource
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from package_tools import edit_json, tiny_package
+from search_tools import LAYERS, OPTIONS, found, run, squad, sts
 
-from qla_runtime import Engine, InputError, LengthConfig, QlaError, UnsupportedError, cli
-from qla_runtime.model.package import update_package
-from qla_runtime.search import SearchOptions, pipeline, search
+from qla_runtime import Engine, InputError, LengthConfig, UnsupportedError, cli
+from qla_runtime.search import search
 from qla_runtime.search.cost import macs_share, time_share
-from qla_runtime.search.evolve import Plan, Point, evolve, frontier
-from qla_runtime.search.genome import Space
+from qla_runtime.search.evolve import Point, frontier
 from qla_runtime.search.package import Package
-from qla_runtime.search.run_folder import RunFolder
+from qla_runtime.search.plot import draw
 from qla_runtime.search.selection import Questions, read_selection
-
-LAYERS = 3
-OPTIONS = SearchOptions(
-    articles="odd", sample=6, cost="macs", generations=3, population=3, mutations=3, crossovers=2, seed=1, grid=16
-)
-
-
-def squad(path: Path, questions: int = 8) -> Path:
-    """A SQuAD file of two articles, the first (odd) with the questions."""
-    words = "the quick brown fox jumps over a lazy dog and some more of them".split()
-    articles = []
-    for a, count in enumerate((questions, 3)):
-        paragraphs = []
-        for i in range(count):
-            context = " ".join(words[i % 5 : i % 5 + 4 + i % 6])
-            answer = {"text": words[i % 5 + 1], "answer_start": context.index(words[i % 5 + 1])}
-            qas = [{"id": f"{a}-{i}", "question": f"which {words[i]}?", "answers": [answer]}]
-            paragraphs.append({"context": context, "qas": qas})
-        articles.append({"title": str(a), "paragraphs": paragraphs})
-    path.write_text(json.dumps({"data": articles}))
-    return path
-
-
-def sts(path: Path, scores=(0.0, 1.5, 3.0, 4.0, 5.0)) -> Path:
-    rows = [f"g\tf\t2020\t{i}\t{score}\ta cat is {i} big\ta dog was {i * i}" for i, score in enumerate(scores)]
-    path.write_text("\n".join(rows) + "\n")
-    return path
 
 
 @pytest.fixture
@@ -62,146 +33,6 @@ def data(tmp_path) -> Path:
 @pytest.fixture
 def package(tmp_path) -> Path:
     return tiny_package(layers=LAYERS).save(tmp_path / "package")
-
-
-def run(package: Path, data: Path, folder: Path, options: SearchOptions = OPTIONS, **others) -> dict:
-    return search(package, data, options, run=folder, num_threads=1, draw=False, progress=False, **others)
-
-
-def found(folder: Path) -> tuple[list[str], dict]:
-    """The measurements of a run, and its result without the place of the package."""
-    result = json.loads((folder / "result.json").read_text())
-    del result["package"]
-    return (folder / "evaluations.jsonl").read_text().splitlines(), result
-
-
-# ---- genomes --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("lowest", [1, 3])
-def test_children_stay_on_the_grid_and_do_not_rise(lowest):
-    space = Space(6, 32, lowest, 0.2)
-    draw = np.random.default_rng(0)
-    genomes = {space.full, space.smallest}
-    for _ in range(500):
-        first, second = (list(genomes)[i] for i in draw.integers(len(genomes), size=2))
-        for child in (space.mutate(first, draw), space.cross(first, second)):
-            assert len(child) == 6 and all(type(step) is int for step in child)
-            assert 32 >= child[0] and child[-1] >= lowest
-            assert all(a >= b for a, b in itertools.pairwise(child))
-            assert space.config(child).values == tuple(step / 32 for step in child)
-            genomes.add(child)
-    assert len(genomes) > 300
-
-
-def test_a_mutation_moves_entries_between_their_neighbours():
-    space = Space(3, 16, 1, 0.5)
-    draw = np.random.default_rng(3)
-    parent = (12, 8, 3)
-    children = {space.mutate(parent, draw) for _ in range(4000)}
-    # The first entry within [8, 16], the second within [3, first], the third within [1, second].
-    reachable = {(a, b, c) for a in range(8, 17) for b in range(3, a + 1) for c in range(1, b + 1)}
-    assert children <= reachable
-    assert {child[0] for child in children} == set(range(8, 17))
-    assert {child[2] for child in children if child[:2] == parent[:2]} == set(range(1, 9))
-
-
-def test_crossover_is_the_mean_rounded_up():
-    assert Space.cross((16, 9, 4), (11, 8, 4)) == (14, 9, 4)
-
-
-def test_constant_rates_by_cost():
-    """The cheapest constant-rate genome that costs no less: as cheap as any found by trying 20,001 rates."""
-    for layers in (2, 6, 12):
-        space = Space(layers, 64, 1, 0.3)
-        every = {space.constant_rate(rate) for rate in np.linspace(0, 0.3, 20001).tolist()}
-        for target in np.linspace(sum(space.smallest), sum(space.full), 17).tolist():
-            cheapest = min(sum(genome) for genome in every if sum(genome) >= target)
-            assert target <= sum(space.constant_rate_at(sum, target)) <= cheapest
-        costs = [sum(genome) for genome in space.spaced(sum, 8)]
-        gap = (sum(space.full) - sum(space.smallest)) / 9
-        assert np.allclose(costs, sum(space.smallest) + gap * np.arange(1, 9), atol=layers)
-
-
-def test_a_grid_that_leaves_nothing_is_refused():
-    with pytest.raises(InputError, match="--grid 2 with --drop-bound 0.05 leaves no config"):
-        Space(2, 2, 1, 0.05)
-
-
-# ---- evolution ------------------------------------------------------------------------------------
-
-
-def test_frontier_is_what_nothing_beats():
-    random = np.random.default_rng(0)
-    for count in (1, 2, 30, 30, 30):
-        points = [
-            Point((i,), "mutation", float(cost), float(accuracy))
-            for i, (cost, accuracy) in enumerate(random.integers(0, 8, (count, 2)))
-        ]
-        pairs = {(point.cost, point.accuracy) for point in points}
-        unbeaten = sorted(
-            (cost, accuracy)
-            for cost, accuracy in pairs
-            if not any(c <= cost and a >= accuracy and (c, a) != (cost, accuracy) for c, a in pairs)
-        )
-        best = frontier(points)
-        assert [(point.cost, point.accuracy) for point in best] == unbeaten
-        for point in best:  # of equal ones the first genome, whatever the order they came in
-            twins = [p.genome for p in points if (p.cost, p.accuracy) == (point.cost, point.accuracy)]
-            assert point.genome == min(twins)
-        assert frontier(points[::-1]) == best
-
-
-def toy(genome, origin) -> Point:
-    """A landscape with one best way: late layers cost as much as early ones and matter less."""
-    accuracy = sum(min(step, 16 - 3 * i) * 0.7**i for i, step in enumerate(genome))
-    return Point(genome, origin, sum(genome) / 48, accuracy)
-
-
-def test_nothing_is_measured_twice_and_only_accepted_children_count():
-    space, seen, judged = Space(3, 16, 1, 0.5), [], []
-
-    def measure(genome, origin):
-        seen.append(genome)
-        return toy(genome, origin)
-
-    def accept(genome):
-        judged.append(sum(genome) >= 30)
-        return judged[-1]
-
-    start = dict.fromkeys([space.full, space.smallest, *space.spaced(sum, 5)], "constant")
-    points = evolve(space, start, accept, measure, Plan(4, 6, 3, 0))
-    assert [point.genome for point in points] == seen and len(set(seen)) == len(seen)
-    born = [point for point in points if point.origin != "constant"]
-    assert len(points) - len(born) == len(start)
-    assert [point.origin for point in born] == 4 * (6 * ["mutation"] + 3 * ["crossover"])
-    assert all(sum(point.genome) >= 30 for point in born) and judged.count(False) > 0
-
-
-def test_evolution_beats_where_it_began():
-    space = Space(3, 16, 1, 0.5)
-    start = dict.fromkeys([space.full, space.smallest, *space.spaced(sum, 4)], "constant")
-    points = evolve(space, start, lambda genome: True, toy, Plan(12, 8, 8, 0))
-    began, ended = frontier(points[: len(start)]), frontier(points)
-    assert len(ended) > len(began)
-    assert all(any(b.cost <= a.cost and b.accuracy >= a.accuracy for b in ended) for a in began)
-
-
-def test_more_generations_begin_with_those_of_fewer():
-    space = Space(3, 16, 1, 0.5)
-    start = {space.full: "constant", space.smallest: "constant"}
-    short, long = (evolve(space, start, lambda _: True, toy, Plan(n, 4, 4, 7)) for n in (2, 5))
-    assert long[: len(short)] == short
-
-
-def test_an_exhausted_space_ends_the_search():
-    space = Space(2, 3, 1, 0.5)
-    start = {space.full: "constant", space.smallest: "constant"}
-    points = evolve(space, start, lambda _: True, toy, Plan(30, 10, 10, 0))
-    assert sorted(point.genome for point in points) == [(1, 1), (2, 1), (2, 2), (3, 1), (3, 2), (3, 3)]
-
-
-# ---- measuring ------------------------------------------------------------------------------------
 
 
 def test_macs_are_those_that_the_engine_counts(package, data):
@@ -227,9 +58,6 @@ def test_samples_are_spread_over_the_file():
     assert whole.sample(4).items == [0, 2, 5, 7]
     assert whole.sample(4).description == "numbers, 4 of 10 items"
     assert whole.sample(None).items == whole.sample(50).items == list(range(10))
-
-
-# ---- the whole way --------------------------------------------------------------------------------
 
 
 def test_the_package_gets_the_new_configs(package, data, tmp_path):
@@ -377,13 +205,23 @@ def test_time_as_cost(package, data, tmp_path):
     assert found(tmp_path / "run")[0] == lines  # measured times are kept, not taken again
 
 
-# ---- pictures and words ---------------------------------------------------------------------------
-
-
 def test_the_frontier_is_drawn(package, data, tmp_path):
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed (pip install matplotlib)")
+    """Everything measured, the constant rates in order, the frontier, and the chosen by name."""
+    image = pytest.importorskip("matplotlib.image", reason="matplotlib is not installed (pip install matplotlib)")
     search(package, data, OPTIONS, run=tmp_path / "run", progress=False)
-    assert (tmp_path / "run" / "frontier.png").read_bytes().startswith(b"\x89PNG")
+    pixels = image.imread(tmp_path / "run" / "frontier.png")
+    assert pixels.shape[:2] == (750, 1200) and (pixels[..., :3].min(-1) < 0.9).mean() > 0.01
+
+    points = [Point((i,), "constant" if i % 2 else "mutation", c, a) for i, (c, a) in enumerate(
+        [(0.5, 70.0), (1.0, 80.0), (0.7, 75.0), (0.6, 60.0)])]  # fmt: skip
+    best = frontier(points)
+    (axes,) = draw(points, best, {"full": points[1]}, cost="macs", metric="f1", data="dev").axes
+    measured, constant, steps, chosen = (line.get_xydata().tolist() for line in axes.get_lines())
+    assert measured == [[point.cost, point.accuracy] for point in points]
+    assert constant == [[0.6, 60.0], [1.0, 80.0]]
+    assert steps == [[0.5, 70.0], [0.7, 75.0], [1.0, 80.0]] and chosen == [[1.0, 80.0]]
+    assert [text.get_text() for text in axes.texts] == ["full"]
+    assert (axes.get_xlabel().split(",")[0], axes.get_ylabel()) == ("arithmetic", "f1, percent")
 
 
 def test_given_configs_are_measured_first(package, data, tmp_path):
@@ -422,183 +260,3 @@ def test_command_line(package, data, tmp_path, capsys, monkeypatch):
     assert len(errors) == 1 and "seed was 0 and is now 5" in errors[0]
     assert cli.main([*arguments, "--sample", "some"]) == 2
     assert "invalid number value: 'some'" in capsys.readouterr().err
-
-
-# ---- bad input ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"seed": 2}, "seed was 1 and is now 2"),
-        ({"sample": 5}, "sample was 6 and is now 5"),
-        ({"cost": "time"}, "cost was 'macs' and is now 'time'"),
-        ({"grid": 32, "articles": "all"}, "articles was 'odd' and is now 'all'; grid was 16 and is now 32"),
-    ],
-)
-def test_other_settings_are_refused(package, data, tmp_path, changed, message):
-    run(package, data, tmp_path / "run", replace(OPTIONS, generations=0))
-    before = found(tmp_path / "run")
-    with pytest.raises(InputError, match=message):
-        run(package, data, tmp_path / "run", replace(OPTIONS, **changed))
-    assert found(tmp_path / "run") == before
-
-
-def test_other_data_or_weights_are_refused(package, data, tmp_path):
-    run(package, data, tmp_path / "run", replace(OPTIONS, generations=0))
-    squad(data, questions=9)
-    with pytest.raises(InputError, match="data was '[0-9a-f]{8}' and is now"):
-        run(package, data, tmp_path / "run")
-    squad(data)
-    tiny_package(layers=LAYERS, seed=9).save(package)
-    with pytest.raises(InputError, match="package was"):
-        run(package, data, tmp_path / "run")
-
-
-def test_a_package_replaced_meanwhile_is_left_alone(package, data, tmp_path, monkeypatch):
-    choose = pipeline._choose
-
-    def meanwhile(*arguments):
-        tiny_package(layers=LAYERS, seed=9).save(package)
-        return choose(*arguments)
-
-    monkeypatch.setattr(pipeline, "_choose", meanwhile)
-    with pytest.raises(InputError, match="was replaced by another model.*result.json"):
-        run(package, data, tmp_path / "run")
-    assert Engine(package).lengths["full"].accuracy.data == "nothing"
-    assert (tmp_path / "run" / "result.json").exists()
-
-
-def point(number: int) -> Point:
-    return Point((number, 1), "mutation", 0.1 + 0.2 * number, 1 / 3)
-
-
-def test_measurements_survive_a_cut_line_but_not_silently_a_damaged_one(tmp_path):
-    with RunFolder(tmp_path / "run", {"a": 1}) as log:
-        for number in range(3):
-            log.add(7, point(number))
-    path = tmp_path / "run" / "evaluations.jsonl"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-9])
-    with RunFolder(tmp_path / "run", {"a": 1}) as log:
-        assert [log.find(7, (number, 1)) for number in range(3)] == [point(0), point(1), None]
-        assert log.find(8, (0, 1)) is None and len(log) == 2
-        log.add(7, point(2))
-    assert path.read_bytes() == whole
-    path.write_bytes(whole.replace(b'"genome"', b'"gnome"', 1))
-    with pytest.raises(InputError, match="line 1 is damaged"):
-        RunFolder(tmp_path / "run", {"a": 1})
-
-
-def limit_files(size: int) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-
-
-def test_full_disk_keeps_the_measurements(tmp_path):
-    """A limit on file sizes lets the third line fail halfway, as a full disk would."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    path = tmp_path / "run" / "evaluations.jsonl"
-    with RunFolder(tmp_path / "run", {}) as log:
-        log.add(7, point(0))
-        log.add(7, point(1))
-        whole = path.read_bytes()
-        try:
-            limit_files(len(whole) + 20)
-            with pytest.raises(QlaError, match="The 2 measurements before are intact"):
-                log.add(7, point(2))
-        finally:
-            limit_files(before)
-        assert path.read_bytes() == whole
-        log.add(7, point(2))
-    with RunFolder(tmp_path / "run", {}) as log:
-        assert len(log) == 3
-
-
-def test_full_disk_keeps_the_package(package):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    files = {path.name: path.read_bytes() for path in package.iterdir()}
-    try:
-        limit_files(100)
-        with pytest.raises(InputError, match="File too large.*room"):
-            update_package(package, {"README.md": b"new"})
-    finally:
-        limit_files(before)
-    assert {path.name: path.read_bytes() for path in package.iterdir()} == files
-    assert [path.name for path in package.parent.iterdir()] == [package.name]
-
-
-def test_one_search_per_folder(tmp_path):
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "thesis.txt").touch()
-    with pytest.raises(InputError, match="is no search; it is left alone"):
-        RunFolder(tmp_path / "other", {})
-    with (
-        RunFolder(tmp_path / "run", {}),
-        pytest.raises(InputError, match="another process is searching in this folder"),
-    ):
-        RunFolder(tmp_path / "run", {})
-    RunFolder(tmp_path / "run", {}).__exit__()
-
-
-def test_settings_are_free_until_something_is_measured(tmp_path):
-    RunFolder(tmp_path / "run", {"seed": 1}).__exit__()
-    with RunFolder(tmp_path / "run", {"seed": 2}) as log:
-        log.add(7, point(0))
-    with pytest.raises(InputError, match="seed was 2 and is now 1"):
-        RunFolder(tmp_path / "run", {"seed": 1})
-
-
-def test_a_place_without_permission_is_told_before_the_search(package, data, tmp_path, monkeypatch):
-    def refuse(*_, **__):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("tempfile.mkdtemp", refuse)
-    with pytest.raises(InputError, match="cannot write beside 'package': Permission denied"):
-        run(package, data, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def refused(tmp_path, package, content: str, message: str, error=InputError, name="data") -> None:
-    (tmp_path / name).write_text(content)
-    with pytest.raises(error, match=message):
-        run(package, tmp_path / name, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_unfit_data(package, tmp_path):
-    refused(tmp_path, package, "no json", "no JSON")
-    refused(tmp_path, package, '{"data": []}', "holds no items")
-    refused(tmp_path, package, '{"rows": []}', "has no list 'data'")
-    embedding = tiny_package("embedding", layers=2).save(tmp_path / "embedding")
-    refused(tmp_path, embedding, "a\tb\n", "line 1 has 2 columns and should have 7 columns")
-    with pytest.raises(InputError, match="all 3 items have the answer 2.0"):
-        run(embedding, sts(tmp_path / "constant.csv", (2.0, 2.0, 2.0)), tmp_path / "run")
-    classes = tiny_package("sequence-classification", layers=2).save(tmp_path / "classes")
-    refused(tmp_path, classes, "sentence\tlabel\n", "no rows")
-    refused(tmp_path, classes, "sentence\tlabel\na\t1\nb\t1\n", "all 2 items have the answer 'neutral'")
-    refused(tmp_path, classes, "sentence\tlabel\na\t1\nb\tblue\n", "label 'blue' is none of the model's")
-    tags = tiny_package("token-classification", layers=2).save(tmp_path / "tags")
-    refused(tmp_path, tags, "x", "this is a token-classification model", UnsupportedError)
-    with pytest.raises(InputError, match="no such folder"):
-        run(tmp_path / "nothing", tmp_path / "data", tmp_path / "run")
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"sample": 1}, "--sample is 1"),
-        ({"screen": 6}, "--screen 6 is no smaller than --sample 6"),
-        ({"cost": "energy"}, "--cost is 'energy'; it must be one of time, macs"),
-        ({"articles": "both"}, "--articles is 'both'"),
-        ({"generations": -1}, "--generations is -1"),
-        ({"mutations": 1.5}, "--mutations is 1.5"),
-        ({"grid": 1}, "--grid is 1; it must be a whole number from 2"),
-        ({"lowest": 0.0}, "--lowest is 0.0"),
-        ({"drop_bound": 1.0}, "--drop-bound is 1.0"),
-        ({"start": ((0.5, 0.6),)}, "entries may not rise"),
-        ({"fast_loss": float("nan")}, "--fast-loss is nan"),
-    ],
-)
-def test_wrong_options(wrong, message):
-    with pytest.raises(InputError, match=message):
-        SearchOptions(**(asdict(OPTIONS) | wrong))

@@ -293,7 +293,7 @@ def test_texts(tmp_path, name, content, texts):
         ("a.tsv", "a\tb\nno tab\n", "line 2 has 1 columns and should have 2"),
         ("a.tsv", "a\nb\tc\n", "line 2 has 2 columns and should have 1"),
         ("a.tsv", "a\tb\tc\n", "names no text column"),
-        ("a.json", '{"data": [{"paragraphs": 3}]}', "SQuAD layout"),
+        ("a.json", '{"data": [{"paragraphs": 3}]}', "data\\[0\\]: has no list 'paragraphs'"),
         ("a.json", "{", "no JSON"),
         ("a.parquet", "x", "must be"),
     ],

@@ -13,8 +13,8 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 
 from checkpoint_tools import add_sentence_layout, save_checkpoint  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
-from test_training import LOOP, lines, table  # noqa: E402
-from test_training import train as train_longer  # noqa: E402
+from training_tools import LOOP, lines, table  # noqa: E402
+from training_tools import train as train_longer  # noqa: E402
 
 from qla_runtime.checkpoints.reader import open_checkpoint  # noqa: E402
 from qla_runtime.errors import InputError  # noqa: E402

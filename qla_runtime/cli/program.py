@@ -47,6 +47,7 @@ from qla_runtime.terminal import visible
 from qla_runtime.texts import files as text_files
 from qla_runtime.trace import trace
 from qla_runtime.training import command as training
+from qla_runtime.training.recipes import RECIPES
 
 Read = TypeVar("Read")
 
@@ -535,9 +536,10 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="fine-tune a checkpoint", description="Fine-tune a checkpoint.")
     recipes = train.add_subparsers(title="recipes", metavar="RECIPE", required=True)
-    drop = add("length-drop", _train, [output], "make a model that works at any length config", recipes)
-    training.add_arguments(drop)
-    drop.epilog = f"{cli_words.example('train length-drop')}\n\n{drop.epilog}"
+    for name, recipe in RECIPES.items():
+        command = add(name, _train, [output], recipe.summary, recipes)
+        training.add_arguments(command, recipe)
+        command.epilog = f"{cli_words.example(f'train {name}')}\n\n{command.epilog}"
 
     find = add("search", _search, [output], "find the length configs worth having, by evolution")
     searching.add_arguments(find)

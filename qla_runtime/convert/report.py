@@ -37,8 +37,8 @@ def torch_run(model: Any) -> Run:
             with torch.inference_mode():
                 ids = torch.from_numpy(sample.ids.astype(np.int64))[None]
                 type_ids = torch.from_numpy(sample.type_ids.astype(np.int64))[None]
-                logits, output = model(ids, type_ids)
-            yield output.last_hidden[0].numpy(), logits[0].numpy()
+                found = model(ids, type_ids)
+            yield found.last_hidden[0].numpy(), found.outputs[0].numpy()
 
     return run
 
@@ -99,22 +99,23 @@ def _transformers_model(source: Checkpoint) -> Any:
 
 
 class _Theirs:
-    """A transformers model with the outputs of ours: (head's outputs, states)."""
+    """A transformers model whose record has ours: ``last_hidden`` and ``outputs``."""
 
     def __init__(self, theirs: Any, ours: Model):
         self._theirs, self._ours = theirs, ours
 
-    def __call__(self, ids: Tensor, type_ids: Tensor) -> tuple[Tensor, Any]:
+    def __call__(self, ids: Tensor, type_ids: Tensor) -> Any:
         found = self._theirs(input_ids=ids, token_type_ids=type_ids, output_hidden_states=True)
-        output = SimpleNamespace(last_hidden=found.hidden_states[-1])
-        kind = self._ours.task.kind
+        last_hidden, kind = found.hidden_states[-1], self._ours.task.kind
         if kind == "embedding":
-            return self._ours.logits(output.last_hidden), output
-        if kind == "span-qa":
+            outputs = self._ours.logits(last_hidden)
+        elif kind == "span-qa":
             import torch
 
-            return torch.stack([found.start_logits, found.end_logits], -1), output
-        return found.logits, output
+            outputs = torch.stack([found.start_logits, found.end_logits], -1)
+        else:
+            outputs = found.logits
+        return SimpleNamespace(last_hidden=last_hidden, outputs=outputs)
 
 
 def engine_run(package: Path, task: TaskSpec) -> Run:

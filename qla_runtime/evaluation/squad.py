@@ -18,11 +18,9 @@ from qla_runtime.engine import Engine
 from qla_runtime.errors import InputError, QlaError
 from qla_runtime.evaluation import squad2
 from qla_runtime.lengths.configs import LatencyBudget, Length
+from qla_runtime.texts import squad as squad_file
 from qla_runtime.texts.data_sets import read_scored_pairs
-from qla_runtime.texts.files import read_json
-
-ARTICLES = ("all", "odd", "even")
-"""Which articles of a SQuAD file count: by position, and the first one is odd."""
+from qla_runtime.texts.squad import ARTICLES as ARTICLES
 
 STEP = 256
 """Inputs per engine call, between two reports of progress."""
@@ -224,31 +222,10 @@ def read_squad(path: str | os.PathLike[str], articles: str = "all") -> list[Ques
     Raises:
         InputError: no such file, no JSON, or an entry that SQuAD does not have; the message names the place.
     """
-    if articles not in ARTICLES:
-        raise InputError(f"articles is {articles!r}; it must be one of {', '.join(ARTICLES)}")
-    data = read_json(path, "give a SQuAD 1.1 file")
-    skip = {"all": None, "odd": 1, "even": 0}[articles]
-    version2 = isinstance(data, dict) and str(data.get("version", "")).lower().lstrip("v").startswith("2")
-    questions = []
-    for a, article in enumerate(_list(data, "data", str(path))):
-        if a % 2 == skip:
-            continue
-        for p, paragraph in enumerate(_list(article, "paragraphs", f"{path}: data[{a}]")):
-            where = f"{path}: data[{a}].paragraphs[{p}]"
-            context = _text(paragraph, "context", where)
-            for q, entry in enumerate(_list(paragraph, "qas", where)):
-                place = f"{where}.qas[{q}]"
-                found = enumerate(_list(entry, "answers", place))
-                answers = tuple(_text(answer, "text", f"{place}.answers[{i}]") for i, answer in found)
-                allows_none = version2 or "is_impossible" in entry
-                if not answers and not allows_none:
-                    raise InputError(
-                        f"{place}: has no answers; SQuAD 1.1 questions have at least one, and a file of SQuAD 2.0 "
-                        "says so in its version or in is_impossible"
-                    )
-                id_, question = _text(entry, "id", place), _text(entry, "question", place)
-                questions.append(Question(id_, question, context, answers, allows_none))
-    return questions
+    return [
+        Question(found.id, found.question, found.context, found.answers, found.version2)
+        for found in squad_file.read_squad(path, articles)
+    ]
 
 
 def read_sts(
@@ -335,17 +312,3 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 def _steps(count: int, step: int = STEP) -> Iterator[slice]:
     return (slice(start, min(start + step, count)) for start in range(0, count, step))
-
-
-def _list(value: Any, key: str, where: str) -> list[Any]:
-    found = value.get(key) if isinstance(value, dict) else None
-    if not isinstance(found, list):
-        raise InputError(f"{where}: has no list {key!r}; give a file in the layout of SQuAD")
-    return found
-
-
-def _text(value: Any, key: str, where: str) -> str:
-    found = value.get(key) if isinstance(value, dict) else None
-    if not isinstance(found, str):
-        raise InputError(f"{where}: has no text {key!r}; give a file in the layout of SQuAD")
-    return found

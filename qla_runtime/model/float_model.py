@@ -17,14 +17,15 @@ Torch is imported here, in :mod:`qla_runtime.convert` and in training, and nowhe
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qla_runtime.errors import InputError
 from qla_runtime.lengths.configs import MIN_KEPT, LengthConfig
 
 if TYPE_CHECKING:
@@ -37,18 +38,58 @@ _ONE = 1 << _SHIFT
 _FORGIVEN = round(1e-6 * _ONE)
 
 
-@dataclass
-class EncoderOutput:
-    """What the encoder computed. B sequences of n positions, H = hidden."""
+Linear = Callable[[int, int], nn.Module]
+"""Makes a layer's linear module from its input and output width; the module has ``weight`` and ``bias``."""
 
-    last_hidden: Tensor
-    """(B, n, H) float32: every original position, dropped ones restored."""
+
+@dataclass(eq=False, repr=False)
+class ForwardRecord:
+    """What one pass computed, of a student and a teacher alike. B sequences of n positions, H = hidden.
+
+    A list is filled where ``want`` holds its name, with one tensor per layer that ran. Of the n positions, e enter
+    a layer: those that the layer before kept, or all. Gradients pass through every tensor but ``kept``. Under
+    autocast, what comes before a LayerNorm may be bfloat16, probabilities included: losses make it float32.
+    """
+
+    want: frozenset[str] = frozenset()
+    """What was asked for, of :data:`WANTED`."""
+    last_hidden: Tensor = field(init=False)
+    """(B, n, H): every original position, dropped ones restored. Set by :class:`Encoder`."""
+    outputs: Tensor = field(init=False)
+    """The head's outputs: see :meth:`Model.forward`. Set by :class:`Model`."""
     hidden_states: list[Tensor] = field(default_factory=list)
     """layers + 1 tensors like ``last_hidden``: after the embeddings and each layer, dropped rows carried."""
+    query: list[Tensor] = field(default_factory=list)
+    """(B, heads, e, H / heads), without the factor of the attention logits."""
+    key: list[Tensor] = field(default_factory=list)
+    """Like ``query``."""
+    value: list[Tensor] = field(default_factory=list)
+    """Like ``query``."""
+    attention_logits: list[Tensor] = field(default_factory=list)
+    """(B, heads, e, e), query by key: before the softmax, divided by sqrt(H / heads); -inf on PAD keys."""
+    attention_probabilities: list[Tensor] = field(default_factory=list)
+    """(B, heads, e, e), query by key: after the softmax."""
+    attention_output: list[Tensor] = field(default_factory=list)
+    """(B, e, H): after the output projection, residual and LayerNorm, before tokens are dropped."""
     scores: list[Tensor] = field(default_factory=list)
-    """Per layer that ran, (B, n(i-1)): column sums of the tokens that entered; empty without a length."""
+    """(B, e) float32: votes, the column sums of the tokens that entered; empty without a length."""
     kept: list[Tensor] = field(default_factory=list)
-    """Per layer that ran, (B, max kept) int64: original positions, ascending; shorter sequences end in -1."""
+    """(B, max kept) int64: original positions, ascending; shorter sequences end in -1. Empty without a length."""
+
+    def __post_init__(self) -> None:
+        if self.want - WANTED:
+            unknown, known = (", ".join(sorted(names)) for names in (self.want - WANTED, WANTED))
+            raise InputError(f"want holds {unknown}; it may hold {known}")
+
+    def note(self, **tensors: Tensor) -> None:
+        """Appends those of a layer's tensors that are wanted."""
+        for name, tensor in tensors.items():
+            if name in self.want:
+                getattr(self, name).append(tensor)
+
+
+WANTED = frozenset(f.name for f in fields(ForwardRecord)) - {"want", "last_hidden", "outputs"}
+"""What a pass records on demand: the names of :class:`ForwardRecord`'s lists."""
 
 
 class Embeddings(nn.Module):
@@ -68,28 +109,34 @@ class Embeddings(nn.Module):
 
 
 class Layer(nn.Module):
-    """One encoder layer, in the two halves between which tokens are dropped."""
+    """One encoder layer, in the two halves between which tokens are dropped.
 
-    def __init__(self, spec: EncoderSpec):
+    Args:
+        spec: the encoder's shape.
+        linear: makes the four linear modules, such as one that quantizes as it multiplies.
+    """
+
+    def __init__(self, spec: EncoderSpec, linear: Linear = nn.Linear):
         super().__init__()
         self.heads = spec.heads
-        self.qkv = nn.Linear(spec.hidden, 3 * spec.hidden)
-        self.output = nn.Linear(spec.hidden, spec.hidden)
+        self.qkv = linear(spec.hidden, 3 * spec.hidden)
+        self.output = linear(spec.hidden, spec.hidden)
         self.attention_norm = nn.LayerNorm(spec.hidden, eps=spec.norm_eps)
-        self.ffn_in = nn.Linear(spec.hidden, spec.intermediate)
-        self.ffn_out = nn.Linear(spec.intermediate, spec.hidden)
+        self.ffn_in = linear(spec.hidden, spec.intermediate)
+        self.ffn_out = linear(spec.intermediate, spec.hidden)
         self.ffn_norm = nn.LayerNorm(spec.hidden, eps=spec.norm_eps)
 
     def attend(
-        self, x: Tensor, real: Tensor | None, want_scores: bool, score_gradient: bool = False
+        self, x: Tensor, real: Tensor | None, record: ForwardRecord, vote: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Attention, residual, LayerNorm.
 
         Args:
             x: (B, n, H).
             real: (B, n) bool, which rows are tokens; None when all are.
-            want_scores: also return the column sums.
-            score_gradient: let gradients reach the probabilities through them.
+            record: gets what it wants of this half. Where it wants ``scores``, gradients reach the probabilities
+                through the votes.
+            vote: also return the votes.
 
         Returns:
             (B, n, H), and (B, n) float32: per key the sum over heads and real queries of its probability.
@@ -106,9 +153,12 @@ class Layer(nn.Module):
         probabilities = logits.softmax(-1)
         context = (probabilities.to(value.dtype) @ value).transpose(1, 2).reshape(batch, n, hidden)
         y = self.attention_norm(x + self.output(context))
-        if not want_scores:
+        record.note(query=query, key=key, value=value, attention_logits=logits)
+        record.note(attention_probabilities=probabilities, attention_output=y)
+        if not vote:
             return y, None
-        votes = (probabilities if score_gradient else probabilities.detach()).sum(1, dtype=torch.float32)
+        votes = probabilities if "scores" in record.want else probabilities.detach()
+        votes = votes.sum(1, dtype=torch.float32)
         if real is not None:
             votes = votes * real[:, :, None]
         return y, votes.sum(1)
@@ -120,11 +170,11 @@ class Layer(nn.Module):
 class Encoder(nn.Module):
     """Embeddings and layers. Parameter names are the package's tensor names."""
 
-    def __init__(self, spec: EncoderSpec):
+    def __init__(self, spec: EncoderSpec, linear: Linear = nn.Linear):
         super().__init__()
         self.spec = spec
         self.embeddings = Embeddings(spec)
-        self.layers = nn.ModuleList(Layer(spec) for _ in range(spec.layers))
+        self.layers = nn.ModuleList(Layer(spec, linear) for _ in range(spec.layers))
 
     def forward(
         self,
@@ -133,8 +183,8 @@ class Encoder(nn.Module):
         attention_mask: Tensor | None = None,
         length: LengthConfig | None = None,
         skip: Collection[int] = (),
-        score_gradient: bool = False,
-    ) -> EncoderOutput:
+        want: Collection[str] = (),
+    ) -> ForwardRecord:
         """Runs the encoder.
 
         Args:
@@ -143,12 +193,16 @@ class Encoder(nn.Module):
             attention_mask: (B, n), non-zero on tokens, right-padded; None means no padding at all.
             length: how many tokens each layer keeps; None keeps all. ``keep_cls=None`` counts as True.
             skip: layers to leave out, for LayerDrop: each is the identity and drops no token.
-            score_gradient: make ``scores`` differentiable; which tokens they select never is.
+            want: what the record shall hold besides ``last_hidden``, of :data:`WANTED`.
+
+        Raises:
+            InputError: ``want`` holds another name.
         """
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
         x = restored = self.embeddings(input_ids, token_type_ids)
-        output = EncoderOutput(restored, [restored])
+        record = ForwardRecord(frozenset(want))
+        record.note(hidden_states=restored)
         real = None if attention_mask is None else attention_mask.bool()
         # Token counts: one integer (symbolic under export) for all sequences, or one per padded sequence.
         original = input_ids.shape[1] if real is None else real.sum(1)
@@ -157,9 +211,9 @@ class Encoder(nn.Module):
 
         for index, layer in enumerate(self.layers):
             if index in skip:
-                output.hidden_states.append(restored)
+                record.note(hidden_states=restored)
                 continue
-            y, scores = layer.attend(x, real, length is not None, score_gradient)
+            y, scores = layer.attend(x, real, record, length is not None)
             if length is None:
                 x = restored = layer.feed_forward(y)
             else:
@@ -168,20 +222,20 @@ class Encoder(nn.Module):
                 positions = positions.gather(1, keep)
                 x = layer.feed_forward(_rows(y, keep))
                 restored = _restore(restored, x, positions, real)
-                output.scores.append(scores)
-                output.kept.append(positions if real is None else positions.masked_fill(~real, -1))
-            output.hidden_states.append(restored)
-        output.last_hidden = restored
-        return output
+                kept = positions if real is None else positions.masked_fill(~real, -1)
+                record.note(scores=scores, kept=kept)
+            record.note(hidden_states=restored)
+        record.last_hidden = restored
+        return record
 
 
 class Model(nn.Module):
     """Encoder and head: the whole model in float32."""
 
-    def __init__(self, spec: EncoderSpec, task: TaskSpec):
+    def __init__(self, spec: EncoderSpec, task: TaskSpec, linear: Linear = nn.Linear):
         super().__init__()
         self.task = task
-        self.encoder = Encoder(spec)
+        self.encoder = Encoder(spec, linear)
         self.pooler = nn.Linear(spec.hidden, spec.hidden) if task.has_pooler else None
         self.head = nn.Linear(spec.hidden, task.outputs) if task.outputs else None
 
@@ -192,15 +246,16 @@ class Model(nn.Module):
         attention_mask: Tensor | None = None,
         length: LengthConfig | None = None,
         skip: Collection[int] = (),
-        score_gradient: bool = False,
-    ) -> tuple[Tensor, EncoderOutput]:
-        """Head outputs and encoder outputs; arguments as in :meth:`Encoder.forward`.
+        want: Collection[str] = (),
+    ) -> ForwardRecord:
+        """The encoder's record with the head's outputs in it; arguments as in :meth:`Encoder.forward`.
 
-        Head outputs are (B, n, 2) for span QA, (B, n, labels) for token classification, (B, labels) for
-        sequence classification, (B, H) pooled (and normalized, if the task says so) for embeddings.
+        ``outputs`` are (B, n, 2) for span QA, (B, n, labels) for token classification, (B, labels) for sequence
+        classification, (B, H) pooled (and normalized, if the task says so) for embeddings.
         """
-        output = self.encoder(input_ids, token_type_ids, attention_mask, length, skip, score_gradient)
-        return self.logits(output.last_hidden, attention_mask), output
+        record = self.encoder(input_ids, token_type_ids, attention_mask, length, skip, want)
+        record.outputs = self.logits(record.last_hidden, attention_mask)
+        return record
 
     def logits(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The head alone, on (B, n, H) restored states."""

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral, Real
 
 from qla_runtime.errors import InputError
-from qla_runtime.evaluation.squad import ARTICLES
 from qla_runtime.lengths.configs import LengthConfig
+from qla_runtime.settings import check_limits, one_of, points, setting, share, whole
+from qla_runtime.texts.squad import ARTICLES
 
 COSTS = ("time", "macs")
+
+
+def _count_or_all(text: str) -> int | None:
+    return None if text == "all" else int(text)
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    return tuple(float(value) for value in text.split(","))
+
+
+_count_or_all.__name__ = "number"  # argparse: "invalid number value: 'x'"
+_shares.__name__ = "list of shares"
 
 
 @dataclass(frozen=True)
@@ -42,36 +53,53 @@ class SearchOptions:
         InputError: a value out of range.
     """
 
-    articles: str = "odd"
-    sample: int | None = 1000
-    screen: int | None = None
-    cost: str = "time"
-    start: tuple[tuple[float, ...], ...] = ()
-    generations: int = 30
-    population: int = 20
-    mutations: int = 30
-    crossovers: int = 30
-    seed: int = 0
-    grid: int = 64
-    lowest: float | None = None
-    drop_bound: float = 0.2
-    balanced_loss: float = 0.5
-    fast_loss: float = 1.5
+    articles: str = setting(
+        "odd", "of a SQuAD file (default: %(default)s)", choices=ARTICLES, limit=one_of(ARTICLES)
+    )
+    sample: int | None = setting(
+        1000, "items that decide, evenly spaced (default: %(default)s)", read=_count_or_all, limit=whole(2),
+        metavar="N|all",
+    )  # fmt: skip
+    screen: int | None = setting(
+        None, "evolve on N of them, then measure the frontier on the whole sample (default: no)", limit=whole(2),
+        metavar="N",
+    )  # fmt: skip
+    cost: str = setting(
+        "time", "time on this machine, or macs on the sample's real lengths (default: %(default)s)",
+        choices=COSTS, limit=one_of(COSTS),
+    )  # fmt: skip
+    start: tuple[tuple[float, ...], ...] = setting(
+        (), "a config to begin with besides constant rates, such as 1,.9,.7,.5,.2,.1; repeatable", read=_shares,
+        repeatable=True, metavar="VALUES",
+    )  # fmt: skip
+    generations: int = setting(30, "rounds (default: %(default)s)", limit=whole(0), metavar="N")
+    population: int = setting(
+        20, "constant-rate configs to begin with (default: %(default)s)", limit=whole(0), metavar="N"
+    )
+    mutations: int = setting(
+        30, "new configs by mutation, per generation (default: %(default)s)", limit=whole(0), metavar="N"
+    )
+    crossovers: int = setting(
+        30, "new configs by crossover, per generation (default: %(default)s)", limit=whole(0), metavar="N"
+    )
+    seed: int = setting(0, "of every draw (default: %(default)s)", limit=whole(0), metavar="N")
+    grid: int = setting(
+        64, "a config's entries are multiples of 1/N (default: %(default)s)", limit=whole(2, 4096), metavar="N"
+    )
+    lowest: float | None = setting(None, "smallest entry (default: 1/grid)", limit=share(), metavar="SHARE")
+    drop_bound: float = setting(
+        0.2, "the cheapest config drops the share P in every layer (default: %(default)s)", limit=share(),
+        metavar="P",
+    )  # fmt: skip
+    balanced_loss: float = setting(
+        0.5, "what balanced may lose against full (default: %(default)s)", limit=points(), metavar="POINTS"
+    )
+    fast_loss: float = setting(
+        1.5, "what fast may lose against full (default: %(default)s)", limit=points(), metavar="POINTS"
+    )
 
     def __post_init__(self) -> None:
-        _check_choice("articles", self.articles, ARTICLES)
-        _check_choice("cost", self.cost, COSTS)
-        for name in ("sample", "screen"):
-            if getattr(self, name) is not None:
-                _check_count(name, getattr(self, name), 2)
-        for name in ("generations", "population", "mutations", "crossovers", "seed"):
-            _check_count(name, getattr(self, name), 0)
-        _check_count("grid", self.grid, 2, 4096)
-        if self.lowest is not None:
-            _check_number("lowest", self.lowest, "a share above 0 and below 1", lambda share: 0 < share < 1)
-        _check_number("drop-bound", self.drop_bound, "a share above 0 and below 1", lambda share: 0 < share < 1)
-        for name, points in (("balanced-loss", self.balanced_loss), ("fast-loss", self.fast_loss)):
-            _check_number(name, points, "points of the metric, 0 or more", lambda points: points >= 0)
+        check_limits(self, in_flags=True)
         for values in self.start:
             LengthConfig.ratio(values)
         if self.screen is not None and self.sample is not None and self.screen >= self.sample:
@@ -83,19 +111,3 @@ class SearchOptions:
     def lowest_step(self) -> int:
         """``lowest`` in steps of the grid, rounded up."""
         return 1 if self.lowest is None else math.ceil(self.lowest * self.grid - 1e-6)
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InputError(f"--{name} is {value!r}; it must be one of {', '.join(choices)}")
-
-
-def _check_count(name: str, value: object, least: int, most: int = 2**31 - 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= most:
-        raise InputError(f"--{name} is {value!r}; it must be a whole number from {least} to {most}")
-
-
-def _check_number(name: str, value: object, kind: str, fits: Callable[[float], bool]) -> None:
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not fits(value):
-        raise InputError(f"--{name} is {value!r}; it must be {kind}")

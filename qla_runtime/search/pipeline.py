@@ -21,7 +21,7 @@ from qla_runtime.search.genome import Genome, Space
 from qla_runtime.search.options import SearchOptions
 from qla_runtime.search.package import Package
 from qla_runtime.search.plot import plot, require_matplotlib
-from qla_runtime.search.run_folder import RunFolder
+from qla_runtime.search.run_folder import SearchFolder
 from qla_runtime.search.selection import Selection, read_selection
 from qla_runtime.texts.files import read_bytes
 
@@ -75,7 +75,7 @@ def search(
     whole, first = selection.sample(options.sample), selection.sample(options.screen or options.sample)
     settings = _settings(searched, Path(data), options) | ({"skip_bad_rows": True} if skip_bad_rows else {})
     folder = Path(f"{searched.path.name}-search" if run is None else run)
-    with RunFolder(folder, settings) as log:
+    with SearchFolder(folder, settings) as log:
         expected = (
             2
             + options.population
@@ -123,7 +123,7 @@ class Bench:
         selection: Selection,
         cost: str,
         space: Space,
-        log: RunFolder,
+        log: SearchFolder,
         shown: Any,
     ) -> None:
         sequences = selection.sequences(package.text_encoder())

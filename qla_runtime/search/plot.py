@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from qla_runtime.errors import InputError, UnsupportedError
 from qla_runtime.search.evolve import Point
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _COST_NAMES = {"macs": "arithmetic", "time": "time"}
 
@@ -26,8 +30,7 @@ def require_matplotlib() -> None:
         ) from error
 
 
-def plot(
-    out: Path,
+def draw(
     points: Sequence[Point],
     best: Sequence[Point],
     named: Mapping[str, Point],
@@ -35,20 +38,16 @@ def plot(
     cost: str,
     metric: str,
     data: str,
-) -> None:
-    """Draws accuracy over cost: everything measured, the constant-rate line, the frontier, the chosen.
+) -> Figure:
+    """Accuracy over cost: everything measured, the constant-rate line, the frontier, the chosen.
 
     Args:
-        out: the PNG.
         points: everything measured on the sample.
         best: the frontier, cheapest first.
         named: the package's names for some of the points.
         cost: ``macs`` or ``time``.
         metric: what accuracy is.
         data: what it was measured on.
-
-    Raises:
-        InputError: the picture cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -66,8 +65,17 @@ def plot(
     axes.set_title(data, fontsize=9)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
+    return figure
+
+
+def plot(out: Path, *arguments: Any, **facts: Any) -> None:
+    """Writes the picture that :func:`draw` makes of the arguments, as a PNG.
+
+    Raises:
+        InputError: the picture cannot be written.
+    """
     try:
-        figure.savefig(out, dpi=150)
+        draw(*arguments, **facts).savefig(out, dpi=150)
     except (OSError, ValueError) as error:
         raise InputError(f"{out}: cannot be written ({error})") from error
 

@@ -14,61 +14,29 @@ measures.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from qla_runtime.errors import InputError, QlaError
-from qla_runtime.model.staging import write_file
+from qla_runtime.run_folder import FACTS, RunFolder
 from qla_runtime.search.evolve import Point
 from qla_runtime.search.genome import Genome
 
 
-class RunFolder:
-    """An open run; one process at a time has it.
+class SearchFolder(RunFolder):
+    """An open search."""
 
-    Attributes:
-        path: the folder.
-    """
+    kind, doing, another = "search", "searching", "another --run"
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        """Opens a run or begins a new one.
-
-        Raises:
-            InputError: the folder holds something else, a run with other settings, or a damaged one; another
-                process searches in it; or it cannot be written.
-        """
-        self.path = path
-        # What JSON makes of the settings is what a later session compares with.
-        self._settings = json.loads(json.dumps(settings))
-        facts = path / "run.json"
-        if path.exists() and not facts.is_file() and (path.is_file() or set(os.listdir(path)) - {".lock"}):
-            raise InputError(f"{path}: exists and is no search; it is left alone. Choose another --run")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(path / ".lock", "w")  # noqa: SIM115 - held while the run is open
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --run") from error
-        try:
-            self._take_lock()
-            self._found = self._read()
-            # Where nothing was measured yet, the settings are still free.
-            if facts.is_file() and self._found:
-                self._check(facts)
-            else:
-                self.write_json("run.json", {"settings": self._settings})
-        except BaseException:
-            self._lock.close()
-            raise
-
-    def __enter__(self) -> RunFolder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.close()
+    def _open(self, facts: Path) -> None:
+        self._found = self._read()
+        # Where nothing was measured yet, the settings are still free.
+        if facts.is_file() and self._found:
+            self._check(facts)
+        else:
+            self.write_json(FACTS, {"settings": self.settings})
 
     def __len__(self) -> int:
         """Measurements made so far."""
@@ -108,9 +76,10 @@ class RunFolder:
         Raises:
             InputError: it cannot be written.
         """
-        new = self.path / f".{name}.tmp"
-        write_file(new, (json.dumps(value, indent=2) + "\n").encode())
-        os.replace(new, self.path / name)
+        try:
+            self.replace(name, json.dumps(value, indent=2) + "\n")
+        except OSError as error:
+            raise InputError(f"cannot write {name}: {error.strerror}. Choose an output with room") from error
 
     # ----------------------------------------------------------------------------------- private
 
@@ -118,25 +87,15 @@ class RunFolder:
     def _log(self) -> Path:
         return self.path / "evaluations.jsonl"
 
-    def _take_lock(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"{self.path}: another process is searching in this folder") from error
-
     def _check(self, facts: Path) -> None:
         try:
             settings = dict(json.loads(facts.read_text(encoding="utf-8"))["settings"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{facts}: not what a search writes ({error}); choose another --run") from error
-        changed = [
-            f"{key} was {settings.get(key)!r} and is now {self._settings.get(key)!r}"
-            for key in sorted({*settings, *self._settings})
-            if settings.get(key) != self._settings.get(key)
-        ]
+        changed = self.changed(settings)
         if changed:
             raise InputError(
-                f"{self.path}: holds a search with other settings ({'; '.join(changed)}), which cannot go on "
+                f"{self.path}: holds a search with other settings ({changed}), which cannot go on "
                 "with these. Use the same ones, or another --run"
             )
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from qla_runtime.errors import InputError
 from qla_runtime.texts.files import BadRow, Path, Row, Table, read_json, read_lines, read_table, records, shown
+from qla_runtime.texts.squad import is_squad, squad_questions
 
 LABEL_COLUMNS = ("label", "quality", "gold_label", "is_duplicate", "labels", "class")
 SCORE_COLUMNS = ("score", "similarity", "similarity_score", "relatedness_score")
@@ -177,8 +178,10 @@ def read_texts(path: Path, *, articles: str = "all", skip_bad_rows: bool = False
         texts: list[tuple[str, str | None]] = [(line, None) for line in read_lines(path) if line.strip()]
     elif suffix == ".json":
         value = read_json(path)
-        squad = _is_squad(value)
-        texts = _squad(name, value, articles) if squad else _table_texts(records(value, name), name, skip_bad_rows)
+        if is_squad(value):
+            texts = [(q.question.strip(), q.context) for q in squad_questions(value, name, articles)]
+        else:
+            texts = _table_texts(records(value, name), name, skip_bad_rows)
     elif suffix in (".tsv", ".csv", ".jsonl", ".ndjson"):
         texts = _table_texts(read_table(path), name, skip_bad_rows)
     else:
@@ -341,23 +344,3 @@ def _columns_of_texts(table: Table, name: str) -> _Columns | None:
     if width > 2 or table.header is not None:
         _refuse_columns(table, name, "")
     return _Columns(0, 1 if width == 2 else None, width=width)
-
-
-def _is_squad(value: Any) -> bool:
-    items = value.get("data") if isinstance(value, dict) else None
-    return isinstance(items, list) and bool(items) and isinstance(items[0], dict) and "paragraphs" in items[0]
-
-
-def _squad(name: str, value: Any, articles: str) -> list[tuple[str, str | None]]:
-    try:
-        return [
-            (question["question"].strip(), paragraph["context"])
-            for article in value["data"][:: 2 if articles == "odd" else 1]
-            for paragraph in article["paragraphs"]
-            for question in paragraph["qas"]
-        ]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{name}: is not in SQuAD layout (data > paragraphs > context, qas > question): "
-            f"{type(error).__name__}: {error}"
-        ) from error

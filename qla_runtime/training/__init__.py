@@ -1,17 +1,19 @@
-"""Fine-tuning: the room of ``qla train``. One loop; a recipe says what a batch's losses are.
+"""Fine-tuning: the room of ``qla train``. One run and one loop; a recipe says what is trained, by which losses.
 
 ================ =========================================================================================
-``loop``         steps, schedule, interruption; the :class:`~qla_runtime.training.loop.Recipe` protocol
-``length_drop``  the recipe that makes a model work at any length config, and ``train_length_drop``
+``run``          ``train``: device, data, teacher, folder, loop, assessment and export of any recipe
+``recipe``       what a recipe is: the interface, and nothing that one of them needs alone
+``recipes/``     the recipes, one file each: settings, parameter groups, losses
+``options``      how any recipe is run: duration, learning rate and the like
+``loop``         steps, schedule, interruption
 ``start``        what a run starts from: checkpoint, head and data, found to fit
 ``losses``       what a task is trained for, and how far a student is from its teacher
-``data``         SQuAD, GLUE-like and plain text files -> features -> batches of a token budget
-``teacher``      a fixed teacher's outputs, computed once
+``data``         questions, labelled and plain texts -> features -> batches of a token budget
+``teacher``      a frozen model's outputs, computed once or batch by batch
 ``run_folder``   checkpoints that appear whole or not at all, and the log
 ``export``       the trained model as a plain Hugging Face folder
 ``assess``       accuracy of the float model, while it trains
 ``device``       CUDA, bf16, Intel Extension for PyTorch
-``bars``         progress on standard error
 ``plot``         the log as a picture
 ``command``      ``qla train``: arguments and nothing else
 ================ =========================================================================================

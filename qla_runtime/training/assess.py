@@ -1,11 +1,12 @@
 """Accuracy of the float model: the figures that tell, while it trains, whether training helps.
 
-Scored by :mod:`qla_runtime.evaluation.squad`, as the INT8 engine is; in percent, higher is better.
+Read and scored as the INT8 engine's outputs are (:mod:`qla_runtime.tasks.answer`,
+:mod:`qla_runtime.evaluation.squad`); in percent, higher is better.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from qla_runtime.errors import InputError
 from qla_runtime.evaluation.squad import check_varied, correlation, read_squad
 from qla_runtime.lengths.configs import LengthConfig
 from qla_runtime.model.float_model import Model
+from qla_runtime.tasks.answer import AnswerOptions, read_answers
 from qla_runtime.texts.data_sets import read_labelled, read_scored_pairs
 from qla_runtime.texts.text_encoder import TextEncoder, batches
-from qla_runtime.texts.windows import QuestionWindows
 from qla_runtime.training.data import Features, encode_labels, text_features
 from qla_runtime.training.device import Device
 
@@ -74,6 +75,7 @@ def assessor(
 
 def _squad(model: Model, encoder: TextEncoder, path: Path, sample: int | None, _: bool) -> tuple[str, Measure]:
     questions = _sampled(read_squad(path, "odd"), sample, path)
+    options = AnswerOptions.checked(model.task.to_json())
     parts = []
     for part in batches([q.context for q in questions], [q.question for q in questions]):
         chosen = questions[part]
@@ -84,10 +86,8 @@ def _squad(model: Model, encoder: TextEncoder, path: Path, sample: int | None, _
     def measure(run: Run) -> float:
         total = 0.0
         for chosen, windows, features in parts:
-            logits = run(features)
-            for number, question in enumerate(chosen):
-                start, end = best_span(windows, logits, number, model.task.max_answer_tokens)
-                total += question.f1(question.context[start:end])
+            found = read_answers(windows, np.concatenate(run(features)), [q.context for q in chosen], options)
+            total += sum(q.f1(answers.entries[0]["answer"]) for q, answers in zip(chosen, found, strict=True))
         return total / len(questions)
 
     return "f1", measure
@@ -134,33 +134,7 @@ def _run(
     outputs: dict[int, NDArray[np.float32]] = {}
     for rows in features.plan(BATCH_TOKENS, np.random.default_rng(0)):
         batch = features.batch(rows).to(device.device)
-        values = device.forward(model, batch, config).float().cpu().numpy()
+        values = device.run(model, batch, config).outputs.float().cpu().numpy()
         for row, value, length in zip(rows, values, features.lengths[rows], strict=True):
             outputs[int(row)] = value[:length] if model.task.per_token else value
     return [outputs[row] for row in range(len(features))]
-
-
-def best_span(
-    windows: QuestionWindows, logits: Sequence[NDArray[np.float32]], question: int, max_tokens: int
-) -> tuple[int, int]:
-    """Character range of the likeliest span of at most ``max_tokens`` tokens over a question's windows.
-
-    One softmax spans all windows, so the largest sum of a start and an end logit is the largest probability.
-
-    Args:
-        windows: of several questions.
-        logits: (n, 2) start and end logits of every window.
-        question: which of the questions.
-        max_tokens: the longest span, in tokens.
-    """
-    best, place = -np.inf, (0, 0, 0)
-    for window in range(windows.questions[question], windows.questions[question + 1]):
-        begin, end = windows.batch.offsets[window : window + 2]
-        context = np.flatnonzero(windows.is_context[begin:end])
-        starts, ends = logits[window][context].T
-        length = np.arange(len(context)) - np.arange(len(context))[:, None]  # of a span, less one
-        sums = np.where((length >= 0) & (length < max_tokens), starts[:, None] + ends, -np.inf)
-        first, last = np.unravel_index(sums.argmax(), sums.shape)
-        if sums[first, last] > best:
-            best, place = sums[first, last], (window, int(context[first]), int(context[last]))
-    return windows.characters(question, *place)

@@ -1,4 +1,4 @@
-"""From files to batches: SQuAD articles, GLUE-like tables, plain lines; tokenized once, batched by length.
+"""From texts to batches: questions, labelled texts, plain lines; tokenized once, batched by length.
 
 A text is tokenized by the runtime's own :class:`~qla_runtime.texts.text_encoder.TextEncoder`, so training sees
 exactly the windows that ``answer`` runs.
@@ -20,8 +20,7 @@ from qla_runtime.errors import InputError
 from qla_runtime.model.spec import EncoderSpec, TaskSpec
 from qla_runtime.ragged import Ragged
 from qla_runtime.texts.data_sets import Labelled
-from qla_runtime.texts.data_sets import read_labelled as read_labelled  # the trainer's callers find it here, too
-from qla_runtime.texts.files import read_json
+from qla_runtime.texts.squad import SpanQuestion
 from qla_runtime.texts.text_encoder import TextEncoder, batches
 
 if TYPE_CHECKING:
@@ -30,18 +29,6 @@ if TYPE_CHECKING:
 
 PAD_TO = 16
 """Batches are as wide as a multiple of this many tokens: fewer shapes for the matrix library to prepare."""
-
-
-@dataclass(frozen=True)
-class SpanQuestion:
-    """A question with one answer: ``context[start:end]``."""
-
-    question: str
-    context: str
-    start: int
-    end: int
-    place: str
-    """Where it stands in its file, for error messages."""
 
 
 @dataclass(frozen=True)
@@ -226,59 +213,6 @@ def encode_labels(data: Labelled, task: TaskSpec, path: Path) -> NDArray:
             f"({', '.join(task.labels)}). Start from a checkpoint of this task, or pass --new-head"
         )
     return np.array([numbers[label] for label in data.labels], np.int64)
-
-
-# --------------------------------------------------------------------------------------------- files
-
-
-def read_questions(path: Path) -> list[SpanQuestion]:
-    """The questions of a SQuAD 1.1 file, each with its first answer.
-
-    Raises:
-        InputError: no such file, no JSON, another layout, a question without an answer, or an answer that
-            its context does not hold; the message names the place.
-    """
-    try:
-        articles = read_json(path, "it is not laid out like SQuAD 1.1; correct the file")["data"]
-        entries = [
-            (f"{path.name}: data[{a}].paragraphs[{p}].qas[{q}]", paragraph["context"], entry)
-            for a, article in enumerate(articles)
-            for p, paragraph in enumerate(article["paragraphs"])
-            for q, entry in enumerate(paragraph["qas"])
-        ]
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{path.name}: not laid out like SQuAD 1.1 (data > paragraphs > context, qas): "
-            f"{type(error).__name__}: {error}"
-        ) from None
-    questions = [_question(*entry) for entry in entries]
-    if not questions:
-        raise InputError(f"{path.name}: holds no questions; give a SQuAD 1.1 file with some")
-    return questions
-
-
-def _question(place: str, context: object, entry: object) -> SpanQuestion:
-    try:
-        question, answer = entry["question"], entry["answers"][0]
-        text, start = answer["text"], answer["answer_start"]
-        typed = all(isinstance(value, str) for value in (question, context, text)) and type(start) is int
-    except IndexError:
-        raise InputError(
-            f"{place}: has no answers; SQuAD 1.1 questions have at least one (2.0 is not read)"
-        ) from None
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{place}: not laid out like SQuAD 1.1: {type(error).__name__}: {error}") from None
-    if not typed:
-        raise InputError(f"{place}: question, context and answer text must be texts, answer_start a number")
-    found = [start] if 0 <= start and context.startswith(text, start) else _occurrences(context, text)
-    if not text.strip() or not found:
-        raise InputError(f"{place}: the context does not hold the answer {text[:40]!r}; correct the file")
-    start = min(found, key=lambda position: abs(position - start))
-    return SpanQuestion(question, context, start, start + len(text), place)
-
-
-def _occurrences(context: str, text: str) -> list[int]:
-    return [i for i in range(len(context)) if text and context.startswith(text, i)]
 
 
 def _score(label: str, path: Path) -> float:

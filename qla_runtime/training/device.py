@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from qla_runtime.errors import UnsupportedError
 from qla_runtime.lengths.configs import LengthConfig
-from qla_runtime.model.float_model import EncoderOutput, Model
+from qla_runtime.model.float_model import ForwardRecord, Model
 from qla_runtime.training.data import Batch
 
 PRECISIONS = ("auto", "bf16", "fp32")
@@ -46,24 +45,19 @@ class Device:
         """Matrix products in this device's precision."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
-    def forward(
-        self, model: Model, batch: Batch, length: LengthConfig | None = None, skip: Collection[int] = ()
-    ) -> Tensor:
-        """The model's head outputs for a batch that lies on this device."""
-        return self.run(model, batch, length, skip)[0]
-
     def run(
         self,
         model: Model,
         batch: Batch,
         length: LengthConfig | None = None,
         skip: Collection[int] = (),
-        score_gradient: bool = False,
-    ) -> tuple[Tensor, EncoderOutput]:
-        """Head and encoder outputs; arguments as in :meth:`qla_runtime.model.float_model.Encoder.forward`."""
+        want: Collection[str] = (),
+    ) -> ForwardRecord:
+        """What the model makes of a batch that lies on this device; arguments as in
+        :meth:`qla_runtime.model.float_model.Encoder.forward`."""
         # A context per pass: autocast keeps bf16 copies of the weights until it ends.
         with self.autocast():
-            return model(batch.input_ids, batch.token_type_ids, batch.mask, length, skip, score_gradient)
+            return model(batch.input_ids, batch.token_type_ids, batch.mask, length, skip, want)
 
     def prepare(self, model: Model, optimizer: torch.optim.Optimizer):
         """Model and optimizer on the device, with Intel's extension where it is installed.

@@ -1,4 +1,4 @@
-"""The one training loop. A :class:`Recipe` says what is trained, on which batches, by which losses.
+"""The one training loop: steps, schedule, interruption. A recipe says what is trained, and by which losses.
 
 What a run computes depends on its settings alone: every random choice is drawn from a generator made of the
 seed and the batch's number, so a run that was interrupted and continued ends at the same bits as one that was
@@ -7,7 +7,6 @@ not, on the same CPU and thread count. (CUDA adds up some gradients in no fixed 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import signal
 import sys
@@ -16,8 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,11 +24,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from qla_runtime.bars import bar
-from qla_runtime.errors import InputError, QlaError
-from qla_runtime.model.float_model import Model
-from qla_runtime.training.data import Batch
+from qla_runtime.errors import QlaError
 from qla_runtime.training.device import Device
-from qla_runtime.training.run_folder import RunFolder
+from qla_runtime.training.options import LoopOptions
+from qla_runtime.training.recipe import Recipe
+from qla_runtime.training.run_folder import TrainingFolder
 
 TIMED_BATCHES = 8
 """Batches run, without learning from them, to find how many steps fit in ``minutes``."""
@@ -44,103 +42,6 @@ Assess = Callable[[], Mapping[str, float]]
 
 class Diverged(QlaError):
     """A loss or a gradient became NaN or infinite; no step was taken with it."""
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One forward pass of a batch, about to be differentiated.
-
-    Attributes:
-        terms: scalar losses by the name they have in the log.
-        total: their weighted sum, scaled so that a batch's passes add up to its loss.
-    """
-
-    terms: Mapping[str, Tensor]
-    total: Tensor
-
-
-class Recipe(Protocol):
-    """What the loop trains. LengthDrop is one; distillation and quantization-aware training are others."""
-
-    model: Model
-
-    def plan(self, draw: np.random.Generator) -> Sequence[NDArray[np.int64]]:
-        """The batches of an epoch, in order: feature numbers, for :meth:`batch`."""
-
-    def batch(self, rows: NDArray[np.int64]) -> Batch:
-        """A batch on the device."""
-
-    def losses(self, batch: Batch, draw: np.random.Generator) -> Iterator[Pass]:
-        """The passes of a batch. Each is differentiated before the next is asked for, so only one pass's
-        activations are in memory."""
-
-
-@dataclass(frozen=True)
-class LoopOptions:
-    """How a recipe is run. Exactly one of ``steps``, ``epochs`` and ``minutes`` says for how long.
-
-    Attributes:
-        steps: optimizer steps.
-        epochs: passes over the data, fractions allowed.
-        minutes: wall time of training; a few batches are timed first, and that settles the number of steps.
-        learning_rate: the peak.
-        warmup: share of the steps in which the rate rises linearly from 0; over the others it falls to 0.
-        weight_decay: AdamW's, on weight matrices; norms and biases have none.
-        clip: largest norm of a step's gradient.
-        accumulation: batches per optimizer step.
-        train_word_embeddings: else they stay as they are, which saves a dense gradient of vocabulary x H.
-        seed: of everything random.
-        checkpoint_minutes: wall time between checkpoints.
-        log_steps: steps per line of the log.
-        assess_steps: steps between two assessments; None assesses at the start and the end only.
-
-    Raises:
-        InputError: a value out of range, or not exactly one duration.
-    """
-
-    steps: int | None = None
-    epochs: float | None = None
-    minutes: float | None = None
-    learning_rate: float = 1e-4
-    warmup: float = 0.06
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    accumulation: int = 1
-    train_word_embeddings: bool = False
-    seed: int = 0
-    checkpoint_minutes: float = 5.0
-    log_steps: int = 10
-    assess_steps: int | None = None
-
-    def __post_init__(self) -> None:
-        durations = [self.steps, self.epochs, self.minutes]
-        if sum(value is not None for value in durations) != 1:
-            raise InputError("say how long to train by exactly one of steps, epochs and minutes")
-        limits = {
-            "steps": (1, math.inf),
-            "epochs": (1e-6, math.inf),
-            "minutes": (1e-6, math.inf),
-            "learning_rate": (1e-12, 1.0),
-            "warmup": (0.0, 0.9),
-            "weight_decay": (0.0, 1.0),
-            "clip": (1e-6, math.inf),
-            "accumulation": (1, 4096),
-            "seed": (0, 2**32 - 1),
-            "checkpoint_minutes": (0.0, math.inf),
-            "log_steps": (1, math.inf),
-            "assess_steps": (1, math.inf),
-        }
-        for name, (least, most) in limits.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value <= most:
-                raise InputError(f"{name} is {value}; it must be between {least:g} and {most:g}")
-
-    def settings(self) -> dict[str, Any]:
-        """Those that the result depends on."""
-        values = dataclasses.asdict(self)
-        for name in ("checkpoint_minutes", "log_steps", "assess_steps"):
-            del values[name]
-        return values
 
 
 class Loop:
@@ -159,7 +60,7 @@ class Loop:
         self,
         recipe: Recipe,
         device: Device,
-        folder: RunFolder,
+        folder: TrainingFolder,
         options: LoopOptions,
         assess: Assess | None = None,
         progress: bool = True,
@@ -169,7 +70,16 @@ class Loop:
         torch.manual_seed(options.seed)
         model = recipe.model
         model.encoder.embeddings.word.weight.requires_grad_(options.train_word_embeddings)
-        optimizer = _adamw(model, options)
+        groups = recipe.parameter_groups()
+        self._rates = [group.learning_rate for group in groups]
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": list(group.parameters), "weight_decay": group.weight_decay * options.weight_decay}
+                for group in groups
+            ],
+            lr=options.learning_rate,
+            fused=True,
+        )
         self._model, self._optimizer = device.prepare(model, optimizer)
         self._trained = [p for p in self._model.parameters() if p.requires_grad]
 
@@ -197,9 +107,10 @@ class Loop:
         newest = self._folder.latest()
         if newest is not None:
             self._restore(newest)
-        if self._folder.steps is None:
-            self._folder.begin(self._count_steps())
         steps = self._folder.steps
+        if steps is None:
+            steps = self._count_steps()
+            self._folder.begin(steps)
         if newest == steps:
             return steps
         self._folder.rewind_log(self._step)
@@ -230,7 +141,7 @@ class Loop:
                 shown.set_postfix({k: f"{np.mean(v):.4g}" for k, v in window.items()}, refresh=False)
                 shown.update()
                 if self._step % options.log_steps == 0 or self._step == steps:
-                    self._report(window)
+                    self._report(window, steps)
                     window.clear()
                 if options.assess_steps and self._step % options.assess_steps == 0 and self._step < steps:
                     self._report_accuracy()
@@ -274,8 +185,8 @@ class Loop:
         self._check_finite({**means, "gradient norm": norm})
 
         rate = learning_rate(options, self._step, steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        for group, multiple in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = multiple * rate
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._step += 1
@@ -304,6 +215,7 @@ class Loop:
         plan = self._recipe.plan(self._draw(_ORDER, 0))
         if options.epochs is not None:
             return max(1, math.ceil(options.epochs * len(plan) / options.accumulation))
+        assert options.minutes is not None  # one of the three is given
         seconds = self._time_batches(plan) * options.accumulation
         steps = max(1, int(60 * options.minutes / seconds))
         if self._progress:
@@ -325,8 +237,8 @@ class Loop:
 
     # ----------------------------------------------------------------------------------- records
 
-    def _report(self, window: Mapping[str, list[float]]) -> None:
-        rate = self._optimizer.param_groups[0]["lr"]
+    def _report(self, window: Mapping[str, list[float]], steps: int) -> None:
+        rate = learning_rate(self._options, self._step - 1, steps)
         means = {name: float(np.mean(values)) for name, values in window.items()}
         entry = {"step": self._step, "epoch": self._epoch, "seconds": self._seconds, "learning_rate": rate}
         self._folder.log(entry | means)
@@ -372,15 +284,6 @@ def learning_rate(options: LoopOptions, step: int, steps: int) -> float:
     if step < warmup:
         return options.learning_rate * (step + 1) / warmup
     return options.learning_rate * (steps - step) / (steps - warmup)
-
-
-def _adamw(model: Model, options: LoopOptions) -> torch.optim.AdamW:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)
 
 
 @contextmanager

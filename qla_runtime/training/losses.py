@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qla_runtime.errors import InputError
-from qla_runtime.model.float_model import EncoderOutput
+from qla_runtime.model.float_model import ForwardRecord
 from qla_runtime.model.spec import TaskSpec
 from qla_runtime.training.data import Batch
 
@@ -82,7 +82,7 @@ def importance(task: TaskSpec, teacher: Tensor, batch: Batch, layers: int) -> li
 
 
 def vote_loss(
-    output: EncoderOutput, weights: Sequence[Tensor], mask: Tensor, keep_cls: bool, margin: float
+    record: ForwardRecord, weights: Sequence[Tensor], mask: Tensor, keep_cls: bool, margin: float
 ) -> Tensor:
     """How far the tokens that matter are from surviving: what teaches attention to vote for them.
 
@@ -92,7 +92,7 @@ def vote_loss(
     the lowest vote that was kept by ``margin``.
 
     Args:
-        output: of a dropping pass with ``score_gradient``.
+        record: of a dropping pass, with ``scores`` and ``kept``.
         weights: per layer that ran (B, n), of every original position.
         mask: (B, n) bool, True on tokens.
         keep_cls: the first token survives without votes.
@@ -103,7 +103,7 @@ def vote_loss(
     """
     total, real = mask.new_zeros((), dtype=torch.float32), mask
     positions = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
-    for scores, kept, weight in zip(output.scores, output.kept, weights, strict=True):
+    for scores, kept, weight in zip(record.scores, record.kept, weights, strict=True):
         survives = kept >= 0
         count = survives.sum(1, keepdim=True)
         ranked = scores.detach().masked_fill(~real, -1.0)
@@ -115,7 +115,7 @@ def vote_loss(
         lacking = F.relu(margin + lowest.clamp_min(_LEAST).log() - scores.clamp_min(_LEAST).log())
         total = total + (here * lacking).sum(1).mean()
         positions, real = kept.clamp_min(0), survives
-    return total / max(1, len(output.scores))  # LayerDrop may leave every layer out
+    return total / max(1, len(record.scores))  # LayerDrop may leave every layer out
 
 
 def hidden_distance(
@@ -129,7 +129,7 @@ def hidden_distance(
     Args:
         student: per layer that ran (B, n, H), its restored outputs in a dropping pass.
         teacher: the same layers' outputs in a frozen model, with every token.
-        kept: per layer that ran, as in :class:`~qla_runtime.model.float_model.EncoderOutput`.
+        kept: per layer that ran, as in :class:`~qla_runtime.model.float_model.ForwardRecord`.
         mask: (B, n) bool, True on tokens.
 
     Returns:

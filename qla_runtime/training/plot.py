@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qla_runtime.errors import InputError, UnsupportedError
 from qla_runtime.training.run_folder import read_log
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _NO_LOSS = {"step", "epoch", "seconds", "learning_rate", "gradient_norm", "tokens_per_second"}
 SMOOTHED = 9
@@ -26,18 +30,29 @@ def plot(folder: str | Path, out: str | Path) -> None:
         InputError: the run has no log yet, or the picture cannot be written.
         UnsupportedError: matplotlib is not installed.
     """
+    entries = read_log(folder)
+    if all("accuracy" in entry for entry in entries):
+        raise InputError(f"{folder}: log.jsonl holds no losses; train first")
+    try:
+        draw(entries).savefig(out, dpi=150)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{out}: cannot be written ({error})") from error
+
+
+def draw(entries: Sequence[Mapping[str, Any]]) -> Figure:
+    """The picture of a log's lines, of which at least one holds losses.
+
+    Raises:
+        UnsupportedError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UnsupportedError(
             "drawing needs matplotlib, not installed here. Run: pip install matplotlib"
         ) from error
-    entries = read_log(folder)
     losses = [entry for entry in entries if "accuracy" not in entry]
     figures = [entry for entry in entries if "accuracy" in entry]
-    if not losses:
-        raise InputError(f"{folder}: log.jsonl holds no losses; train first")
-
     drawing = Figure(figsize=(8, 6 if figures else 3.5), layout="constrained")
     axes = drawing.subplots(2 if figures else 1, 1, sharex=True, squeeze=False)[:, 0]
     for name in [name for name in losses[0] if name not in _NO_LOSS]:
@@ -55,13 +70,10 @@ def plot(folder: str | Path, out: str | Path) -> None:
     axes[-1].set(xlabel="step")
     for axis in axes:
         axis.grid(alpha=0.3)
-    try:
-        drawing.savefig(out, dpi=150)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{out}: cannot be written ({error})") from error
+    return drawing
 
 
-def _series(entries: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+def _series(entries: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
     found = [(entry["step"], entry[name]) for entry in entries if name in entry]
     steps, values = zip(*found, strict=True)
     return np.array(steps), np.array(values)

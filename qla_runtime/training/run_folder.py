@@ -15,10 +15,8 @@ name can be continued from, however the process ended.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import json
-import os
 import pickle
 import shutil
 from collections.abc import Iterator, Mapping
@@ -30,52 +28,32 @@ from torch import Tensor
 
 from qla_runtime.errors import InputError, QlaError
 from qla_runtime.model.staging import publish, staging, write_file
+from qla_runtime.run_folder import FACTS, RunFolder
 
 KEPT_CHECKPOINTS = 2
 
 _PREFIX = "step-"
 
 
-class RunFolder:
-    """An open run; one process at a time has it.
+class TrainingFolder(RunFolder):
+    """An open training run.
 
     Attributes:
-        path: the folder.
         steps: optimizer steps that the whole run takes; None until :meth:`begin`.
     """
 
-    def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
-        """Opens a run or prepares a new one.
+    kind, doing, another = "training run", "training", "another"
 
-        Raises:
-            InputError: the folder holds something else, or a run with other settings, or another process
-                trains in it.
-        """
-        self.path = Path(path)
-        # What JSON makes of the settings is what a later session compares with.
-        self._settings = json.loads(json.dumps(settings))
+    def _open(self, facts: Path) -> None:
         self.steps: int | None = None
-        facts = self.path / "run.json"
-        if self.path.exists() and not facts.is_file() and (self.path.is_file() or any(self.path.iterdir())):
-            raise InputError(f"{self.path}: exists and is no training run; it is left alone. Choose another")
-        try:
-            self._checkpoints.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held while the run is open
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be written ({error.strerror}); choose another") from error
-        self._take_lock()
+        with self._writing("checkpoints"):
+            self._checkpoints.mkdir(exist_ok=True)
         if facts.is_file():
             self._check(facts)
         else:
             self._write_facts()
         for leftover in self._checkpoints.glob(f".{_PREFIX}*"):
             shutil.rmtree(leftover, ignore_errors=True)
-
-    def __enter__(self) -> RunFolder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.close()
 
     def begin(self, steps: int) -> None:
         """Settles how many steps the run takes; a continued run keeps to it."""
@@ -161,7 +139,7 @@ class RunFolder:
         """Drops the lines after ``step``, which a continued run is about to write again."""
         with self._writing("log.jsonl"):
             entries = [entry for entry in read_log(self.path) if entry["step"] <= step]
-            _replace(self._log, "".join(json.dumps(entry) + "\n" for entry in entries))
+            self.replace("log.jsonl", "".join(json.dumps(entry) + "\n" for entry in entries))
 
     # ----------------------------------------------------------------------------------- private
 
@@ -180,23 +158,13 @@ class RunFolder:
         names = [path.name.removeprefix(_PREFIX) for path in self._checkpoints.glob(f"{_PREFIX}*")]
         return [int(name) for name in names if name.isdigit()]
 
-    def _take_lock(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"{self.path}: another process is training in this folder") from error
-
     def _check(self, facts: Path) -> None:
         try:
             saved = json.loads(facts.read_text(encoding="utf-8"))
             settings, self.steps = saved["settings"], saved["steps"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{facts}: not what training writes ({error}); choose another folder") from error
-        changed = [
-            f"{key} was {settings.get(key)!r} and is now {self._settings.get(key)!r}"
-            for key in sorted({*settings, *self._settings})
-            if settings.get(key) != self._settings.get(key)
-        ]
+        changed = self.changed(settings)
         if changed and self.latest() is None:
             # Nothing was learned yet: the run begins anew, without what it computed for the old settings.
             self.steps = None
@@ -205,14 +173,14 @@ class RunFolder:
             self._write_facts()
         elif changed:
             raise InputError(
-                f"{self.path}: holds a run with other settings ({'; '.join(changed)}), which cannot be "
+                f"{self.path}: holds a run with other settings ({changed}), which cannot be "
                 "continued with these. Use the same ones, or another folder"
             )
 
     def _write_facts(self) -> None:
-        with self._writing("run.json"):
-            facts = {"settings": self._settings, "steps": self.steps}
-            _replace(self.path / "run.json", json.dumps(facts, indent=2) + "\n")
+        facts = {"settings": self.settings, "steps": self.steps}
+        with self._writing(FACTS):
+            self.replace(FACTS, json.dumps(facts, indent=2) + "\n")
 
     @contextlib.contextmanager
     def _writing(self, name: str) -> Iterator[None]:
@@ -230,12 +198,3 @@ def read_log(folder: str | Path) -> list[dict[str, Any]]:
             with contextlib.suppress(ValueError):
                 entries.append(json.loads(line))
     return entries
-
-
-def _replace(path: Path, text: str) -> None:
-    new = path.with_name(f".{path.name}.tmp")
-    with open(new, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)

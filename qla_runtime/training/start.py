@@ -15,15 +15,9 @@ from qla_runtime.checkpoints.reader import Checkpoint, open_checkpoint
 from qla_runtime.errors import InputError
 from qla_runtime.model.float_model import Model
 from qla_runtime.texts.data_sets import Labelled, read_labelled, read_sentences
+from qla_runtime.texts.squad import SpanQuestion, read_spans
 from qla_runtime.texts.text_encoder import TextEncoder
-from qla_runtime.training.data import (
-    Features,
-    SpanQuestion,
-    encode_labels,
-    read_questions,
-    span_features,
-    text_features,
-)
+from qla_runtime.training.data import Features, encode_labels, span_features, text_features
 from qla_runtime.training.losses import check_task
 
 
@@ -81,7 +75,7 @@ class Start:
         if kind == "embedding" and task is None:
             _ask_about_labels(path, source)
         if kind == "span-qa":
-            return cls(source, fresh, path, read_questions(path))
+            return cls(source, fresh, path, read_spans(path))
         if kind == "embedding":
             return cls(source, fresh, path, read_sentences(path, skip_bad_rows=skip_bad_rows))
         items = read_labelled(path, skip_bad_rows=skip_bad_rows)

@@ -6,16 +6,16 @@ In-place distillation needs none of this: there the full pass of the very model 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from qla_runtime.bars import bar
 from qla_runtime.checkpoints.reader import Checkpoint
 from qla_runtime.errors import QlaError
-from qla_runtime.model.float_model import Model
+from qla_runtime.model.float_model import ForwardRecord, Model
 from qla_runtime.model.staging import staging
 from qla_runtime.training.data import Batch, Features
 from qla_runtime.training.device import Device
@@ -58,16 +58,27 @@ class FixedTeacher:
         self._offsets = features.ragged.offsets
         self._per_token = source.task.per_token
 
-    def __call__(self, batch: Batch) -> tuple[Tensor, None]:
-        """The teacher's outputs for a batch, float32 and shaped like the student's: padding is 0."""
+    def __call__(self, batch: Batch, want: Collection[str] = ()) -> ForwardRecord:
+        """The teacher's outputs for a batch, float32 and shaped like the student's: padding is 0.
+
+        Raises:
+            ValueError: anything else is wanted, which nobody wrote down.
+        """
+        if want:
+            raise ValueError(f"a fixed teacher has no {', '.join(want)}")
+        record = ForwardRecord()
         if not self._per_token:
-            rows = torch.from_numpy(self._rows[batch.rows].astype(np.float32))
-            return rows.to(batch.mask.device), None
-        rows = np.concatenate([self._rows[self._offsets[i] : self._offsets[i + 1]] for i in batch.rows])
-        rows = torch.from_numpy(rows.astype(np.float32)).to(batch.mask.device)
-        outputs = rows.new_zeros((*batch.mask.shape, rows.shape[-1]))
-        outputs[batch.mask] = rows
-        return outputs, None
+            record.outputs = self._on(batch.mask.device, self._rows[batch.rows])
+            return record
+        parts = [self._rows[self._offsets[i] : self._offsets[i + 1]] for i in batch.rows]
+        rows = self._on(batch.mask.device, np.concatenate(parts))
+        record.outputs = rows.new_zeros((*batch.mask.shape, rows.shape[-1]))
+        record.outputs[batch.mask] = rows
+        return record
+
+    @staticmethod
+    def _on(device: torch.device, rows: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(rows.astype(np.float32)).to(device)
 
 
 class LiveTeacher:
@@ -83,11 +94,11 @@ class LiveTeacher:
         self._model, self._device = source.load_model().to(device.device), device
 
     @torch.no_grad()
-    def __call__(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """As :meth:`FixedTeacher.__call__`, with whatever the model says of padding; and per layer (B, n, H), what
-        tokens became."""
-        outputs, inside = self._device.run(self._model, batch)
-        return outputs.float(), inside.hidden_states[1:]
+    def __call__(self, batch: Batch, want: Collection[str] = ()) -> ForwardRecord:
+        """What the model makes of a batch, padding included; ``outputs`` in float32."""
+        record = self._device.run(self._model, batch, want=want)
+        record.outputs = record.outputs.float()
+        return record
 
 
 @torch.no_grad()
@@ -100,7 +111,7 @@ def _compute(model: Model, features: Features, tokens: int, device: Device, prog
     with bar(len(plan), "teacher", progress, unit="batch") as shown:
         for chosen in plan:
             batch = features.batch(chosen).to(device.device)
-            outputs = device.forward(model, batch).float()
+            outputs = device.run(model, batch).outputs.float()
             if per_token:
                 where = np.concatenate([np.arange(offsets[i], offsets[i + 1]) for i in chosen])
                 rows[where] = outputs[batch.mask].cpu().numpy()

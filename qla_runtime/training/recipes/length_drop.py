@@ -15,28 +15,40 @@ model learns the task; sub-models learn its outputs. What differs from the publi
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qla_runtime.errors import InputError
 from qla_runtime.lengths.configs import LengthConfig
-from qla_runtime.model.float_model import Model
-from qla_runtime.training.assess import assessor
-from qla_runtime.training.data import Batch, Features
-from qla_runtime.training.device import Device
-from qla_runtime.training.export import export
-from qla_runtime.training.loop import Loop, LoopOptions, Pass
-from qla_runtime.training.losses import divergence, hidden_distance, importance, task_loss, vote_loss
-from qla_runtime.training.run_folder import RunFolder
-from qla_runtime.training.start import Start, fingerprint, open_teacher
-from qla_runtime.training.teacher import FixedTeacher, LiveTeacher
+from qla_runtime.settings import add_arguments, between, check_limits, setting
+from qla_runtime.training.recipe import ParameterGroup, Pass, Teacher, matrices_decay
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qla_runtime.checkpoints.reader import Checkpoint
+    from qla_runtime.model.float_model import Model
+    from qla_runtime.model.spec import TaskSpec
+    from qla_runtime.training.data import Batch, Features
+    from qla_runtime.training.device import Device
+
+
+def _shares(flag: str, text: str) -> tuple[float, ...]:
+    """``.97,.8,.6``: what a layer keeps of the sequence."""
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{flag} {text!r} is no length config; give one value per layer") from None
+    if not any(c in text for c in ".eE"):
+        raise InputError(f"{flag} {text!r} holds counts; give shares of the sequence")
+    return values
 
 
 @dataclass(frozen=True)
@@ -67,36 +79,90 @@ class LengthDropOptions:
         InputError: a value out of range.
     """
 
-    ratio_bound: float = 0.2
-    smallest: tuple[float, ...] | None = None
-    random_passes: int = 1
-    layer_drop: float = 0.0
-    task_weight: float = 1.0
-    distill_weight: float = 1.0
-    hidden_weight: float = 0.0
-    vote_weight: float = 10.0
-    vote_margin: float = 0.5
-    take_turns: bool = False
-    batch_tokens: int = 8192
+    recipe: ClassVar[str] = "length-drop"
+    title: ClassVar[str] = "LengthDrop"
+    summary: ClassVar[str] = "make a model that works at any length config"
+
+    ratio_bound: float = setting(
+        0.2, "largest share of its tokens that a layer drops (default: %(default)s)",
+        limit=between(0.0, 0.9), flag="--length-drop-ratio-bound", metavar="P",
+    )  # fmt: skip
+    smallest: tuple[float, ...] | None = setting(
+        None, "the smallest sub-model in place of a constant rate, such as .97,.8,.6,.4,.2,.1",
+        metavar="VALUES", convert=_shares,
+    )  # fmt: skip
+    random_passes: int = setting(
+        1, "sub-models per batch (default: %(default)s)", limit=between(0, 64), metavar="N"
+    )
+    layer_drop: float = setting(
+        0.0, "share of layers that sub-models leave out", limit=between(0.0, 0.9), metavar="P"
+    )
+    task_weight: float = setting(
+        1.0, "of the labels (default: %(default)g)", limit=between(0.0, math.inf), metavar="X"
+    )
+    distill_weight: float = setting(
+        1.0, "of the teacher (default: %(default)g)", limit=between(0.0, math.inf), metavar="X"
+    )
+    hidden_weight: float = setting(
+        0.0,
+        "of what tokens become in sub-models, against a live teacher, layer by layer (default: %(default)g)",
+        limit=between(0.0, math.inf), metavar="X",
+    )  # fmt: skip
+    vote_weight: float = setting(
+        10.0,
+        "span QA: of the votes that answers lack to survive; 0 is the papers' training (default: %(default)g)",
+        limit=between(0.0, math.inf), metavar="X",
+    )  # fmt: skip
+    vote_margin: float = setting(
+        0.5, "by how much they must lead, in log votes (default: %(default)g)",
+        limit=between(0.0, 10.0), metavar="X",
+    )  # fmt: skip
+    take_turns: bool = setting(
+        False, "one sub-model per batch, at random, in place of all: faster; with --teacher one pass in all"
+    )
+    batch_tokens: int = setting(8192, "per batch (default: %(default)s)", limit=between(16, math.inf), metavar="N")
 
     def __post_init__(self) -> None:
-        limits = {
-            "ratio_bound": (0.0, 0.9),
-            "random_passes": (0, 64),
-            "layer_drop": (0.0, 0.9),
-            "task_weight": (0.0, math.inf),
-            "distill_weight": (0.0, math.inf),
-            "hidden_weight": (0.0, math.inf),
-            "vote_weight": (0.0, math.inf),
-            "vote_margin": (0.0, 10.0),
-            "batch_tokens": (16, math.inf),
-        }
-        for name, (least, most) in limits.items():
-            value = getattr(self, name)
-            if not least <= value <= most:
-                raise InputError(f"{name} is {value}; it must be between {least:g} and {most:g}")
+        check_limits(self)
         if self.smallest is not None:
             LengthConfig.ratio(self.smallest)
+
+    @classmethod
+    def add_arguments(cls, group: argparse._ActionsContainer) -> None:
+        """See :class:`~qla_runtime.training.recipe.RecipeOptions`."""
+        shape = group.add_mutually_exclusive_group()
+        add_arguments(shape, cls, "ratio_bound", "smallest")
+        add_arguments(group, cls, "random_passes", "layer_drop")
+        group.add_argument(
+            "--teacher", metavar="CHECKPOINT", help="distil from this fixed model instead of from the full pass"
+        )
+        group.add_argument(
+            "--live-teacher", action="store_true",
+            help="run it batch by batch instead of over all data beforehand: for an epoch or less",
+        )  # fmt: skip
+        add_arguments(group, cls, "task_weight", "distill_weight", "hidden_weight", "vote_weight", "vote_margin")
+        add_arguments(group, cls, "take_turns")
+
+    def settings(self) -> dict[str, Any]:
+        """All of them."""
+        return dataclasses.asdict(self)
+
+    def check(self, source: Checkpoint, live_teacher: bool) -> None:
+        """Raises InputError for a config of another model, or a hidden loss without a live teacher."""
+        self.bounds(source.encoder.layers)
+        if self.hidden_weight > 0 and not live_teacher:
+            raise InputError(
+                f"hidden_weight is {self.hidden_weight:g}, and only a live teacher tells what tokens become; set "
+                "live_teacher, with a teacher"
+            )
+
+    def start_teaches(self, task: TaskSpec) -> bool:
+        """For embeddings, which have no labels: all passes learn the starting model's full-length vectors."""
+        return task.kind == "embedding"
+
+    def make(self, model: Model, features: Features, device: Device, teacher: Teacher | None) -> LengthDrop:
+        """The recipe."""
+        return LengthDrop(model, features, device, self, teacher)
 
     def bounds(self, layers: int) -> NDArray[np.float64]:
         """The largest share of its tokens that each layer drops."""
@@ -155,10 +221,14 @@ class LengthDrop:
         features: Features,
         device: Device,
         options: LengthDropOptions,
-        teacher: FixedTeacher | LiveTeacher | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         self.model = model
         self._features, self._device, self._options, self._teacher = features, device, options, teacher
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Everything, as usual."""
+        return matrices_decay(self.model)
 
     def plan(self, draw: np.random.Generator) -> list[NDArray[np.int64]]:
         """The batches of an epoch."""
@@ -173,6 +243,8 @@ class LengthDrop:
 
         One draw of sub-models serves the whole batch. With a fixed teacher the full pass is distilled too.
         """
+        from qla_runtime.training.losses import divergence, hidden_distance, importance, task_loss, vote_loss
+
         task, options, layers = self.model.task, self._options, self.model.encoder.spec.layers
         kinds = [("smallest", smallest)] + [("random", random)] * options.random_passes
         full_too = True
@@ -182,12 +254,19 @@ class LengthDrop:
             kinds = kinds[turn : turn + 1]
         passes = full_too + len(kinds)
 
-        target = states = None
+        votes = options.vote_weight > 0 and task.kind == "span-qa"
+        hidden = options.hidden_weight > 0
+        want = {"scores", "kept"} if votes else set()
+        if hidden:
+            want |= {"hidden_states", "kept"}
+        target: Any = None
         if self._teacher is not None:
-            target, states = self._teacher(batch)
+            taught = self._teacher(batch, ["hidden_states"] if hidden else [])
+            target = taught.outputs
         if full_too:
-            full = self._device.forward(self.model, batch)
-            terms, total = {}, 0.0
+            full = self._device.run(self.model, batch).outputs
+            terms: dict[str, Tensor] = {}
+            total: Any = 0.0
             if batch.labels is not None:
                 terms["full"] = task_loss(task, full, batch)
                 total += options.task_weight * terms["full"]
@@ -199,124 +278,19 @@ class LengthDrop:
             del full
             yield Pass(terms, total / passes)
 
-        votes = options.vote_weight > 0 and task.kind == "span-qa"
         for name, choose in kinds:
             chosen = choose(layers, options, task.keep_cls, draw)
-            outputs, inside = self._device.run(self.model, batch, chosen.length, chosen.skip, votes)
-            distance = divergence(task, outputs, target, batch)
+            found = self._device.run(self.model, batch, chosen.length, chosen.skip, want)
+            distance = divergence(task, found.outputs, target, batch)
             terms, total = {name: distance}, options.distill_weight * distance
-            if options.hidden_weight > 0:
+            if hidden:
                 ran = [layer for layer in range(layers) if layer not in chosen.skip]
-                reached = [inside.hidden_states[1 + layer] for layer in ran]
-                aims = [states[layer] for layer in ran]
-                terms[f"{name}_hidden"] = hidden_distance(reached, aims, inside.kept, batch.mask)
+                reached, aims = ([r.hidden_states[1 + layer] for layer in ran] for r in (found, taught))
+                terms[f"{name}_hidden"] = hidden_distance(reached, aims, found.kept, batch.mask)
                 total = total + options.hidden_weight * terms[f"{name}_hidden"]
             if votes:
-                weights = importance(task, target, batch, len(inside.scores))
-                lacking = vote_loss(inside, weights, batch.mask, task.keep_cls, options.vote_margin)
+                weights = importance(task, target, batch, len(found.scores))
+                lacking = vote_loss(found, weights, batch.mask, task.keep_cls, options.vote_margin)
                 terms[f"{name}_votes"] = lacking
                 total = total + options.vote_weight * lacking
             yield Pass(terms, total / passes)
-
-
-def train_length_drop(
-    checkpoint: str | Path,
-    data: str | Path,
-    out: str | Path,
-    *,
-    loop: LoopOptions,
-    options: LengthDropOptions | None = None,
-    task: str | None = None,
-    max_length: int | None = None,
-    new_head: bool = False,
-    skip_bad_rows: bool = False,
-    teacher: str | Path | None = None,
-    live_teacher: bool = False,
-    precision: str = "auto",
-    assess_file: str | Path | None = None,
-    assess_lengths: Mapping[str, LengthConfig] | None = None,
-    assess_sample: int | None = 1000,
-    progress: bool = True,
-) -> dict[str, Any]:
-    """Fine-tunes a checkpoint with LengthDrop; the same call continues a run that was interrupted.
-
-    Args:
-        checkpoint: a fine-tuned Hugging Face checkpoint, or a pretrained encoder, which gets a new head.
-        data: SQuAD json (span QA), a GLUE-like table (classification, regression), or sentences, one per line or
-            in a table (embeddings).
-        out: the run's folder; ``out/final`` will hold the trained checkpoint.
-        loop: duration, learning rate and the like.
-        options: the sandwich; None for the defaults.
-        task, max_length, new_head, skip_bad_rows: see :meth:`qla_runtime.training.start.Start.open`.
-        teacher: a checkpoint to distil every pass from; None distils in place. For embeddings the frozen
-            starting model is the teacher, whose full-length vectors all passes learn: there are no labels.
-        live_teacher: run the teacher batch by batch instead of over all data beforehand.
-        precision: ``auto``, ``bf16`` or ``fp32``.
-        assess_file: measure accuracy on this file at the start, at the end, and every ``loop.assess_steps``;
-            see :func:`qla_runtime.training.assess.assessor`.
-        assess_lengths: name -> config to measure at, besides ``full``.
-        assess_sample: about how many items of the file.
-        progress: bars and lines on standard error.
-
-    Returns:
-        ``checkpoint`` (the trained model's folder), ``steps``, ``features``, ``device``, ``precision``.
-
-    Raises:
-        InputError: a file, the checkpoint's head, or an argument does not fit; ``out`` is something else.
-        UnsupportedError: the runtime cannot run this architecture.
-        QlaError: training diverged, or a file could not be written; the last checkpoint is intact.
-        KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint was written.
-    """
-    options = options or LengthDropOptions()
-    device = Device.choose(precision)
-    chosen = {"task": task, "max_length": max_length, "new_head": new_head, "skip_bad_rows": skip_bad_rows}
-    start = Start.open(checkpoint, data, **chosen)
-    options.bounds(start.source.encoder.layers)  # refuse a config of another model now
-    embedding = start.source.task.kind == "embedding"
-    if teacher is not None:
-        taught_by = open_teacher(teacher, start)
-    else:
-        taught_by = start.source if embedding else None
-    if live_teacher and taught_by is None:
-        raise InputError("live_teacher is set without a teacher; give a checkpoint to learn from")
-    if options.hidden_weight > 0 and not live_teacher:
-        raise InputError(
-            f"hidden_weight is {options.hidden_weight:g}, and only a live teacher tells what tokens become; set "
-            "live_teacher, with a teacher"
-        )
-    settings = {
-        "recipe": "length-drop",
-        **start.settings(),
-        **dataclasses.asdict(options),
-        **loop.settings(),
-        "teacher": None if taught_by is None else fingerprint(taught_by),
-        "live_teacher": live_teacher,
-        "device": device.device.type,
-        "precision": "bf16" if device.bf16 else "fp32",
-        **({"skip_bad_rows": True} if skip_bad_rows else {}),
-    }
-    with RunFolder(out, settings) as folder:
-        encoder = start.tokenizer(folder.path)
-        features = start.features(encoder, progress)
-        fixed = None
-        if taught_by is not None and live_teacher:
-            fixed = LiveTeacher(taught_by, device)
-        elif taught_by is not None:
-            path = folder.path / "teacher.npy"
-            fixed = FixedTeacher(path, taught_by, features, options.batch_tokens, device, progress)
-        model = start.load_model(loop.seed).to(device.device)
-        assess = None
-        if assess_file is not None:
-            lengths = {"full": None, **(assess_lengths or {})}
-            assess = assessor(model, encoder, Path(assess_file), lengths, device, assess_sample, skip_bad_rows)
-        recipe = LengthDrop(model, features, device, options, fixed)
-        steps = Loop(recipe, device, folder, loop, assess, progress).run()
-        final = folder.path / "final"
-        export(model, start.source, final)
-    return {
-        "checkpoint": str(final),
-        "steps": steps,
-        "features": len(features),
-        "device": device.device.type,
-        "precision": settings["precision"],
-    }

@@ -1,0 +1,139 @@
+"""What a recipe is: the interface between :mod:`~qla_runtime.training.run`, the loop and what is trained.
+
+A recipe is one file in :mod:`qla_runtime.training.recipes`. It holds two classes:
+
+- :class:`RecipeOptions`, the settings. They exist before there is a model: the command line is made of them, and
+  they refuse a run that cannot work before anything is read at length.
+- :class:`Recipe`, which the settings make of a model, features, a device and perhaps a teacher. It says which
+  parameters are trained, on which batches, by which losses.
+
+Importing a recipe imports no torch, so its losses stand in :mod:`~qla_runtime.training.losses`, and are imported
+where they are computed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from qla_runtime.checkpoints.reader import Checkpoint
+    from qla_runtime.model.float_model import ForwardRecord, Model
+    from qla_runtime.model.spec import TaskSpec
+    from qla_runtime.training.data import Batch, Features
+    from qla_runtime.training.device import Device
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass of a batch, about to be differentiated.
+
+    Attributes:
+        terms: scalar losses by the name they have in the log.
+        total: their weighted sum, scaled so that a batch's passes add up to its loss.
+    """
+
+    terms: Mapping[str, Tensor]
+    total: Tensor
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that learn alike.
+
+    Attributes:
+        parameters: those of the model.
+        learning_rate: theirs, as a multiple of the run's, warmup and decay included.
+        weight_decay: theirs, as a multiple of the run's.
+    """
+
+    parameters: Sequence[nn.Parameter]
+    learning_rate: float = 1.0
+    weight_decay: float = 1.0
+
+
+class Teacher(Protocol):
+    """A frozen model."""
+
+    def __call__(self, batch: Batch, want: Collection[str] = ()) -> ForwardRecord:
+        """What it makes of a batch, shaped like the student's: ``outputs`` in float32, and what is wanted."""
+
+
+class Recipe(Protocol):
+    """What the loop trains.
+
+    Attributes:
+        model: on the device.
+    """
+
+    model: Model
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """All of the model's parameters that require a gradient, each in one group."""
+
+    def plan(self, draw: np.random.Generator) -> Sequence[NDArray[np.int64]]:
+        """The batches of an epoch, in order: feature numbers, for :meth:`batch`. ``draw`` alone decides it."""
+
+    def batch(self, rows: NDArray[np.int64]) -> Batch:
+        """A batch on the device."""
+
+    def losses(self, batch: Batch, draw: np.random.Generator) -> Iterator[Pass]:
+        """The passes of a batch. Each is differentiated before the next is asked for, so only one pass's
+        activations are in memory. ``draw`` alone decides what is random in them."""
+
+
+class RecipeOptions(Protocol):
+    """The settings of a recipe: a frozen dataclass whose fields are made by :func:`qla_runtime.settings.setting`.
+
+    Attributes:
+        recipe: its name in ``run.json`` and on the command line.
+        title: over its options in ``--help``.
+        summary: what it does, in a line of ``--help``.
+    """
+
+    recipe: ClassVar[str]
+    title: ClassVar[str]
+    summary: ClassVar[str]
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of a batch, padding included."""
+
+    @classmethod
+    def add_arguments(cls, group: argparse._ActionsContainer) -> None:
+        """Adds all its fields but ``batch_tokens``, ``--teacher`` and ``--live-teacher`` to a parser."""
+
+    def settings(self) -> dict[str, Any]:
+        """What the result depends on, by name, in JSON's types: a run continues only where it is the same."""
+
+    def check(self, source: Checkpoint, live_teacher: bool) -> None:
+        """Raises InputError where a checkpoint, or a teacher that is not live, does not fit these settings."""
+
+    def start_teaches(self, task: TaskSpec) -> bool:
+        """Whether the model as it is at the start, frozen, teaches where no other teacher is given."""
+
+    def make(self, model: Model, features: Features, device: Device, teacher: Teacher | None) -> Recipe:
+        """The recipe.
+
+        Args:
+            model: what to train, on the device.
+            features: what to train it on.
+            device: runs the passes.
+            teacher: a frozen model to learn from, if there is one.
+        """
+
+
+def matrices_decay(model: Model) -> list[ParameterGroup]:
+    """The usual groups: weight decay on matrices, none on norms and biases."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        ParameterGroup([parameter for parameter in trained if parameter.ndim > 1]),
+        ParameterGroup([parameter for parameter in trained if parameter.ndim <= 1], weight_decay=0.0),
+    ]

@@ -1,0 +1,9 @@
+"""The recipes: what ``qla train`` trains, one file each. :mod:`qla_runtime.training.recipe` says what that is."""
+
+from __future__ import annotations
+
+from qla_runtime.training.recipe import RecipeOptions
+from qla_runtime.training.recipes.length_drop import LengthDropOptions
+
+RECIPES: dict[str, type[RecipeOptions]] = {options.recipe: options for options in (LengthDropOptions,)}
+"""By the name on the command line."""
