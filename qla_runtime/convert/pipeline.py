@@ -79,9 +79,9 @@ def convert(
             :data:`qla_runtime.texts.data_sets.FORMATS`. Static activations are calibrated on some of them, and the
             report runs on others. None: the report runs on a small built-in sample; static ones need a file.
         activations: ``per_token`` or ``static``, for every linear layer.
-        scales: where the scales come from, one of :data:`qla_runtime.convert.scale_sources.SOURCES`. ``max-abs`` needs
-            numpy alone; of per-token activations both give the same weights. None takes neural-compressor where it
-            is installed.
+        scales: where the scales come from, one of :data:`qla_runtime.convert.scale_sources.SOURCES`. ``max-abs``
+            needs numpy alone; of per-token activations both give the same weights. None takes neural-compressor
+            where it is installed.
         task: a task kind of ``docs/file-format.md``; None reads it from the checkpoint.
         max_length: tokens a text is cut at; None takes the checkpoint's limit (span QA: 384).
         pooling: ``mean`` or ``cls``, for a sentence encoder without ``modules.json``; None takes the mean there.
