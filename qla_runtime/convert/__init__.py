@@ -2,7 +2,8 @@
 
 ===================== ========================================================================================
 ``pipeline``          the way through: check, read, find scales, pack, compare, publish
-``scales``            how a linear layer is quantized, and where its scales come from
+``scales``            how a linear layer is quantized
+``scale_sources``     where its scales come from: neural-compressor, or max-abs in numpy
 ``neural_compressor`` neural-compressor's static INT8, read back as scales and zero points
 ``contents``          what goes into the package's files
 ``calibration``       which texts, cut into which token sequences
