@@ -169,7 +169,7 @@ class Runner:
         Each says which configs ran for it, and what they cost together.
         """
         resolve(policy, latency_ms, call.count, self.table.configs, self._info["layers"])  # refuses what is wrong
-        threshold = policies.threshold(policy, json.loads(self._core.length_configs_json))
+        threshold = policies.threshold(policy, self.table.thresholds)
         results = self.results(call, policy.cheap, None, began, progress)
         for result in results:
             note(result, ran=[fact(result, "length")])

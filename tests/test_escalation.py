@@ -56,9 +56,9 @@ def test_the_packages_threshold_is_the_default(tmp_path):
     for cheap in ("fast", engine.lengths["fast"]):
         assert engine.answer("who?", "ada", Escalate(cheap, "full"))["length"] == "full"
     assert engine.answer("who?", "ada", Escalate("fast", "full", 0.0)) == fast | {"ran": ["fast"]}
-    assert policies.threshold(Escalate("balanced", "full"), package.length_configs) == 0.5
+    assert policies.threshold(Escalate("balanced", "full"), {("fast", "full"): 1.0}) == 0.5
     config = LengthConfig.ratio((0.5, 0.5))
-    assert policies.threshold(Escalate(config, "full"), package.length_configs) == 0.5
+    assert policies.threshold(Escalate(config, "full"), {("fast", "full"): 1.0}) == 0.5
 
 
 def test_escalation_of_labels(tiny):

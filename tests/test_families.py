@@ -22,7 +22,8 @@ from qla_runtime.convert import convert  # noqa: E402
 from qla_runtime.errors import UnsupportedError  # noqa: E402
 from qla_runtime.families import FAMILIES  # noqa: E402
 from qla_runtime.model.float_model import Model  # noqa: E402
-from qla_runtime.model.spec import TASK_KINDS, TaskSpec  # noqa: E402
+from qla_runtime.model.spec import TaskSpec  # noqa: E402
+from qla_runtime.task_kinds import TASK_KINDS  # noqa: E402
 
 HIDDEN, LAYERS = 128, 3
 WORDS = [f"w{i}" for i in range(4, 100)]

@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'qla_runtime[train]')")
 
-from test_convert import random_ids  # noqa: E402
+from checkpoint_tools import random_ids  # noqa: E402
 from training_tools import SANDWICH, answerer, squad, started, train  # noqa: E402
 
 from qla_runtime.checkpoints.reader import open_checkpoint  # noqa: E402

@@ -17,7 +17,7 @@ from qla_runtime.lengths.table import LengthTable
 from qla_runtime.model import limits
 from qla_runtime.model.pack import embedding_scale, pad16, quantize_rows
 from qla_runtime.model.package import json_bytes
-from qla_runtime.model.spec import TASK_KINDS, EncoderSpec, TaskSpec
+from qla_runtime.task_kinds import TASK_KINDS
 from qla_runtime.vectors import SIMILARITIES
 
 ENCODER = {
@@ -214,8 +214,6 @@ def test_the_loader_takes_what_conversion_makes_of_a_config(tmp_path, model_type
             refused += 1
             continue
         made += 1
-        assert EncoderSpec.from_json(encoder.to_json()) == encoder
-        assert TaskSpec.from_json(task.to_json()) == task
         assert fault_of_config(tmp_path / str(number), encoder.to_json(), task.to_json()) is None, (config, task)
     assert made > 20 and refused > 20
 
@@ -298,7 +296,7 @@ def test_names_that_are_no_text():
     ("kind", "key", "names"),
     [
         ("embedding", "similarity", SIMILARITIES),
-        ("sequence-classification", "activation", ACTIVATIONS),
+        ("sequence-classification", "activation", tuple(ACTIVATIONS)),
         ("embedding", "pooling", limits.POOLINGS),
     ],
 )

@@ -19,7 +19,8 @@ from checkpoint_tools import VOCAB, save_checkpoint  # noqa: E402
 from qla_runtime import _core  # noqa: E402
 from qla_runtime.checkpoints.reader import Checkpoint, open_checkpoint  # noqa: E402
 from qla_runtime.convert import contents, lengths  # noqa: E402
-from qla_runtime.convert.scales import LinearScales, ScaleRequest, max_abs  # noqa: E402
+from qla_runtime.convert.scale_sources import ScaleRequest, max_abs  # noqa: E402
+from qla_runtime.convert.scales import LinearScales  # noqa: E402
 from qla_runtime.errors import InputError, QlaError  # noqa: E402
 from qla_runtime.lengths.table import LengthTable  # noqa: E402
 from qla_runtime.model import pack, staging  # noqa: E402

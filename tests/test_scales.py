@@ -24,7 +24,7 @@ from qla_runtime import Engine  # noqa: E402
 from qla_runtime.checkpoints.reader import open_checkpoint  # noqa: E402
 from qla_runtime.convert import calibration, convert  # noqa: E402
 from qla_runtime.convert.contents import packed_tensors  # noqa: E402
-from qla_runtime.convert.scales import SOURCES, ScaleRequest  # noqa: E402
+from qla_runtime.convert.scale_sources import SOURCES, ScaleRequest  # noqa: E402
 from qla_runtime.errors import InputError  # noqa: E402
 from qla_runtime.lengths.configs import LengthConfig  # noqa: E402
 from qla_runtime.model.float_model import Model  # noqa: E402

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import subprocess
+import sys
 from dataclasses import dataclass, fields
 
 import pytest
@@ -120,3 +122,10 @@ def test_the_command_lines_defaults_are_the_librarys(settings):
     found = from_arguments(settings, parse(*duration, settings=settings))
     assert found == (settings(steps=7) if duration else settings())
     assert {field.name for field in fields(settings)} == set(vars(parse(*duration, settings=settings)))
+
+
+def test_the_recipes_settings_need_no_torch():
+    """The command line is made of them, and torch takes seconds, where it is installed at all."""
+    program = "import sys; from qla_runtime.training import command, recipes; print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout == "False\n"

@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'qla_runtime[train]')")
 
-from test_convert import save_checkpoint  # noqa: E402
+from checkpoint_tools import save_checkpoint  # noqa: E402
 from training_tools import answerer, squad, started, train  # noqa: E402
 
 from qla_runtime.errors import InputError  # noqa: E402

@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'qla_runtime[train]')")
 pytest.importorskip("transformers", reason="transformers is not installed")
 
-from test_convert import save_checkpoint  # noqa: E402
+from checkpoint_tools import save_checkpoint  # noqa: E402
 
 from qla_runtime.training import run  # noqa: E402
 from qla_runtime.training.data import Batch, Features  # noqa: E402

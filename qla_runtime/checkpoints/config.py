@@ -19,7 +19,8 @@ from qla_runtime.checkpoints.pooling import SentenceSpec
 from qla_runtime.errors import InputError, UnsupportedError
 from qla_runtime.families import Family
 from qla_runtime.model import limits
-from qla_runtime.model.spec import TASK_KINDS, EncoderSpec, TaskSpec
+from qla_runtime.model.spec import EncoderSpec, TaskSpec
+from qla_runtime.task_kinds import TASK_KINDS
 
 TASK_OF_ARCHITECTURE = {
     "ForQuestionAnswering": "span-qa",
@@ -241,11 +242,11 @@ def _integer(config: dict[str, Any], key: str, least: int) -> int:
 
 def _positive(config: dict[str, Any], key: str) -> float:
     value = config.get(key)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else float("nan")
     # The kernels' floats: a smaller one is no normal float32.
-    if not number or not limits.SMALLEST_NORMAL <= value <= limits.MAX_NORM_EPS:
+    if not limits.SMALLEST_NORMAL <= number <= limits.MAX_NORM_EPS:
         raise InputError(
             f"config.json: {key} is {str(value)[:40]}; it must be a number above 0 and at most "
             f"{limits.MAX_NORM_EPS}"
         )
-    return float(value)
+    return float(number)

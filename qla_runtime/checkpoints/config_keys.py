@@ -42,7 +42,7 @@ _HARMLESS = set(
 )
 
 # key (a pattern) -> values that change nothing, and what helps where the value is another one.
-_ABSENT = (None, False, 0, {}, [], "")
+_ABSENT: tuple[Any, ...] = (None, False, 0, {}, [], "")
 _REFUSED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("hidden_act", ("gelu", "gelu_python"), "The engine has erf-GELU only: fine-tune a checkpoint with it"),
     (
@@ -82,7 +82,7 @@ _REFUSED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
 )
 
 
-def infer_model_type(config: dict[str, Any], tensor_names: Collection[str]) -> str | None:
+def infer_model_type(config: Mapping[str, Any], tensor_names: Collection[str]) -> str | None:
     """``model_type``, from ``architectures`` or the names of the tensors where the config lacks it.
 
     Args:
@@ -101,7 +101,7 @@ def infer_model_type(config: dict[str, Any], tensor_names: Collection[str]) -> s
     return None
 
 
-def architecture(config: dict[str, Any]) -> str:
+def architecture(config: Mapping[str, Any]) -> str:
     """``architectures[0]``, or an empty string."""
     names = config.get("architectures")
     return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""

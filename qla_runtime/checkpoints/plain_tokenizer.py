@@ -88,7 +88,7 @@ def plain_tokenizer(folder: Path, config: Mapping[str, Any], arguments: Mapping[
     fits = fits_class(folder, name)
     kind = CLASSES[name] if name in CLASSES and fits else None
     content = optional_object(folder / "tokenizer.json")
-    settings = optional_object(folder / "tokenizer_config.json") | arguments
+    settings = {**optional_object(folder / "tokenizer_config.json"), **arguments}
     if not settings.get("added_tokens_decoder"):
         settings |= optional_object(folder / "special_tokens_map.json")
     try:

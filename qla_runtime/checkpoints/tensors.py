@@ -128,9 +128,9 @@ def origins(family: Family, encoder: EncoderSpec, task: TaskSpec, position_rows:
     for ours, theirs in names(family, encoder, task).items():
         theirs = [name.removeprefix(family.tensor_prefix) for name in theirs]
         kind = ours.removeprefix("encoder.")
-        shape = matrices.get(kind) or matrices.get(kind.rsplit(".", 1)[-1]) or (hidden, hidden)
-        if kind.endswith("norm"):
-            shape = (hidden,)
+        shape: tuple[int, ...] = (hidden,)
+        if not kind.endswith("norm"):
+            shape = matrices.get(kind) or matrices.get(kind.rsplit(".", 1)[-1]) or (hidden, hidden)
         found[f"{ours}.weight"] = Origin(tuple(f"{name}.weight" for name in theirs), shape)
         if not kind.startswith("embeddings.") or kind.endswith("norm"):
             found[f"{ours}.bias"] = Origin(tuple(f"{name}.bias" for name in theirs), shape[:1])

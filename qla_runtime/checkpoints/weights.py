@@ -112,8 +112,9 @@ class WeightFiles:
         loaded: dict[str, NDArray[np.float32]] = {}
         for file in self.files:
             wanted = {name: self.tensors[name].entry for name in names if self.tensors[name].file == file}
-            if wanted and file.suffix == ".safetensors":
-                loaded |= read_floats(file, wanted)
+            entries = {name: entry for name, entry in wanted.items() if entry is not None}
+            if entries:
+                loaded |= read_floats(file, entries)
             elif wanted:
                 content = _load_pickle(file)
                 loaded |= {name: content[name].detach().float().numpy() for name in wanted}

@@ -2,7 +2,8 @@
 
 ===================== ========================================================================================
 ``pipeline``          the way through: check, read, find scales, pack, compare, publish
-``scales``            how a linear layer is quantized, and where its scales come from
+``scales``            how a linear layer is quantized
+``scale_sources``     where its scales come from: neural-compressor, or max-abs in numpy
 ``neural_compressor`` neural-compressor's static INT8, read back as scales and zero points
 ``contents``          what goes into the package's files
 ``calibration``       which texts, cut into which token sequences
@@ -22,10 +23,15 @@ needs nothing of it.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 __all__ = ["convert"]
 
 
-def convert(checkpoint, out, calibrate=None, **options) -> dict:
+def convert(
+    checkpoint: str | Path, out: str | Path, calibrate: str | Path | None = None, **options: Any
+) -> dict[str, Any]:
     """Converts a checkpoint into a package; see :func:`qla_runtime.convert.pipeline.convert`."""
     from qla_runtime.convert import pipeline
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -79,7 +80,7 @@ def pick_samples(
     return Samples(_quantiles(first, calibrate), _within(second, check, check_tokens), held_out)
 
 
-def _sample(encoding, type_vocab_size: int) -> Sample:
+def _sample(encoding: Any, type_vocab_size: int) -> Sample:
     type_ids = np.asarray(encoding.type_ids, np.int32)
     owner = np.asarray([-1 if s is None else s for s in encoding.sequence_ids])
     return Sample(

@@ -24,7 +24,8 @@ from qla_runtime.convert.no_answer import with_no_answer
 from qla_runtime.convert.report import Reference, compare, engine_run, reference_of, sentence, table
 from qla_runtime.convert.sample_texts import NAME as SAMPLE_NAME
 from qla_runtime.convert.sample_texts import sample_texts
-from qla_runtime.convert.scales import ALGORITHMS, SOURCES, Calibration, ScaleRequest, chosen_source
+from qla_runtime.convert.scale_sources import SOURCES, Calibration, ScaleRequest, chosen_source
+from qla_runtime.convert.scales import ALGORITHMS
 from qla_runtime.errors import InputError
 from qla_runtime.lengths.configs import LengthConfig
 from qla_runtime.lengths.table import LengthTable
@@ -78,9 +79,9 @@ def convert(
             :data:`qla_runtime.texts.data_sets.FORMATS`. Static activations are calibrated on some of them, and the
             report runs on others. None: the report runs on a small built-in sample; static ones need a file.
         activations: ``per_token`` or ``static``, for every linear layer.
-        scales: where the scales come from, one of :data:`qla_runtime.convert.scales.SOURCES`. ``max-abs`` needs
-            numpy alone; of per-token activations both give the same weights. None takes neural-compressor where it
-            is installed.
+        scales: where the scales come from, one of :data:`qla_runtime.convert.scale_sources.SOURCES`. ``max-abs``
+            needs numpy alone; of per-token activations both give the same weights. None takes neural-compressor
+            where it is installed.
         task: a task kind of ``docs/file-format.md``; None reads it from the checkpoint.
         max_length: tokens a text is cut at; None takes the checkpoint's limit (span QA: 384).
         pooling: ``mean`` or ``cls``, for a sentence encoder without ``modules.json``; None takes the mean there.
@@ -178,9 +179,10 @@ def convert(
         corrections = []
         if reference is not None and calibrate is not None:
             corrections = head_samples(source.task, samples)
-        for kind in kinds if corrections else ():
-            bias = corrected_bias(state["head.bias"], source.task, reference, packages[kind], corrections)
-            write(kind, tensors | {"head.bias": pad16(bias)})
+        if reference is not None and corrections:
+            for kind in kinds:
+                bias = corrected_bias(state["head.bias"], source.task, reference, packages[kind], corrections)
+                write(kind, tensors | {"head.bias": pad16(bias)})
         del tensors
         report = {
             "name": name,

@@ -28,8 +28,8 @@ Run = Callable[[Sequence[Sample]], Iterable[Result]]
 """Runs a model on samples, in order; results may come one by one."""
 
 
-def torch_run(model) -> Run:
-    """Runs a :class:`qla_runtime.model.float_model.Model` one sample at a time, unpadded."""
+def torch_run(model: Any) -> Run:
+    """Runs a model, called as :class:`qla_runtime.model.float_model.Model` is, a sample at a time, unpadded."""
     import torch
 
     def run(samples: Sequence[Sample]) -> Iterable[Result]:
@@ -169,7 +169,7 @@ def compare(
 def table(report: dict[str, Any]) -> str:
     """The report's figures as a Markdown table, which also reads well in a terminal."""
     size = {name: f"{report['bytes'][name] / 1e6:.1f} MB" for name in ("float32", "int8")}
-    rows = [("", "hidden cosine, mean", "min", report["agreement_means"], "weights")]
+    rows: list[tuple[str, ...]] = [("", "hidden cosine, mean", "min", report["agreement_means"], "weights")]
     rows.append(("float32", "1", "1", "1", size["float32"]))
     for name, mode in report["modes"].items():
         figures = (f"{mode[key]:.4f}" for key in ("hidden_cosine_mean", "hidden_cosine_min", "agreement"))

@@ -20,14 +20,17 @@ UNCALIBRATED = 0.5
 """Escalate's threshold where neither the caller nor the package has one."""
 
 
-def threshold(policy: Escalate, package: Mapping[str, Any]) -> float:
-    """The policy's own threshold, else that of ``length_configs.json`` for its two names, else UNCALIBRATED."""
+def threshold(policy: Escalate, stored: Mapping[tuple[Any, Any], float]) -> float:
+    """The policy's own threshold, else the package's for its two names, else :data:`UNCALIBRATED`.
+
+    Args:
+        policy: the policy.
+        stored: the thresholds of the package's :class:`~qla_runtime.lengths.table.LengthTable`.
+    """
     if policy.threshold is not None:
         return policy.threshold
-    pair = tuple(c.name if isinstance(c, NamedLength) else c for c in (policy.cheap, policy.dear))
-    stored = {(entry["cheap"], entry["dear"]): entry["threshold"] for entry in package.get("escalations", ())}
-    found: float = stored.get(pair, UNCALIBRATED)
-    return found
+    cheap, dear = (c.name if isinstance(c, NamedLength) else c for c in (policy.cheap, policy.dear))
+    return stored.get((cheap, dear), UNCALIBRATED)
 
 
 # --------------------------------------------------------------------------------------------- choosing
