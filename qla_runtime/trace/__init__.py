@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
-from qla_runtime.trace.record import Part, Piece, Run, Token, Trace, trace
+from qla_runtime.trace.follow import Trace, trace
+from qla_runtime.trace.record import Part, Piece, Record, Run, Token
 
-__all__ = ["Part", "Piece", "Run", "Token", "Trace", "trace"]
+__all__ = ["Part", "Piece", "Record", "Run", "Token", "Trace", "trace"]

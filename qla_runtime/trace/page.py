@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import html as markup
+from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from qla_runtime.trace.record import Part, Piece, Run, Trace
+from qla_runtime.trace.record import Part, Piece, Record, Run
 
 DROPPED_INK = 0.75
 """Ink of a word that only the last layer dropped; less than 1, so that survivors stand out in any model."""
 
 
-def html(trace: Trace) -> str:
+def html(trace: Record) -> str:
     """The page, with every text of the trace escaped."""
     template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     return template.substitute(
@@ -32,7 +29,7 @@ def html(trace: Trace) -> str:
     )
 
 
-def frame(trace: Trace) -> str:
+def frame(trace: Record) -> str:
     """The page in an ``iframe``, for a document that is somebody else's, which the page's script cannot touch."""
     return (
         f'<iframe srcdoc="{markup.escape(html(trace))}" sandbox="allow-scripts" title="qla trace" '
@@ -55,7 +52,7 @@ def _swatch(depth: int, layers: int) -> str:
     return f'<span data-depth="{depth}">{what}</span>'
 
 
-def _about_windows(trace: Trace) -> str:
+def _about_windows(trace: Record) -> str:
     if trace.windows == 1:
         return ""
     return (
@@ -64,7 +61,7 @@ def _about_windows(trace: Trace) -> str:
     )
 
 
-def _run(trace: Trace, run: Run, number: int) -> str:
+def _run(trace: Record, run: Run, number: int) -> str:
     name, answer = _escape(run.length), _escape(run.answer) or "(no answer)"
     rows = "\n".join(
         f'<tr data-layer="{layer}"><th scope="row">{layer or "input"}</th>'

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from qla_runtime.terminal import visible
-
-if TYPE_CHECKING:
-    from qla_runtime.trace.record import Part, Run, Trace
+from qla_runtime.trace.record import Part, Record, Run
 
 BOLD, DIM, UNDERLINE, RESET = "\x1b[1m", "\x1b[2m", "\x1b[4m", "\x1b[0m"
 
 
-def styled(trace: Trace, width: int) -> str:
+def styled(trace: Record, width: int) -> str:
     """The text once per config: bold what the last layer kept, dim what the first half of the layers dropped."""
     half = trace.layers // 2
     legend = (
@@ -37,27 +33,27 @@ def styled(trace: Trace, width: int) -> str:
     return "\n\n".join([*_about_windows(trace), *blocks, legend])
 
 
-def plain(trace: Trace) -> str:
+def plain(trace: Record) -> str:
     """Per config and layer the words that it drops, in their order."""
     blocks = ["\n".join([_heading(trace, run), *_layers(trace, run)]) for run in trace.runs]
     return "\n\n".join([*_about_windows(trace), *blocks])
 
 
-def _heading(trace: Trace, run: Run) -> str:
+def _heading(trace: Record, run: Run) -> str:
     return (
         f"{visible(run.length)}: {visible(run.answer) or '(no answer)'}\n"
         f"  score {run.score:.4f}, {run.macs:,} MACs, {run.share:.1%} of full"
     )
 
 
-def _about_windows(trace: Trace) -> list[str]:
+def _about_windows(trace: Record) -> list[str]:
     """What a reader must know where the text did not fit into one sequence."""
     if trace.windows == 1:
         return []
     return [f"{trace.windows} overlapping windows; a word is shown as in the window that kept it longest."]
 
 
-def _layers(trace: Trace, run: Run) -> list[str]:
+def _layers(trace: Record, run: Run) -> list[str]:
     if run.kept[-1] == trace.tokens_read:
         return [f"  every layer keeps all {trace.tokens_read} tokens"]
     lines = []
@@ -67,7 +63,7 @@ def _layers(trace: Trace, run: Run) -> list[str]:
     return [*lines, f"  left     {_words(trace, run, trace.layers)}"]
 
 
-def _words(trace: Trace, run: Run, depth: int) -> str:
+def _words(trace: Record, run: Run, depth: int) -> str:
     """The texts of the tokens that ``depth`` layers kept, and no more; neighbours stand together."""
     return " ".join(
         " ".join(visible(piece.text).split())
