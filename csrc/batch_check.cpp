@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "error.h"
-#include "length_plan.h"
+#include "lengths.h"
 
 namespace qla {
 namespace {

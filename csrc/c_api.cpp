@@ -8,10 +8,10 @@
 
 #include "caller_structs.h"
 #include "cost_model.h"
-#include "crc32c.h"
 #include "engine.h"
 #include "error.h"
 #include "named_lengths.h"
+#include "package/crc32c.h"
 #include "qla/qla.h"
 #include "spans.h"
 

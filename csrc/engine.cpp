@@ -5,9 +5,9 @@
 
 #include "batch_check.h"
 #include "error.h"
-#include "length_plan.h"
+#include "lengths.h"
+#include "package/strict_json.h"
 #include "stop.h"
-#include "strict_json.h"
 
 namespace qla {
 namespace {
@@ -71,11 +71,9 @@ const qla_length_config* config_of(const qla_batch& batch, int64_t s) {
 // Result pointers moved on to the chunk that begins with sequence s at token t.
 qla_outputs shifted(const qla_outputs& out, const Package& package, int64_t s, int64_t t) {
   const int64_t hidden = package.encoder.hidden, outputs = package.task.outputs;
-  const bool per_token =
-      package.task.kind == QLA_TASK_SPAN_QA || package.task.kind == QLA_TASK_TOKEN_CLASSIFICATION;
   qla_outputs moved = out;
   if (moved.last_hidden) moved.last_hidden += t * hidden;
-  if (moved.logits) moved.logits += (per_token ? t : s) * outputs;
+  if (moved.logits) moved.logits += (package.task.logits_per_token() ? t : s) * outputs;
   if (moved.kept_counts) moved.kept_counts += s;
   if (moved.kept) moved.kept += t;
   if (moved.hidden_states) moved.hidden_states += t * hidden;
@@ -112,7 +110,7 @@ void Engine::run(const qla_batch& batch, const qla_outputs& outputs) {
            (end == first || batch.offsets[end + 1] - batch.offsets[first] <= kChunkTokens)) {
       const qla_length_config* config = config_of(batch, end);
       tokens.resize(tokens.size() + static_cast<size_t>(layers) + 1);
-      plan_lengths(config, layers, static_cast<int>(batch.offsets[end + 1] - batch.offsets[end]),
+      count_tokens(config, layers, static_cast<int>(batch.offsets[end + 1] - batch.offsets[end]),
                    tokens.data() + (tokens.size() - static_cast<size_t>(layers) - 1));
       const bool package_default = !config || config->keep_cls < 0;
       keep_cls.push_back(package_default ? package_->task.keep_cls : config->keep_cls != 0);

@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "crc32c.h"
+#include "package/crc32c.h"
 #include "qla/qla.h"
 
 namespace qla {
