@@ -1,7 +1,7 @@
 #include "engine.h"
 
 #include <algorithm>
-#include <climits>
+#include <array>
 
 #include "batch_check.h"
 #include "error.h"
@@ -82,6 +82,15 @@ qla_outputs shifted(const qla_outputs& out, const Package& package, int64_t s, i
   return moved;
 }
 
+// To as many entries as the caller has room for.
+void report_stages(const std::array<double, QLA_NUM_STAGES>& seconds, const qla_outputs& outputs) {
+  constexpr int64_t kStagesWithoutACount = 8;  // callers that do not know num_stages have these
+  const int64_t room = outputs.num_stages > 0 ? outputs.num_stages : kStagesWithoutACount;
+  const int64_t known = std::min<int64_t>(room, QLA_NUM_STAGES);
+  std::copy_n(seconds.begin(), known, outputs.stage_seconds);
+  std::fill(outputs.stage_seconds + known, outputs.stage_seconds + room, 0.0);
+}
+
 }  // namespace
 
 Engine::Engine(std::unique_ptr<Package> package, const qla_options& options)
@@ -98,8 +107,8 @@ void Engine::run(const qla_batch& batch, const qla_outputs& outputs) {
   const int64_t total = batch.offsets[batch.num_sequences];
   const StopRequest stop(batch.stop, batch.stop_user);
   const TeamPool::Lease lease(pool_, stop);
-  if (outputs.stage_seconds) std::fill_n(outputs.stage_seconds, int{QLA_NUM_STAGES}, 0.0);
 
+  std::array<double, QLA_NUM_STAGES> stage_seconds{};
   std::vector<int32_t> tokens;
   std::vector<uint8_t> keep_cls;
   for (int64_t first = 0; first < batch.num_sequences;) {
@@ -124,12 +133,14 @@ void Engine::run(const qla_batch& batch, const qla_outputs& outputs) {
     chunk.keep_cls = keep_cls.data();
     chunk.num_sequences = static_cast<int>(end - first);
     chunk.out = shifted(outputs, *package_, first, t);
+    chunk.out.stage_seconds = outputs.stage_seconds ? stage_seconds.data() : nullptr;
     chunk.total_tokens = total;
     chunk.total_sequences = batch.num_sequences;
     chunk.stop = &stop;
     encoder_.run(lease.team(), lease.workspace(), chunk);
     first = end;
   }
+  if (outputs.stage_seconds) report_stages(stage_seconds, outputs);
 }
 
 }  // namespace qla
