@@ -19,7 +19,7 @@ void run_layers(ForwardPass& pass, Member& m) {
     attend(pass, layer, m);
     pass.loops.wait(m);
     if (pass.selects(layer)) {
-      select(pass, layer, m);
+      select_tokens(pass, layer, m);
       pass.loops.wait(m);
     }
     finish_layer(pass, layer, m);

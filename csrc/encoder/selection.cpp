@@ -54,7 +54,7 @@ void select_rows(ForwardPass& pass, int layer, int s) {
 
 }  // namespace
 
-void select(ForwardPass& pass, int layer, Member& m) {
+void select_tokens(ForwardPass& pass, int layer, Member& m) {
   pass.loops.run(m, pass.shape.sequences(), [&](int s) { select_rows(pass, layer, s); });
   m.clock.lap(QLA_STAGE_SELECT);
 }

@@ -7,7 +7,7 @@ namespace qla {
 
 // Where pass.selects(layer): finds the sources and origins of the rows that a layer keeps, puts
 // the others where they rest in restored(), and reports scores that somebody wants.
-void select(ForwardPass& pass, int layer, Member& m);
+void select_tokens(ForwardPass& pass, int layer, Member& m);
 
 // The row in which a row that a layer keeps entered it.
 inline int source_row(const ForwardPass& pass, int layer, int r) {

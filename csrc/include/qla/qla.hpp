@@ -97,7 +97,7 @@ class Batch {
 
 struct Output {
   std::vector<float> last_hidden;         // (tokens, hidden)
-  std::vector<float> logits;              // (tokens or sequences, outputs); qla_model_info tells
+  std::vector<float> logits;              // (tokens or sequences, outputs): logits_per_token
   std::vector<std::int64_t> macs;         // (sequences)
   std::vector<std::int32_t> kept_counts;  // (layers, sequences)
 };
