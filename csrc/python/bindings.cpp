@@ -423,6 +423,9 @@ PYBIND11_MODULE(_core, module) {
   // What instruction sets there are is found out now, under the import lock: a fork in the middle
   // of it would leave the child waiting for a thread that it lacks.
   qla_available_isas();
+  // So is numpy's C interface. pybind11 would fetch it at the first call, and lets go of the GIL in
+  // a way that aborts the process where another thread has ended the interpreter meanwhile.
+  py::dtype::of<float>();
   const py::object main_thread = py::module_::import("threading").attr("main_thread")();
   qla::python::remember_main_thread(main_thread.attr("ident").cast<unsigned long>());
   module.doc() = "The C door of qla_runtime (qla/qla.h): one engine, its results as numpy arrays.";
