@@ -3,9 +3,9 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
-#include "package/package.h"
+#include "package/spec.h"
+#include "qla/qla.h"
 
 namespace qla {
 
