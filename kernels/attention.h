@@ -1,7 +1,7 @@
 // One head of one sequence, for every instruction set: quantization of Q, K and V, the softmax, its
-// column sums and the loop over blocks of 16 queries are written once; the two integer products
-// come from a Products class (attention_dot.h, attention_amx.cpp). Textually included after a simd
-// header.
+// column sums and the loop over blocks of 16 queries are written once. The two integer products
+// come from a Products class (attention_dot.h, attention_amx.cpp); what a model adds to its logits,
+// from a Bias class. Textually included after a simd header.
 //
 // Per head
 //   K  s8, symmetric, one scale per key;  V  s8, symmetric, one scale per column
@@ -39,6 +39,7 @@ QLA_INLINE f32x16 weights_from_exponents(f32x16 t) {
 
 // The score of a key beyond the sequence, once its scale has been applied.
 constexpr float kNoScore = -3.4028235e38f;
+constexpr float kLog2E = 1.44269504f;
 
 // The scales that map [-peak, peak] onto [-127, 127], and their inverses; a peak of 0 has neither.
 QLA_INLINE void symmetric_scales(f32x16 peak, float* step, float* inverse) {
@@ -155,13 +156,18 @@ struct KeyTerms {
   }
 };
 
-// Exponents of a query's scores are score * factor + shift, in units of 2^-23. Logits beyond 2^20,
-// which only a hostile package has, are taken for smaller ones, so that the largest E stays near
-// 255; and padding must get none of the weight even where a query has no scale.
+// What a query's scores are multiplied by. Logits beyond 2^20, which only a hostile package has,
+// are taken for smaller ones, so that the largest E stays near 255; and padding must get none of
+// the weight even where a query has no scale.
+QLA_INLINE f32x16 bounded_scale(f32x16 scale, f32x16 peak) {
+  const f32x16 highest = set1(0x1p20f), lowest = set1(1e-30f);
+  return max(min(scale, highest / max(max(peak, zero() - peak), lowest)), lowest);
+}
+
+// Exponents of a query's scores are score * factor + shift, in units of 2^-23.
 QLA_INLINE void exponent_terms(f32x16 scale, f32x16 peak, float* factor, float* shift) {
-  const f32x16 unit = set1(0x1p23f), highest = set1(0x1p20f), lowest = set1(1e-30f);
-  const f32x16 bounded = min(scale, highest / max(max(peak, zero() - peak), lowest));
-  const f32x16 c = max(bounded, lowest) * unit;
+  const f32x16 unit = set1(0x1p23f);
+  const f32x16 c = bounded_scale(scale, peak) * unit;
   store(factor, c);
   store(shift, fma(zero() - peak, c, set1(127.0f) * unit));
 }
@@ -218,10 +224,34 @@ QLA_INLINE void fetch_output(const AttentionArgs& a, int q0, int rows) {
   }
 }
 
+// A Bias with kAdds is made from the call's arguments, and bias(query, j) is what it adds to the
+// logits of a query and keys j .. j + 15; beyond the last key any number will do.
+struct NoBias {
+  static constexpr bool kAdds = false;
+};
+
+// Scores become logits times log2(e), their bias included; `peak` follows.
+template <typename Bias>
+QLA_INLINE void add_bias(const Bias& bias, const AttentionScratch& w, int q0, int rows, int n,
+                         f32x16 scale_log2e, float* peak) {
+  alignas(64) float scale[kQueries];
+  store(scale, bounded_scale(scale_log2e, load(peak)));
+  for (int r = 0; r < rows; ++r) {
+    float* s = w.s + static_cast<size_t>(r) * w.ld;
+    f32x16 biggest = set1(kNoScore);
+    for (int j = 0; j < n; j += 16) {
+      const f32x16 x = fma(bias(q0 + r, j), set1(kLog2E), load(s + j) * set1(scale[r]));
+      store(s + j, x);
+      biggest = max(biggest, x);
+    }
+    peak[r] = reduce_max(biggest);
+  }
+}
+
 // Products: scores(rows, peak) leaves in w.s the scores of `rows` queries, and the largest of each
 // in peak; values(q0, rows, inverse) writes `rows` output rows. Both may compute all 16 rows of a
 // block: the scratch has them.
-template <typename Products, bool kColumnSums>
+template <typename Products, typename Bias, bool kColumnSums>
 void attend(const AttentionArgs& a) {
   const AttentionScratch w(a.scratch, a.n, a.head_dim);
   pack_keys(a, w);
@@ -229,7 +259,7 @@ void attend(const AttentionArgs& a) {
   __builtin_memset(w.queries, 0, kQueries * kRowBytes);
   __builtin_memset(w.weights, 0, static_cast<size_t>(kQueries) * w.ld);
   const Products products(a, w);
-  const f32x16 scale_log2e = set1(a.scale * 1.44269504f);
+  const f32x16 scale_log2e = set1(a.scale * kLog2E);
   alignas(64) float step[kQueries] = {}, peak[kQueries] = {}, sum[kQueries] = {};
   alignas(64) float factor[kQueries], shift[kQueries], inverse[kQueries];
   for (int q0 = 0; q0 < a.n; q0 += kQueries) {
@@ -237,7 +267,12 @@ void attend(const AttentionArgs& a) {
     fetch_output(a, q0, rows);
     quantize_queries(a, w, q0, rows, step);
     products.scores(rows, peak);
-    exponent_terms(load(step) * scale_log2e, load(peak), factor, shift);
+    f32x16 scale = load(step) * scale_log2e;
+    if constexpr (Bias::kAdds) {
+      add_bias(Bias(a), w, q0, rows, a.n, scale, peak);
+      scale = set1(1.0f);
+    }
+    exponent_terms(scale, load(peak), factor, shift);
     for (int r = 0; r < rows; ++r) {
       sum[r] = softmax_row<kColumnSums>(w, r, a.n, factor[r], shift[r]);
     }
@@ -247,9 +282,9 @@ void attend(const AttentionArgs& a) {
   }
 }
 
-template <typename Products>
+template <typename Products, typename Bias = NoBias>
 void attention(const AttentionArgs& a) {
-  return a.column_sum ? attend<Products, true>(a) : attend<Products, false>(a);
+  return a.column_sum ? attend<Products, Bias, true>(a) : attend<Products, Bias, false>(a);
 }
 
 }  // namespace

@@ -7,9 +7,11 @@
 
 namespace qla {
 
-#define QLA_KERNEL(operation, isa, function, instructions) \
-  std::remove_pointer_t<decltype(KernelSet::operation)> function;
+#define QLA_GEMM(format, isa, kernel, instructions) extern const Gemm kernel;
+#define QLA_KERNEL(operation, isa, kernel, instructions) \
+  std::remove_pointer_t<decltype(KernelSet::operation)> kernel;
 #include "kernels.inc"
+#undef QLA_GEMM
 #undef QLA_KERNEL
 
 void load_tile_config();
@@ -28,18 +30,24 @@ bool includes(Isa isa, Isa line) {
 KernelSet select_kernels(Isa isa) {
   KernelSet set{};
   // Lines of an operation rise by ISA, so the last one allowed is the best one.
-#define QLA_KERNEL(operation, lowest, function, instructions) \
-  if (includes(isa, Isa::lowest)) set.operation = function;
+#define QLA_GEMM(format, lowest, kernel, instructions) \
+  if (includes(isa, Isa::lowest)) set.gemms[static_cast<int>(WeightFormat::format)] = kernel;
+#define QLA_KERNEL(operation, lowest, kernel, instructions) \
+  if (includes(isa, Isa::lowest)) set.operation = kernel;
 #include "kernels.inc"
+#undef QLA_GEMM
 #undef QLA_KERNEL
   return set;
 }
 
 int selected_kernels(Isa isa, KernelInfo* lines, int capacity) {
-  static constexpr KernelInfo kTable[] = {
-#define QLA_KERNEL(operation, lowest, function, instructions) \
-  {#operation, Isa::lowest, #function, instructions},
+  static const KernelInfo kTable[] = {
+#define QLA_GEMM(format, lowest, kernel, instructions) \
+  {weight_format(WeightFormat::format).gemm, Isa::lowest, #kernel, instructions},
+#define QLA_KERNEL(operation, lowest, kernel, instructions) \
+  {#operation, Isa::lowest, #kernel, instructions},
 #include "kernels.inc"
+#undef QLA_GEMM
 #undef QLA_KERNEL
   };
   int count = 0;

@@ -23,13 +23,6 @@ QLA_INLINE f32x16 gelu(f32x16 x) {
   return x * fma(p, t, set1(0.5f));
 }
 
-constexpr int kQuadBytes = 256;  // of weights: four k of 64 columns
-
-// Where the weights of `col` and its neighbours begin.
-inline const int8_t* weights_of(const GemmArgs& g, int col) {
-  return g.b + static_cast<size_t>(col / 64) * 64 * g.k + col % 64 * 4;
-}
-
 // What 16 neighbouring columns bring to every row.
 struct ColumnTerms {
   f32x16 sum, scale, bias;
@@ -42,38 +35,35 @@ QLA_INLINE f32x16 dequantize(const GemmArgs& g, const ColumnTerms& column, i32x1
   return fma(sum, set1(g.row_scale[row]) * column.scale, column.bias);
 }
 
-// Per-lane maxima of a kBiasGelu row's outputs: found in registers, merged into memory once per
-// block.
+// Per-lane maxima of a row's outputs: found in registers, merged into memory once per block.
 struct Largest {
   f32x16 lanes = set1(kLeastGelu);
-
   QLA_INLINE void add(f32x16 y) { lanes = max(y, lanes); }
-
-  // `col` is the block's first; a call's first block has nothing to compare with yet.
-  template <Epilogue kEpilogue>
-  QLA_INLINE void merge(const GemmArgs& g, int row, int col) const {
-    if constexpr (kEpilogue != Epilogue::kBiasGelu) return;
-    float* to = g.row_max + 16 * row;
-    store(to, col == g.first_col ? lanes : max(lanes, load(to)));
-  }
 };
 
-template <Epilogue kEpilogue>
-QLA_INLINE void finish_columns(const GemmArgs& g, const ColumnTerms& column, i32x16 acc, int row,
-                               int col, Largest& largest) {
-  const f32x16 y = dequantize(g, column, acc, row);
-  if constexpr (kEpilogue == Epilogue::kBias) {
-    store(g.c + static_cast<size_t>(row) * g.ldc + col, y);
-  } else if constexpr (kEpilogue == Epilogue::kBiasGelu) {
-    const f32x16 activated = gelu(y);
-    store(g.c + static_cast<size_t>(row) * g.ldc + col, activated);
-    largest.add(activated);
-  } else {
-    // Column blocks of 16 never straddle heads: head_dim is 32 or 64, a power of two.
-    const int head = col >> __builtin_ctz(static_cast<unsigned>(g.head_dim));
-    store_bf16(g.qkv_row[row] + head * g.qkv_stride[row] + (col & (g.head_dim - 1)), y);
-  }
+// Each output stores 16 neighbouring columns of a row by finish_columns. finish_row follows the
+// last of a block's columns; `first`: they are the first of the call.
+QLA_INLINE void finish_columns(const BiasOut& out, f32x16 y, int row, int col, Largest&) {
+  store(out.c + static_cast<size_t>(row) * out.ldc + col, y);
 }
+QLA_INLINE void finish_row(const BiasOut&, const Largest&, int, bool) {}
+
+QLA_INLINE void finish_columns(const GeluOut& out, f32x16 y, int row, int col, Largest& largest) {
+  const f32x16 activated = gelu(y);
+  store(out.c + static_cast<size_t>(row) * out.ldc + col, activated);
+  largest.add(activated);
+}
+QLA_INLINE void finish_row(const GeluOut& out, const Largest& largest, int row, bool first) {
+  float* to = out.row_max + 16 * row;
+  store(to, first ? largest.lanes : max(largest.lanes, load(to)));
+}
+
+QLA_INLINE void finish_columns(const QkvOut& out, f32x16 y, int row, int col, Largest&) {
+  // Column blocks of 16 never straddle heads: head_dim is 32 or 64, a power of two.
+  const int head = col >> __builtin_ctz(static_cast<unsigned>(out.head_dim));
+  store_bf16(out.row[row] + head * out.stride[row] + (col & (out.head_dim - 1)), y);
+}
+QLA_INLINE void finish_row(const QkvOut&, const Largest&, int, bool) {}
 
 // A block's sums, row by row, kPanels * 16 columns wide.
 template <int kRows, int kPanels>
@@ -87,23 +77,25 @@ struct alignas(64) BlockSums {
 // block's products would wait behind it: more instructions than any CPU looks ahead. So GEMMs
 // finish a few rows of the block before after every step of k, and dot products and epilogues
 // overlap in program order.
-template <Epilogue kEpilogue, int kRows, int kPanels>
+template <typename Out, int kRows, int kPanels>
 class Unfinished {
  public:
-  Unfinished(const GemmArgs& g, const BlockSums<kRows, kPanels>& sums) : g_(g), sums_(sums) {}
+  Unfinished(const GemmArgs& g, const Out& out, const BlockSums<kRows, kPanels>& sums)
+      : g_(g), out_(out), sums_(sums) {}
 
   // How many rows to finish in each of `steps` steps.
   int share(int steps) const { return (rows_ - done_ + steps - 1) / steps; }
 
   QLA_INLINE void finish(int count) {
     const GemmArgs g = g_;  // which no store can alias
+    const Out out = out_;
     const auto terms = [&](int panel) { return ColumnTerms(g, col_ + 16 * panel); };
     if constexpr (kPanels == 2) {
       // Two panels' terms stay in registers from row to row; four are better read where they lie.
       const ColumnTerms left = terms(0), right = terms(1);
-      finish_rows(g, count, [&](int panel) { return panel == 0 ? left : right; });
+      finish_rows(g, out, count, [&](int panel) { return panel == 0 ? left : right; });
     } else {
-      finish_rows(g, count, terms);
+      finish_rows(g, out, count, terms);
     }
   }
 
@@ -117,7 +109,7 @@ class Unfinished {
 
  private:
   template <typename Terms>
-  QLA_INLINE void finish_rows(const GemmArgs& g, int count, Terms terms) {
+  QLA_INLINE void finish_rows(const GemmArgs& g, const Out& out, int count, Terms terms) {
     const int stop = count < rows_ - done_ ? done_ + count : rows_;
     for (; done_ < stop; ++done_) {
       const int row = row_ + done_;
@@ -125,27 +117,24 @@ class Unfinished {
 #pragma GCC unroll 4
       for (int j = 0; j < kPanels; ++j) {
         const i32x16 sum = load(sums_.row[done_] + 16 * j);
-        finish_columns<kEpilogue>(g, terms(j), sum, row, col_ + 16 * j, largest);
+        finish_columns(out, dequantize(g, terms(j), sum, row), row, col_ + 16 * j, largest);
       }
-      largest.merge<kEpilogue>(g, row, col_);
+      finish_row(out, largest, row, col_ == g.first_col);
     }
   }
 
   const GemmArgs& g_;
+  const Out& out_;
   const BlockSums<kRows, kPanels>& sums_;
   int row_ = 0, col_ = 0, rows_ = 0, done_ = 0;
 };
 
-// Calls `kernel<epilogue>(g)`; keeps the switch out of every GEMM.
-#define QLA_DISPATCH_EPILOGUE(kernel, g)     \
-  switch ((g).epilogue) {                    \
-    case Epilogue::kBias:                    \
-      return kernel<Epilogue::kBias>(g);     \
-    case Epilogue::kBiasGelu:                \
-      return kernel<Epilogue::kBiasGelu>(g); \
-    case Epilogue::kBiasQkv:                 \
-      return kernel<Epilogue::kBiasQkv>(g);  \
-  }
+// Defines a kernel of kernels.inc from a file's own `gemm`. A constant: nothing of an instruction
+// set may run before it has been chosen.
+#define QLA_DEFINE_GEMM(kernel, Format)                                        \
+  extern const Gemm kernel;                                                    \
+  constinit const Gemm kernel = {gemm<Format, BiasOut>, gemm<Format, GeluOut>, \
+                                 gemm<Format, QkvOut>};
 
 }  // namespace
 }  // namespace qla

@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "cpu_features.h"
+#include "weight_formats.h"
 
 namespace qla {
 
@@ -20,18 +21,8 @@ constexpr int kRowPadding = 32;
 // No value of the kernels' GELU is below it.
 constexpr float kLeastGelu = -0.1712f;
 
-// What a GEMM does with its int32 accumulators, besides
-//   y = (float(acc) - row_zero * col_sum) * (row_scale * col_scale) + bias.
-enum class Epilogue {
-  kBias,      // store y
-  kBiasGelu,  // store gelu(y) and each row's largest value
-  kBiasQkv,   // store y as bf16 where attention reads it
-};
-
-// C[rows, n] = A[rows, k] (u8) . B[k, n] (s8, packed n64k4). k and n are multiples of 64.
-//
-// n64k4 is b[n / 64][k / 4][n % 64][k % 4]: all of k for 64 columns lies in one run of k * 64
-// bytes, which is read once from front to back.
+// y[rows, n] = (float(A . B) - row_zero * col_sum) * (row_scale * col_scale) + bias, for A[rows, k]
+// (u8) and B[k, n] in some weight format. k and n are multiples of 64.
 struct GemmArgs {
   const uint8_t* a;
   int lda;
@@ -43,14 +34,34 @@ struct GemmArgs {
   const float* col_scale;   // (n)
   const float* bias;        // (n)
   const float* col_sum;     // (n)
-  Epilogue epilogue;
-  float* c;  // kBias, kBiasGelu
+};
+
+// Where y goes, and what becomes of it on the way.
+struct BiasOut {
+  float* c;  // y, rows ldc apart
   int ldc;
-  float* row_max;  // kBiasGelu: (rows, 16) maxima over the columns computed, 16 lanes a row
-  // kBiasQkv: column block j (head_dim wide) of row r goes to qkv_row[r] + j * qkv_stride[r].
-  uint16_t* const* qkv_row;
-  const int64_t* qkv_stride;
+};
+struct GeluOut {
+  float* c;  // gelu(y), rows ldc apart
+  int ldc;
+  float* row_max;  // (rows, 16): each row's largest over the columns computed, in 16 lanes
+};
+// Columns head_dim * j .. of row r go to row[r] + j * stride[r], as bf16.
+struct QkvOut {
+  uint16_t* const* row;   // (rows)
+  const int64_t* stride;  // (rows)
   int head_dim;
+};
+
+// A weight format's GEMM on one instruction set: a function for each kind of output.
+struct Gemm {
+  void (*bias)(const GemmArgs&, const BiasOut&);
+  void (*gelu)(const GemmArgs&, const GeluOut&);
+  void (*qkv)(const GemmArgs&, const QkvOut&);
+
+  void operator()(const GemmArgs& g, const BiasOut& out) const { bias(g, out); }
+  void operator()(const GemmArgs& g, const GeluOut& out) const { gelu(g, out); }
+  void operator()(const GemmArgs& g, const QkvOut& out) const { qkv(g, out); }
 };
 
 // One head of one sequence: out = softmax(Q K^T * scale) V, column_sum[j] = sum over queries of P.
@@ -65,6 +76,10 @@ struct AttentionArgs {
   int ld_out;
   float* column_sum;  // (n rounded up to 16), or null when nobody needs the scores
   void* scratch;      // attention_scratch_bytes(n, head_dim), 64-byte aligned
+  // For kernels with a bias (attention.h) alone: where the rows stood before tokens were dropped,
+  // ascending, or null for 0 .. n - 1; and the head's table.
+  const int32_t* positions;
+  const float* bias;
 };
 
 struct NormArgs {
@@ -96,16 +111,17 @@ struct QuantizeArgs {
 };
 
 struct KernelSet {
-  // u8 x s8 GEMM with epilogue.
-  void (*gemm_u8s8)(const GemmArgs&);
+  // By weight format.
+  Gemm gemms[kWeightFormats];
+  const Gemm& gemm(WeightFormat format) const { return gemms[static_cast<int>(format)]; }
   // Attention with column sums.
   void (*attention)(const AttentionArgs&);
   // LayerNorm of `count` rows of n.
   void (*embed_norm)(const EmbedRow* rows, int count, const NormArgs&, int n);
   void (*residual_norm)(const NormRow* rows, int count, const NormArgs&, int n);
   // q = u8(x) of `count` rows of n, wherever they lie; q (count, n), scale and zero (count).
-  // gelu_max: null, or (count, 16) lanes with the largest values of rows that a kBiasGelu epilogue
-  // left; their smallest is then taken to be kLeastGelu.
+  // gelu_max: null, or the row_max of the GEMM that left these rows by GeluOut; their smallest is
+  // then taken to be kLeastGelu.
   void (*quantize)(const float* const* rows, int count, int n, const float* gelu_max,
                    const QuantizeArgs&, uint8_t* q, float* scale, float* zero);
   // sum of a[i] * b[i].

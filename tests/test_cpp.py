@@ -14,7 +14,10 @@ import pytest
 import raw
 
 BINARIES = sorted(source.stem for source in Path(__file__).parent.glob("cpp/test_*.cpp"))
-WITH_AMX_CODE = ["test_amx_emulator", "test_attention", "test_cpu_features", "test_gemm"]
+WITH_AMX_CODE = [name for name in BINARIES if name.startswith("test_amx_")] + ["test_cpu_features"]
+ON_EVERY_ISA = ["test_attention", "test_gemm", "test_rowwise"]
+"""Their tests of kernels are named after an instruction set (tests/cpp/kernel_fixtures.h)."""
+ISAS = ["ref", "avx2", "avxvnni", "avx512vnni", "amx"]
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +28,9 @@ def folder() -> Path:
     return build.folder / "tests" / "cpp"
 
 
-def run_gtest(program: Path, env: dict[str, str] | None = None) -> None:
-    output = cmake_tools.run(program, env=env)
+def run_gtest(program: Path, tests: str = "*", env: dict[str, str] | None = None) -> None:
+    output = cmake_tools.run(program, f"--gtest_filter={tests}", env=env)
+    assert "Running 0 tests" not in output
     skipped = re.search(r"Skipped\n(.+)", output)
     if skipped and "[  PASSED  ] 0 tests" in output:
         pytest.skip(skipped[1])
@@ -34,13 +38,21 @@ def run_gtest(program: Path, env: dict[str, str] | None = None) -> None:
 
 @pytest.mark.parametrize("name", BINARIES)
 def test_gtest(name: str, folder: Path) -> None:
-    run_gtest(folder / name)
+    run_gtest(folder / name, "-" + ":".join(f"*/{isa}" for isa in ISAS))
 
 
-@pytest.mark.parametrize("name", WITH_AMX_CODE)
-def test_gtest_with_emulated_amx(name: str, folder: Path) -> None:
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ON_EVERY_ISA)
+def test_gtest_on(name: str, isa: str, folder: Path) -> None:
+    run_gtest(folder / name, f"*/{isa}")
+
+
+@pytest.mark.parametrize(
+    ("name", "tests"), [*((name, "*") for name in WITH_AMX_CODE), *((name, "*/amx") for name in ON_EVERY_ISA)]
+)
+def test_gtest_with_emulated_amx(name: str, tests: str, folder: Path) -> None:
     if "amx" in raw.available_isas():
         pytest.skip("this CPU has AMX: the binary above ran on it")
     # The address sanitizer wants to be the first library; here the emulator is, and does it no harm.
     asan = ":".join(filter(None, [os.environ.get("ASAN_OPTIONS"), "verify_asan_link_order=0"]))
-    run_gtest(folder / name, {"LD_PRELOAD": str(folder / "libamx_emulator.so"), "ASAN_OPTIONS": asan})
+    run_gtest(folder / name, tests, {"LD_PRELOAD": str(folder / "libamx_emulator.so"), "ASAN_OPTIONS": asan})

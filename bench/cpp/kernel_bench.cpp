@@ -18,6 +18,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <random>
 #include <string>
@@ -104,8 +105,9 @@ std::string kernel_name(const char* operation, Isa isa) {
   return operation;
 }
 
-// ---- GEMM with what follows it
-// -------------------------------------------------------------------
+// ---- GEMM with what follows it ----------------------------------------------------------------
+
+enum class Epilogue { kBias, kGelu, kQkv };
 
 struct Shape {
   const char* name;
@@ -115,9 +117,9 @@ struct Shape {
 
 // The linear layers of a model of this width.
 std::vector<Shape> linears(int width) {
-  return {{"qkv", width, 3 * width, Epilogue::kBiasQkv},
+  return {{"qkv", width, 3 * width, Epilogue::kQkv},
           {"output", width, width, Epilogue::kBias},
-          {"ffn_in", width, 4 * width, Epilogue::kBiasGelu},
+          {"ffn_in", width, 4 * width, Epilogue::kGelu},
           {"ffn_out", 4 * width, width, Epilogue::kBias}};
 }
 
@@ -125,12 +127,13 @@ std::vector<Shape> linears(int width) {
 // rows are quantized for FFN 2; the others get residual and LayerNorm, and are quantized after it.
 class Linear {
  public:
-  Linear(const Shape& shape, Operands& make) : shape_(shape), norm_(make.norm(shape.n)) {
+  Linear(WeightFormat format, const Shape& shape, Operands& make)
+      : format_(format), shape_(shape), norm_(make.norm(shape.n)) {
     const int k = shape.k, n = shape.n;
     const size_t wide = static_cast<size_t>(n);
     g_.a = make.integers<uint8_t>(static_cast<size_t>(kMostRows + kRowPadding) * k, 0, 255);
     g_.lda = k;
-    g_.b = make.integers<int8_t>(wide * k, -127, 127);
+    g_.b = make.integers<int8_t>(weight_bytes(format, k, n), -127, 127);
     g_.k = k;
     g_.n = n;
     g_.last_col = n;
@@ -139,18 +142,15 @@ class Linear {
     g_.col_scale = make.floats(wide, 1e-4f, 2e-4f);
     g_.bias = make.floats(wide, -0.5f, 0.5f);
     g_.col_sum = make.floats(wide, -1000.0f, 1000.0f);
-    g_.epilogue = shape.epilogue;
-    g_.c = make.zeros<float>(kMostRows * wide);
-    g_.ldc = n;
-    g_.row_max = make.zeros<float>(kMostRows * 16);
-    g_.head_dim = kHeadDim;
+    c_ = make.zeros<float>(kMostRows * wide);
+    row_max_ = make.zeros<float>(kMostRows * 16);
     uint16_t* planes = make.zeros<uint16_t>(kMostRows * wide);
     for (int r = 0; r < kMostRows; ++r) qkv_row_.push_back(planes + r * kHeadDim);
     qkv_stride_.assign(kMostRows, int64_t{kMostRows} * kHeadDim);
     const float* residual = make.floats(kMostRows * wide, -1.0f, 1.0f);
     for (int r = 0; r < kMostRows; ++r) {
-      rows_.push_back(g_.c + at(r));
-      norm_rows_.push_back({g_.c + at(r), residual + at(r), g_.c + at(r)});
+      rows_.push_back(c_ + at(r));
+      norm_rows_.push_back({c_ + at(r), residual + at(r), c_ + at(r)});
     }
     q_ = make.zeros<uint8_t>(kMostRows * wide);
     scale_ = make.zeros<float>(kMostRows);
@@ -174,9 +174,10 @@ class Linear {
 
   double macs(int rows) const { return 1.0 * rows * shape_.k * shape_.n; }
   double bytes(int rows, bool with_epilogue) const {
-    const double in = 1.0 * rows * shape_.k + 1.0 * shape_.k * shape_.n;
+    const double in =
+        1.0 * rows * shape_.k + static_cast<double>(weight_bytes(format_, shape_.k, shape_.n));
     const double cells = 1.0 * rows * shape_.n;
-    if (shape_.epilogue == Epilogue::kBiasQkv) return in + 2 * cells;
+    if (shape_.epilogue == Epilogue::kQkv) return in + 2 * cells;
     if (!with_epilogue) return in + 4 * cells;
     // u8 rows out; residual and LayerNorm also read and write fp32 rows.
     return in + cells + (shape_.epilogue == Epilogue::kBias ? 8 * cells : 0);
@@ -191,22 +192,31 @@ class Linear {
     g.rows = count;
     g.row_scale += first;
     g.row_zero += first;
-    g.qkv_row = qkv_row_.data() + first;
-    g.qkv_stride = qkv_stride_.data() + first;
-    kernels.gemm_u8s8(g);
+    const Gemm& gemm = kernels.gemm(format_);
+    switch (shape_.epilogue) {
+      case Epilogue::kBias:
+        return gemm(g, BiasOut{c_, shape_.n});
+      case Epilogue::kGelu:
+        return gemm(g, GeluOut{c_, shape_.n, row_max_});
+      case Epilogue::kQkv:
+        return gemm(g, QkvOut{qkv_row_.data() + first, qkv_stride_.data() + first, kHeadDim});
+    }
   }
 
   void finish(const KernelSet& kernels, int first, int count) const {
-    if (shape_.epilogue == Epilogue::kBiasQkv) return;
+    if (shape_.epilogue == Epilogue::kQkv) return;
     const bool norms = shape_.epilogue == Epilogue::kBias;
     if (norms) kernels.residual_norm(norm_rows_.data(), count, norm_, shape_.n);
-    kernels.quantize(rows_.data(), count, shape_.n, norms ? nullptr : g_.row_max, QuantizeArgs{},
+    kernels.quantize(rows_.data(), count, shape_.n, norms ? nullptr : row_max_, QuantizeArgs{},
                      q_ + at(first), scale_ + first, zero_ + first);
   }
 
+  WeightFormat format_;
   Shape shape_;
   NormArgs norm_;
   GemmArgs g_{};
+  float* c_;
+  float* row_max_;
   std::vector<uint16_t*> qkv_row_;
   std::vector<int64_t> qkv_stride_;
   std::vector<const float*> rows_;
@@ -216,8 +226,7 @@ class Linear {
   float* zero_;
 };
 
-// ---- the cases
-// -----------------------------------------------------------------------------------
+// ---- the cases -------------------------------------------------------------------------------
 
 class Suite {
  public:
@@ -258,28 +267,29 @@ class Suite {
   }
 
   void add_linears() {
-    std::vector<Shape> shapes;
-    for (int width : kWidths) {
-      for (const Shape& shape : linears(width)) shapes.push_back(shape);
-    }
-    linears_.reserve(shapes.size());  // calls keep references
-    for (const Shape& shape : shapes) {
-      const Linear& linear = linears_.emplace_back(shape, make_);
-      const std::string name =
-          std::string(shape.name) + " " + std::to_string(shape.k) + "x" + std::to_string(shape.n);
-      for (int rows : kRaggedRows) {
-        const std::string ragged = name + " M=" + std::to_string(rows);
-        add("gemm_u8s8", ragged, linear.macs(rows), linear.bytes(rows, true),
-            [&linear, rows](const KernelSet& kernels, Isa isa) {
-              linear.run(kernels, isa, rows, true);
-            });
+    for (WeightFormat format : kAllWeightFormats) {
+      for (int width : kWidths) {
+        for (const Shape& shape : linears(width)) add_linear(format, shape);
       }
-      if (shape.epilogue == Epilogue::kBiasQkv) continue;  // nothing follows it
-      add("gemm_u8s8", name + " M=384, product alone", linear.macs(kMostRows),
-          linear.bytes(kMostRows, false), [&linear](const KernelSet& kernels, Isa isa) {
-            linear.run(kernels, isa, kMostRows, false);
+    }
+  }
+
+  void add_linear(WeightFormat format, const Shape& shape) {
+    const Linear& linear = linears_.emplace_back(format, shape, make_);
+    const char* gemm = weight_format(format).gemm;
+    const std::string name =
+        std::string(shape.name) + " " + std::to_string(shape.k) + "x" + std::to_string(shape.n);
+    for (int rows : kRaggedRows) {
+      add(gemm, name + " M=" + std::to_string(rows), linear.macs(rows), linear.bytes(rows, true),
+          [&linear, rows](const KernelSet& kernels, Isa isa) {
+            linear.run(kernels, isa, rows, true);
           });
     }
+    if (shape.epilogue == Epilogue::kQkv) return;  // nothing follows it
+    add(gemm, name + " M=384, product alone", linear.macs(kMostRows),
+        linear.bytes(kMostRows, false), [&linear](const KernelSet& kernels, Isa isa) {
+          linear.run(kernels, isa, kMostRows, false);
+        });
   }
 
   void add_attention() {
@@ -367,12 +377,11 @@ class Suite {
 
   Operands make_;
   std::vector<Isa> isas_;
-  std::vector<Linear> linears_;
+  std::deque<Linear> linears_;  // calls keep references
   std::vector<Case> cases_;
 };
 
-// ---- measuring
-// -----------------------------------------------------------------------------------
+// ---- measuring -------------------------------------------------------------------------------
 
 // Of `calls` calls, in what the engine sets up around kernels.
 double seconds(const Case& c) {

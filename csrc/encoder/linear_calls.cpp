@@ -5,8 +5,6 @@
 namespace qla {
 namespace {
 
-constexpr int kMaximaLanes = 16;  // of GemmArgs::row_max, by row
-
 void quantize_rows(const ForwardPass& pass, const Linear& linear, Rows in_hand,
                    const float* gelu_max, RowScratch& t) {
   const QuantizeArgs how{linear.static_activation, linear.input_scale, linear.input_zero_point};
@@ -15,7 +13,8 @@ void quantize_rows(const ForwardPass& pass, const Linear& linear, Rows in_hand,
                         t.a + static_cast<size_t>(at) * linear.k, t.scale + at, t.zero + at);
 }
 
-GemmArgs product_of(const Linear& linear, int rows, const RowScratch& t, Epilogue epilogue) {
+template <typename Out>
+Product<Out> product_of(const Linear& linear, int rows, const RowScratch& t, const Out& out) {
   GemmArgs g{};
   g.a = t.a;
   g.lda = linear.k;
@@ -29,10 +28,7 @@ GemmArgs product_of(const Linear& linear, int rows, const RowScratch& t, Epilogu
   g.col_scale = linear.scale;
   g.bias = linear.bias;
   g.col_sum = linear.column_sum.front().value;
-  g.epilogue = epilogue;
-  g.c = t.c;
-  g.ldc = linear.n;
-  return g;
+  return {linear.format, g, out};
 }
 
 }  // namespace
@@ -45,37 +41,16 @@ void quantize_gelu(const ForwardPass& pass, const Linear& linear, Rows in_hand, 
   quantize_rows(pass, linear, in_hand, t.gelu_max + kMaximaLanes * in_hand.at, t);
 }
 
-GemmArgs bias_product(const Linear& linear, int rows, const RowScratch& t) {
-  return product_of(linear, rows, t, Epilogue::kBias);
+Product<BiasOut> bias_product(const Linear& linear, int rows, const RowScratch& t) {
+  return product_of(linear, rows, t, BiasOut{t.c, linear.n});
 }
 
-GemmArgs gelu_product(const Linear& linear, int rows, const RowScratch& t) {
-  GemmArgs g = product_of(linear, rows, t, Epilogue::kBiasGelu);
-  g.row_max = t.gelu_max;
-  return g;
+Product<GeluOut> gelu_product(const Linear& linear, int rows, const RowScratch& t) {
+  return product_of(linear, rows, t, GeluOut{t.c, linear.n, t.gelu_max});
 }
 
-GemmArgs qkv_product(const Linear& linear, int rows, const RowScratch& t, int head_dim) {
-  GemmArgs g = product_of(linear, rows, t, Epilogue::kBiasQkv);
-  g.qkv_row = t.qkv_row;
-  g.qkv_stride = t.qkv_stride;
-  g.head_dim = head_dim;
-  return g;
-}
-
-void multiply(const ForwardPass& pass, const GemmArgs& product) { pass.kernels.gemm_u8s8(product); }
-
-void multiply_by_columns(ForwardPass& pass, const GemmArgs& product, Member& m) {
-  const Runs shares = pass.split.column_shares(product.n);
-  pass.loops.run(m, shares.count(), [&](int i) {
-    GemmArgs g = product;
-    g.first_col = shares.first(i);
-    g.last_col = g.first_col + shares.length(i);
-    if (g.epilogue == Epilogue::kBiasGelu) {
-      g.row_max += static_cast<size_t>(i) * kMaximaLanes * product.rows;
-    }
-    pass.kernels.gemm_u8s8(g);
-  });
+Product<QkvOut> qkv_product(const Linear& linear, int rows, const RowScratch& t, int head_dim) {
+  return product_of(linear, rows, t, QkvOut{t.qkv_row, t.qkv_stride, head_dim});
 }
 
 void join_maxima(const ForwardPass& pass, const Linear& linear, int rows, Rows in_hand,

@@ -40,7 +40,7 @@ void enter_attention(ForwardPass& pass, int layer, Rows in_hand, RowScratch& t) 
   }
 }
 
-GemmArgs qkv_of(const ForwardPass& pass, int layer, int rows, const RowScratch& t) {
+Product<QkvOut> qkv_of(const ForwardPass& pass, int layer, int rows, const RowScratch& t) {
   return qkv_product(pass.weights(layer).qkv, rows, t, pass.spec.head_dim);
 }
 

@@ -61,7 +61,7 @@ EncoderSpec read_encoder(const JsonEntry& entry) {
 
 // How the layer's activations are quantized; the rest of `linear` comes from the tensors.
 void read_linear_type(const JsonEntry& entry, Linear& linear) {
-  entry["type"].one_of({"w8a8"});
+  linear.format = static_cast<WeightFormat>(entry["type"].one_of(kWeightFormatNames));
   linear.static_activation = entry["activation"].one_of({"per_token", "static"}) == 1;
   if (!linear.static_activation) return entry.check_keys({"type", "activation"});
   entry.check_keys({"type", "activation", "scale", "zero_point"});

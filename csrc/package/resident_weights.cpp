@@ -38,15 +38,21 @@ ResidentWeights::~ResidentWeights() {
   if (data_) munmap(data_, size_);
 }
 
-const int8_t* ResidentWeights::add(const int8_t* weight, WeightLayout layout, int k, int n) {
-  const size_t bytes = static_cast<size_t>(k) * n;
+int8_t* ResidentWeights::take(size_t bytes) {
   int8_t* const to = data_ + used_;
   used_ += bytes;
-  if (layout == WeightLayout::kN64K4) {
-    memcpy(to, weight, bytes);
-  } else {
-    reorder(weight, to, k, n);
-  }
+  return to;
+}
+
+const int8_t* ResidentWeights::add(const int8_t* weight, size_t bytes) {
+  int8_t* const to = take(bytes);
+  memcpy(to, weight, bytes);
+  return to;
+}
+
+const int8_t* ResidentWeights::add_reordered(const int8_t* weight, int k, int n) {
+  int8_t* const to = take(static_cast<size_t>(k) * n);
+  reorder(weight, to, k, n);
   return to;
 }
 

@@ -22,10 +22,14 @@ class ResidentWeights {
   ResidentWeights(const ResidentWeights&) = delete;
   ResidentWeights& operator=(const ResidentWeights&) = delete;
 
-  // Copies a (k, n) weight and returns where it now lies, in the kernels' order.
-  const int8_t* add(const int8_t* weight, WeightLayout layout, int k, int n);
+  // Both copy a weight and return where it now lies: as it is, or put in order from a (k, n) one of
+  // version 0.1.
+  const int8_t* add(const int8_t* weight, size_t bytes);
+  const int8_t* add_reordered(const int8_t* weight, int k, int n);
 
  private:
+  int8_t* take(size_t bytes);
+
   int8_t* data_ = nullptr;
   size_t size_ = 0, used_ = 0;
 };

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "weight_formats.h"
+
 namespace qla {
 
 // Sixteen floats on a cache line of their own; a vector of them keeps the alignment.
@@ -14,7 +16,8 @@ struct alignas(64) Floats16 {
 // One linear layer: y = (u8 activations . s8 weights) * scales + bias; see docs/numerics.md.
 struct Linear {
   int k = 0, n = 0;
-  const int8_t* weight = nullptr;    // packed n64k4 (kernels.h)
+  WeightFormat format = WeightFormat::kW8A8;
+  const int8_t* weight = nullptr;    // (k, n) in that format
   const float* scale = nullptr;      // (n) per output channel
   const float* bias = nullptr;       // (n)
   std::vector<Floats16> column_sum;  // (n) sum of weights over k; exact, being below 2^24

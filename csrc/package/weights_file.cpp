@@ -1,7 +1,5 @@
 #include "package/weights_file.h"
 
-#include <smmintrin.h>
-
 #include <algorithm>
 #include <cmath>
 #include <string>
@@ -14,31 +12,6 @@ namespace qla {
 namespace {
 
 int64_t pad16(int64_t n) { return (n + 15) / 16 * 16; }
-
-// The sum of each column of a packed weight over k. Four k of a column stand side by side, so
-// multiplying by ones and adding neighbours, bytes first and then words, sums exactly those.
-std::vector<int32_t> column_sums(const int8_t* packed, int k, int n) {
-  constexpr int kVectors = 16, kMostQuads = 64;  // of 4 columns; 64 * 2 * 2 * 128 < 2^15
-  const __m128i ones8 = _mm_set1_epi8(1), ones16 = _mm_set1_epi16(1);
-  std::vector<int32_t> sums(static_cast<size_t>(n));
-  const auto* vectors = reinterpret_cast<const __m128i*>(packed);
-  for (int column = 0; column < n; column += 4 * kVectors) {
-    auto* sum = reinterpret_cast<__m128i*>(sums.data() + column);
-    for (int quad = 0; quad < k / 4;) {
-      __m128i words[kVectors] = {};
-      for (const int stop = std::min(quad + kMostQuads, k / 4); quad < stop; ++quad) {
-        for (int i = 0; i < kVectors; ++i) {
-          words[i] = _mm_add_epi16(words[i], _mm_maddubs_epi16(ones8, _mm_load_si128(vectors++)));
-        }
-      }
-      for (int i = 0; i < kVectors; ++i) {
-        const __m128i so_far = _mm_loadu_si128(sum + i);
-        _mm_storeu_si128(sum + i, _mm_add_epi32(so_far, _mm_madd_epi16(words[i], ones16)));
-      }
-    }
-  }
-  return sums;
-}
 
 // Hands out the tensors the config calls for, each once and checked; in the end none is left over.
 class TensorReader {
@@ -80,7 +53,8 @@ class TensorReader {
 
   std::vector<Floats16> column_sum(const std::string& name, const Linear& linear) {
     const auto* given = reinterpret_cast<const int32_t*>(take(name, Dtype::kI32, {linear.n}).data);
-    const std::vector<int32_t> sums = column_sums(linear.weight, linear.k, linear.n);
+    std::vector<int32_t> sums(static_cast<size_t>(linear.n));
+    weight_format(linear.format).column_sums(linear.weight, linear.k, linear.n, sums.data());
     for (size_t i = 0; i < sums.size(); ++i) {
       if (given[i] == sums[i]) continue;
       bad(name, "[" + std::to_string(i) + "] is " + std::to_string(given[i]) +
@@ -103,7 +77,7 @@ class TensorReader {
   void linear(const std::string& prefix, int k, int n, Linear& linear) {
     linear.k = k;
     linear.n = n;
-    linear.weight = weight(prefix + ".weight", k, n);
+    linear.weight = weight(prefix + ".weight", linear);
     linear.scale = padded_scales(prefix + ".scale", n);
     linear.bias = floats(prefix + ".bias", {n});
     linear.column_sum = column_sum(prefix + ".column_sum", linear);
@@ -114,11 +88,14 @@ class TensorReader {
   }
 
  private:
-  const int8_t* weight(const std::string& name, int k, int n) {
-    const Shape shape = layout_ == WeightLayout::kN64K4 ? Shape{n / 64, k / 4, 64, 4}
-                                                        : Shape{k / 64, n / 16, 16, 16, 4};
-    const int8_t* in_file = bytes(name, shape);
-    return resident_ ? resident_->add(in_file, layout_, k, n) : in_file;
+  const int8_t* weight(const std::string& name, const Linear& linear) {
+    const int k = linear.k, n = linear.n;
+    if (layout_ == WeightLayout::kK64N16K4) {
+      return resident_->add_reordered(bytes(name, {k / 64, n / 16, 16, 16, 4}), k, n);
+    }
+    const auto [blocks, steps, columns, step_bytes] = weight_format(linear.format).shape(k, n);
+    const int8_t* in_file = bytes(name, {blocks, steps, columns, step_bytes});
+    return resident_ ? resident_->add(in_file, weight_bytes(linear.format, k, n)) : in_file;
   }
 
   [[noreturn]] static void bad(const std::string& name, const std::string& what) {

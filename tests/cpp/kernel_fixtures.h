@@ -13,14 +13,19 @@
 
 namespace qla {
 
-// Every instruction set that this machine (or the AMX emulator) lets us run.
-inline std::vector<Isa> usable_isas() {
-  std::vector<Isa> isas;
-  for (Isa isa : kAllIsas) {
-    if (isa_status(isa).usable) isas.push_back(isa);
+// A test once for each instruction set; it skips, saying why, those that neither this machine nor
+// the AMX emulator lets us run. tests/test_cpp.py picks instruction sets by these names.
+class OnEveryIsa : public testing::TestWithParam<Isa> {
+ protected:
+  void SetUp() override {
+    const IsaStatus status = isa_status(GetParam());
+    if (!status.usable) GTEST_SKIP() << isa_name(GetParam()) << ": " << status.reason;
   }
-  return isas;
-}
+};
+#define QLA_TEST_ON_EVERY_ISA(suite)        \
+  INSTANTIATE_TEST_SUITE_P(                 \
+      , suite, testing::ValuesIn(kAllIsas), \
+      [](const testing::TestParamInfo<Isa>& isa) { return std::string(isa_name(isa.param)); })
 
 // What a parallel region of the engine sets up around kernels.
 class KernelRegion {

@@ -23,7 +23,16 @@ Quantized quantize(const std::vector<float>& x, Isa isa, QuantizeArgs how = {}) 
   return r;
 }
 
-TEST(Quantize, RoundTripsWithinHalfAStep) {
+class Quantize : public OnEveryIsa {};
+class LayerNorms : public OnEveryIsa {};
+class Rows : public OnEveryIsa {};
+class Dot : public OnEveryIsa {};
+QLA_TEST_ON_EVERY_ISA(Quantize);
+QLA_TEST_ON_EVERY_ISA(LayerNorms);
+QLA_TEST_ON_EVERY_ISA(Rows);
+QLA_TEST_ON_EVERY_ISA(Dot);
+
+TEST(QuantizeReference, RoundTripsWithinHalfAStep) {
   for (int n : {64, 384, 1536}) {
     const std::vector<float> x = Random(8).floats(n, 3.0f);
     const Quantized r = quantize(x, Isa::kRef);
@@ -36,7 +45,7 @@ TEST(Quantize, RoundTripsWithinHalfAStep) {
 
 // docs/numerics.md, in double precision, where product and sum are exact but for ties' ties: 24
 // bits times 24 bits, plus a small integer.
-TEST(Quantize, IsItsFormula) {
+TEST(QuantizeReference, IsItsFormula) {
   std::vector<std::vector<float>> rows;
   for (unsigned seed = 0; seed < 20; ++seed) rows.push_back(Random(seed).floats(384, 3.0f));
   // The lowest value lands a little below -1/2: its zero point was rounded from a rounded product.
@@ -62,94 +71,101 @@ TEST(Quantize, IsItsFormula) {
 }
 
 // A GEMM's epilogue has found the largest value, lane by lane; the smallest is known.
-TEST(Quantize, AfterGelu) {
+TEST_P(Quantize, AfterGelu) {
   for (float sigma : {0.01f, 1.0f, 30.0f}) {
     std::vector<float> x = Random(12).floats(384, sigma), lanes(16, kLeastGelu);
     for (float& value : x) value = std::max(value, kLeastGelu);
     x[5] = kLeastGelu;
     for (size_t i = 0; i < x.size(); ++i) lanes[i % 16] = std::max(lanes[i % 16], x[i]);
     const Quantized want = quantize(x, Isa::kRef);
-    for (Isa isa : usable_isas()) {
-      Quantized r{std::vector<uint8_t>(x.size()), 0, 0};
-      const KernelRegion region(isa);
-      const float* row = x.data();
-      select_kernels(isa).quantize(&row, 1, 384, lanes.data(), {}, r.q.data(), &r.scale, &r.zero);
-      EXPECT_TRUE(same_bits(r.q, want.q)) << isa_name(isa);
-      EXPECT_EQ(r.scale, want.scale);
-      EXPECT_EQ(r.zero, want.zero);
-    }
+    Quantized r{std::vector<uint8_t>(x.size()), 0, 0};
+    const KernelRegion region(GetParam());
+    const float* row = x.data();
+    select_kernels(GetParam())
+        .quantize(&row, 1, 384, lanes.data(), {}, r.q.data(), &r.scale, &r.zero);
+    EXPECT_TRUE(same_bits(r.q, want.q));
+    EXPECT_EQ(r.scale, want.scale);
+    EXPECT_EQ(r.zero, want.zero);
   }
 }
 
-TEST(Quantize, OneSidedFlatAndTinyRows) {
+TEST(QuantizeReference, OneSidedFlatAndTinyRows) {
   for (float value : {0.0f, 5.0f, -5.0f, 1e-38f}) {
     const Quantized r = quantize(std::vector<float>(64, value), Isa::kRef);
     EXPECT_NEAR((static_cast<int>(r.q[0]) - r.zero) * r.scale, value, r.scale + 1e-30);
   }
 }
 
-TEST(Quantize, StaticScalesClampWhatCalibrationNeverSaw) {
+TEST_P(Quantize, StaticScalesClampWhatCalibrationNeverSaw) {
   std::vector<float> x(64, 0.5f);
   x[0] = 1e30f;
   x[1] = -1e30f;
-  for (Isa isa : usable_isas()) {
-    const Quantized r = quantize(x, isa, {true, 0.01f, 100});
-    EXPECT_EQ(r.q[0], 255) << isa_name(isa);
-    EXPECT_EQ(r.q[1], 0) << isa_name(isa);
-    EXPECT_EQ(r.q[2], 150) << isa_name(isa);
-  }
+  const Quantized r = quantize(x, GetParam(), {true, 0.01f, 100});
+  EXPECT_EQ(r.q[0], 255);
+  EXPECT_EQ(r.q[1], 0);
+  EXPECT_EQ(r.q[2], 150);
 }
 
-TEST(Quantize, EveryIsaGivesTheSameBits) {
+TEST_P(Quantize, GivesTheSameBits) {
   for (int n : {64, 384, 1536}) {
     const std::vector<float> x = Random(9).floats(n, 2.0f);
     for (QuantizeArgs how : {QuantizeArgs{}, QuantizeArgs{true, 0.02f, 128}}) {
-      const Quantized want = quantize(x, Isa::kRef, how);
-      for (Isa isa : usable_isas()) {
-        const Quantized got = quantize(x, isa, how);
-        EXPECT_TRUE(same_bits(got.q, want.q)) << isa_name(isa);
-        EXPECT_EQ(got.scale, want.scale);
-        EXPECT_EQ(got.zero, want.zero);
-      }
+      const Quantized want = quantize(x, Isa::kRef, how), got = quantize(x, GetParam(), how);
+      EXPECT_TRUE(same_bits(got.q, want.q));
+      EXPECT_EQ(got.scale, want.scale);
+      EXPECT_EQ(got.zero, want.zero);
     }
   }
 }
 
-TEST(Norm, MatchesDoublePrecisionOnEveryIsa) {
-  for (int n : {64, 384, 1024}) {
+struct NormProblem {
+  int n;
+  std::vector<float> x, residual, weight, bias;
+  explicit NormProblem(int n_) : n(n_) {
     Random random(10);
-    const std::vector<float> x = random.floats(n, 2.0f), residual = random.floats(n, 1.0f),
-                             weight = random.floats(n, 1.0f), bias = random.floats(n, 1.0f);
+    x = random.floats(n, 2.0f);
+    residual = random.floats(n, 1.0f);
+    weight = random.floats(n, 1.0f);
+    bias = random.floats(n, 1.0f);
+  }
+};
+
+std::vector<float> residual_norm(const NormProblem& p, Isa isa) {
+  std::vector<float> out(p.n);
+  const KernelRegion region(isa);
+  const NormRow row{p.x.data(), p.residual.data(), out.data()};
+  select_kernels(isa).residual_norm(&row, 1, {p.weight.data(), p.bias.data(), 1e-12f}, p.n);
+  return out;
+}
+
+TEST(LayerNormReference, MatchesDoublePrecision) {
+  for (int n : {64, 384, 1024}) {
+    const NormProblem p(n);
+    const std::vector<float> out = residual_norm(p, Isa::kRef);
     double mean = 0, variance = 0;
-    for (int i = 0; i < n; ++i) mean += (x[i] + residual[i]) / static_cast<double>(n);
+    for (int i = 0; i < n; ++i) mean += (p.x[i] + p.residual[i]) / static_cast<double>(n);
     for (int i = 0; i < n; ++i) {
-      variance += std::pow(x[i] + residual[i] - mean, 2) / static_cast<double>(n);
+      variance += std::pow(p.x[i] + p.residual[i] - mean, 2) / static_cast<double>(n);
     }
-    std::vector<float> want(n);
-    for (Isa isa : usable_isas()) {
-      std::vector<float> out(n);
-      {
-        const KernelRegion region(isa);
-        const NormRow row{x.data(), residual.data(), out.data()};
-        select_kernels(isa).residual_norm(&row, 1, {weight.data(), bias.data(), 1e-12f}, n);
-      }
-      if (isa == Isa::kRef) {
-        want = out;
-        for (int i = 0; i < n; ++i) {
-          const double y = (x[i] + residual[i] - mean) / std::sqrt(variance + 1e-12);
-          // Sums of n/64 terms a lane plus a tree of 6: (n/64 + 10) roundings at most.
-          const double bound = (n / 64 + 10) * std::ldexp(1.0, -24) * (std::abs(y) + 1);
-          ASSERT_NEAR(out[i], y * weight[i] + bias[i],
-                      bound * std::abs(weight[i]) + std::ldexp(std::abs(bias[i]), -23));
-        }
-      }
-      EXPECT_TRUE(same_bits(out, want)) << isa_name(isa);
+    for (int i = 0; i < n; ++i) {
+      const double y = (p.x[i] + p.residual[i] - mean) / std::sqrt(variance + 1e-12);
+      // Sums of n/64 terms a lane plus a tree of 6: (n/64 + 10) roundings at most.
+      const double bound = (n / 64 + 10) * std::ldexp(1.0, -24) * (std::abs(y) + 1);
+      ASSERT_NEAR(out[i], y * p.weight[i] + p.bias[i],
+                  bound * std::abs(p.weight[i]) + std::ldexp(std::abs(p.bias[i]), -23));
     }
+  }
+}
+
+TEST_P(LayerNorms, GiveTheSameBits) {
+  for (int n : {64, 384, 1024}) {
+    const NormProblem p(n);
+    EXPECT_TRUE(same_bits(residual_norm(p, GetParam()), residual_norm(p, Isa::kRef))) << n;
   }
 }
 
 // Rows go several at a time; none may notice its neighbours, or where it lies.
-TEST(Rows, GiveTheSameBitsTogetherAndAlone) {
+TEST_P(Rows, GiveTheSameBitsTogetherAndAlone) {
   const int n = 64, count = 35;
   Random random(13);
   const std::vector<float> x = random.floats(count * n, 2.0f), y = random.floats(count * n, 1.0f),
@@ -158,7 +174,8 @@ TEST(Rows, GiveTheSameBitsTogetherAndAlone) {
     std::vector<float> normal, scale, zero;
     std::vector<uint8_t> q;
   };
-  const auto run = [&](Isa isa, int together) {
+  const Isa isa = GetParam();
+  const auto run = [&](int together) {
     Result to{std::vector<float>(x.size()), std::vector<float>(count), std::vector<float>(count),
               std::vector<uint8_t>(x.size())};
     std::vector<NormRow> norm_rows;
@@ -177,19 +194,17 @@ TEST(Rows, GiveTheSameBitsTogetherAndAlone) {
     }
     return to;
   };
-  for (Isa isa : usable_isas()) {
-    const Result alone = run(isa, 1);
-    for (int together : {2, 9, count}) {
-      const Result got = run(isa, together);
-      EXPECT_TRUE(same_bits(got.normal, alone.normal)) << isa_name(isa) << " " << together;
-      EXPECT_TRUE(same_bits(got.q, alone.q) && same_bits(got.scale, alone.scale) &&
-                  same_bits(got.zero, alone.zero))
-          << isa_name(isa) << " " << together;
-    }
+  const Result alone = run(1);
+  for (int together : {2, 9, count}) {
+    const Result got = run(together);
+    EXPECT_TRUE(same_bits(got.normal, alone.normal)) << together;
+    EXPECT_TRUE(same_bits(got.q, alone.q) && same_bits(got.scale, alone.scale) &&
+                same_bits(got.zero, alone.zero))
+        << together;
   }
 }
 
-TEST(Norm, EmbeddingsOnEveryIsa) {
+TEST_P(LayerNorms, OfEmbeddingsAreThoseOfTheirSums) {
   const int n = 384;
   Random random(11);
   const std::vector<int8_t> word = random.ints<int8_t>(n, -127, 127);
@@ -203,16 +218,14 @@ TEST(Norm, EmbeddingsOnEveryIsa) {
     const NormRow row{sum.data(), zero.data(), want.data()};
     select_kernels(Isa::kRef).residual_norm(&row, 1, norm, n);
   }
-  for (Isa isa : usable_isas()) {
-    std::vector<float> out(n);
-    const KernelRegion region(isa);
-    const EmbedRow row{word.data(), 0.001f, position.data(), type.data(), out.data()};
-    select_kernels(isa).embed_norm(&row, 1, norm, n);
-    EXPECT_TRUE(same_bits(out, want)) << isa_name(isa);
-  }
+  std::vector<float> out(n);
+  const KernelRegion region(GetParam());
+  const EmbedRow row{word.data(), 0.001f, position.data(), type.data(), out.data()};
+  select_kernels(GetParam()).embed_norm(&row, 1, norm, n);
+  EXPECT_TRUE(same_bits(out, want));
 }
 
-TEST(Dot, EveryIsaGivesTheSameBits) {
+TEST_P(Dot, IsExactEnoughAndTheSame) {
   Random random(12);
   const std::vector<float> a = random.floats(768, 1.0f), b = random.floats(768, 1.0f);
   const double exact = std::inner_product(a.begin(), a.end(), b.begin(), 0.0);
@@ -220,9 +233,7 @@ TEST(Dot, EveryIsaGivesTheSameBits) {
   double magnitude = 0;
   for (int i = 0; i < 768; ++i) magnitude += std::abs(a[i] * b[i]);
   EXPECT_NEAR(want, exact, magnitude * (768 / 16 + 4) * std::ldexp(1.0, -24));
-  for (Isa isa : usable_isas()) {
-    EXPECT_EQ(select_kernels(isa).dot(a.data(), b.data(), 768), want) << isa_name(isa);
-  }
+  EXPECT_EQ(select_kernels(GetParam()).dot(a.data(), b.data(), 768), want);
 }
 
 TEST(TopK, KeepsTheLargestTiesToTheLowerPosition) {

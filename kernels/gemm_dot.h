@@ -1,4 +1,5 @@
-// u8 x s8 GEMM on dot-product instructions: written once, blocked by each ISA's register count.
+// The GEMM on dot-product instructions: written once for every weight format, blocked by each ISA's
+// register count.
 //
 // A block is at most kGemmRows rows x kGemmPanels * 16 columns; every step of 4 k loads the panels'
 // weights and one broadcast of 4 activation bytes a row. Columns are the outer loop: the weights of
@@ -9,30 +10,32 @@
 #pragma once
 
 #include "gemm_epilogue.h"
+#include "weight_format_w8a8.h"
 
 namespace qla {
 namespace {
 
 using Sums = BlockSums<kGemmRows, kGemmPanels>;
-template <Epilogue kEpilogue>
-using BlockBefore = Unfinished<kEpilogue, kGemmRows, kGemmPanels>;
+template <typename Out>
+using BlockBefore = Unfinished<Out, kGemmRows, kGemmPanels>;
 
-// Leaves its sums in `sums`, where it finds those of the block before.
-template <Epilogue kEpilogue, int kRows>
-void gemm_block(const GemmArgs& g, int row, int col, Sums& sums, BlockBefore<kEpilogue>& before) {
+// Rows from `row` on by the weights `b` of `col` and its neighbours. Leaves its sums in `sums`,
+// where it finds those of the block before.
+template <typename Format, int kRows, typename Out>
+void gemm_block(const GemmArgs& g, const int8_t* b, int row, int col, Sums& sums,
+                BlockBefore<Out>& before) {
   Dot16 sum[kRows][kGemmPanels];
   for (int m = 0; m < kRows; ++m) {
     for (int j = 0; j < kGemmPanels; ++j) sum[m][j] = dot_from(set1(0));
   }
   const uint8_t* a = g.a + static_cast<size_t>(row) * g.lda;
-  const int8_t* b = weights_of(g, col);
   const int share = before.share(g.k / 64);
   for (int k = 0; k < g.k; k += 64) {
 #pragma GCC unroll 2
-    for (int step = 0; step < 16; ++step, b += kQuadBytes) {
+    for (int step = 0; step < 16; ++step, b += Format::kQuadBytes) {
       Columns w[kGemmPanels];
 #pragma GCC unroll 4
-      for (int j = 0; j < kGemmPanels; ++j) w[j] = load_columns(b + j * 64);
+      for (int j = 0; j < kGemmPanels; ++j) w[j] = Format::load(b, j);
 #pragma GCC unroll 6
       for (int m = 0; m < kRows; ++m) {
         const Quad x = load_quad(a + static_cast<size_t>(m) * g.lda + k + step * 4);
@@ -51,25 +54,26 @@ void gemm_block(const GemmArgs& g, int row, int col, Sums& sums, BlockBefore<kEp
 }
 
 // A block of just `rows` rows, at most kRows.
-template <Epilogue kEpilogue, int kRows = kGemmRows>
-void gemm_rows(const GemmArgs& g, int row, int rows, int col, Sums& sums,
-               BlockBefore<kEpilogue>& before) {
+template <typename Format, int kRows = kGemmRows, typename Out>
+void gemm_rows(const GemmArgs& g, const int8_t* b, int row, int rows, int col, Sums& sums,
+               BlockBefore<Out>& before) {
   if constexpr (kRows > 0) {
-    if (rows == kRows) return gemm_block<kEpilogue, kRows>(g, row, col, sums, before);
-    gemm_rows<kEpilogue, kRows - 1>(g, row, rows, col, sums, before);
+    if (rows == kRows) return gemm_block<Format, kRows>(g, b, row, col, sums, before);
+    gemm_rows<Format, kRows - 1>(g, b, row, rows, col, sums, before);
   }
 }
 
-template <Epilogue kEpilogue>
-void gemm(const GemmArgs& g) {
+template <typename Format, typename Out>
+void gemm(const GemmArgs& g, const Out& out) {
   Sums sums;
-  BlockBefore<kEpilogue> before(g, sums);
+  BlockBefore<Out> before(g, out, sums);
   for (int col = g.first_col; col < g.last_col; col += 16 * kGemmPanels) {
+    const int8_t* b = Format::columns(g.b, g.k, col);
     // Equal blocks: a single row below a full one would wait for its own few sums.
     int blocks = (g.rows + kGemmRows - 1) / kGemmRows;
     for (int row = 0, rows; blocks > 0; row += rows, --blocks) {
       rows = (g.rows - row + blocks - 1) / blocks;
-      gemm_rows<kEpilogue>(g, row, rows, col, sums, before);
+      gemm_rows<Format>(g, b, row, rows, col, sums, before);
     }
   }
   before.finish(kGemmRows);

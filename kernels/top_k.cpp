@@ -1,5 +1,5 @@
-// Which tokens stay: top-k by attention column sum. The gather itself is not a kernel of its own:
-// kept rows are picked up by index where they are quantized and normalized anyway.
+// Which tokens stay: top-k by attention column sum. No kernel gathers them: kept rows are picked up
+// by index where they are quantized and normalized anyway.
 #include <algorithm>
 #include <cstring>
 #include <functional>

@@ -1,8 +1,8 @@
-// u8 x s8 GEMM with TDPBUSD: 2 x 2 tiles, 32 rows x 32 columns.
+// The GEMM with TDPBUSD: 2 x 2 tiles, 32 rows x 32 columns.
 //
 //   tmm0..3  accumulators   (0: top left, 1: top right, 2: bottom left, 3: bottom right)
 //   tmm4,5   A: 16 rows x 64 k
-//   tmm6,7   B: 64 k x 16 columns, 16 cache lines each, 256 bytes apart in the packed weights
+//   tmm6,7   B: 64 k x 16 columns, 16 rows of 4 k each
 //
 // Tiles reach the vector unit only through memory, and at k = 384 a block is just 24 tile products:
 // an epilogue that waited for them would cost as much again (Unfinished, gemm_epilogue.h).
@@ -10,21 +10,22 @@
 //
 #include "gemm_epilogue.h"
 #include "tiles.h"
+#include "weight_format_w8a8.h"
 
 namespace qla {
 namespace {
 
 constexpr int kBlock = 32;  // rows and columns
 
-template <Epilogue kEpilogue>
-using BlockBefore = Unfinished<kEpilogue, kBlock, kBlock / 16>;
+template <typename Out>
+using BlockBefore = Unfinished<Out, kBlock, kBlock / 16>;
 
-// The products of one block, into tmm0..1 or (more than 16 rows) tmm0..3.
-template <bool kBottom, Epilogue kEpilogue>
-QLA_INLINE void multiply(const GemmArgs& g, int row, int col, BlockBefore<kEpilogue>& before) {
+// The products of one block by the weights `b` of its columns, into tmm0..1 or (more than 16 rows)
+// tmm0..3.
+template <typename Format, bool kBottom, typename Out>
+QLA_INLINE void multiply(const GemmArgs& g, const int8_t* b, int row, BlockBefore<Out>& before) {
   const uint8_t* a0 = g.a + static_cast<size_t>(row) * g.lda;
   const uint8_t* a1 = a0 + static_cast<size_t>(16) * g.lda;
-  const int8_t* b = weights_of(g, col);
   const int64_t lda = g.lda;
   const int share = before.share(g.k / 64);
   _tile_zero(0);
@@ -33,11 +34,11 @@ QLA_INLINE void multiply(const GemmArgs& g, int row, int col, BlockBefore<kEpilo
     _tile_zero(2);
     _tile_zero(3);
   }
-  for (int k = 0; k < g.k; k += 64, b += 16 * kQuadBytes) {
-    _tile_loadd(6, b, kQuadBytes);
+  for (int k = 0; k < g.k; k += 64, b += Format::kBlockBytes) {
+    _tile_loadd(6, Format::panel(b, 0), Format::kQuadBytes);
     _tile_loadd(4, a0 + k, lda);
     _tile_dpbusd(0, 4, 6);
-    _tile_loadd(7, b + kTileRowBytes, kQuadBytes);
+    _tile_loadd(7, Format::panel(b, 1), Format::kQuadBytes);
     _tile_dpbusd(1, 4, 7);
     if constexpr (kBottom) {
       _tile_loadd(5, a1 + k, lda);
@@ -48,19 +49,20 @@ QLA_INLINE void multiply(const GemmArgs& g, int row, int col, BlockBefore<kEpilo
   }
 }
 
-template <Epilogue kEpilogue>
-void gemm(const GemmArgs& g) {
+template <typename Format, typename Out>
+void gemm(const GemmArgs& g, const Out& out) {
   BlockSums<kBlock, kBlock / 16> sums;
   constexpr int kStride = sizeof sums.row[0];
-  BlockBefore<kEpilogue> before(g, sums);
+  BlockBefore<Out> before(g, out, sums);
   publish_to_tiles();
   for (int col = g.first_col; col < g.last_col; col += kBlock) {
+    const int8_t* b = Format::columns(g.b, g.k, col);
     for (int row = 0; row < g.rows; row += kBlock) {
       const int rows = g.rows - row < kBlock ? g.rows - row : kBlock;
       if (rows > 16) {
-        multiply<true>(g, row, col, before);
+        multiply<Format, true>(g, b, row, before);
       } else {
-        multiply<false>(g, row, col, before);
+        multiply<Format, false>(g, b, row, before);
       }
       _tile_stored(0, sums.row[0], kStride);
       _tile_stored(1, sums.row[0] + 16, kStride);
@@ -76,7 +78,7 @@ void gemm(const GemmArgs& g) {
 
 }  // namespace
 
-void gemm_u8s8_amx(const GemmArgs& g) { QLA_DISPATCH_EPILOGUE(gemm, g) }
+QLA_DEFINE_GEMM(gemm_u8s8_amx, W8A8)
 
 void load_tile_config() {
   static const TileConfig config;
