@@ -1,0 +1,54 @@
+// Linear layers as calls of kernels: the one place that fills in QuantizeArgs and GemmArgs.
+#pragma once
+
+#include <type_traits>
+
+#include "encoder/forward_pass.h"
+
+namespace qla {
+
+// t.rows to the u8 input of a linear layer. The second one is for GELU's outputs, whose largest
+// values the product before it has left in t.gelu_max.
+void quantize(const ForwardPass& pass, const Linear& linear, Rows in_hand, RowScratch& t);
+void quantize_gelu(const ForwardPass& pass, const Linear& linear, Rows in_hand, RowScratch& t);
+
+// A product of quantized rows on its way to a GEMM, and what becomes of it.
+template <typename Out>
+struct Product {
+  WeightFormat format;
+  GemmArgs args;
+  Out out;
+};
+
+// Of the first `rows` rows of t: to t.c, GELU of it to t.c, or Q, K and V to t.qkv_row.
+Product<BiasOut> bias_product(const Linear& linear, int rows, const RowScratch& t);
+Product<GeluOut> gelu_product(const Linear& linear, int rows, const RowScratch& t);
+Product<QkvOut> qkv_product(const Linear& linear, int rows, const RowScratch& t, int head_dim);
+
+// The whole product on one thread.
+template <typename Out>
+void multiply(const ForwardPass& pass, const Product<Out>& product) {
+  pass.kernels.gemm(product.format)(product.args, product.out);
+}
+
+constexpr int kMaximaLanes = 16;  // of GeluOut::row_max, by row
+
+// The columns of the product shared out among the team. Each share of a gelu_product has maxima of
+// its own: join_maxima, behind the next barrier, gives some of the rows those of all their columns.
+template <typename Out>
+void multiply_by_columns(ForwardPass& pass, const Product<Out>& whole, Member& m) {
+  const Runs shares = pass.split.column_shares(whole.args.n);
+  pass.loops.run(m, shares.count(), [&](int i) {
+    Product<Out> share = whole;
+    share.args.first_col = shares.first(i);
+    share.args.last_col = shares.first(i) + shares.length(i);
+    if constexpr (std::is_same_v<Out, GeluOut>) {
+      share.out.row_max += static_cast<size_t>(i) * kMaximaLanes * whole.args.rows;
+    }
+    multiply(pass, share);
+  });
+}
+void join_maxima(const ForwardPass& pass, const Linear& linear, int rows, Rows in_hand,
+                 RowScratch& t);
+
+}  // namespace qla
