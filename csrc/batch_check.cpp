@@ -4,12 +4,14 @@
 #include <cstdint>
 
 #include "error.h"
-#include "length_plan.h"
+#include "lengths.h"
 
 namespace qla {
 namespace {
 
 using Long = long long;  // what %lld wants
+
+constexpr int64_t kMostStages = 1024;  // more than any header will have: not a count
 
 template <typename T>
 void check_aligned(const T* pointer, const char* name) {
@@ -122,6 +124,12 @@ void check_outputs(const qla_outputs& outputs) {
   check_aligned(outputs.scores, "scores");
   check_aligned(outputs.macs, "macs");
   check_aligned(outputs.stage_seconds, "stage_seconds");
+  if (outputs.num_stages < 0 || outputs.num_stages > kMostStages) {
+    fail(QLA_INVALID_INPUT,
+         "num_stages is %lld; it must be 0 to %lld: set it to QLA_NUM_STAGES, the entries of "
+         "stage_seconds",
+         Long{outputs.num_stages}, Long{kMostStages});
+  }
 }
 
 }  // namespace qla

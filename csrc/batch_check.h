@@ -1,7 +1,7 @@
 // What a caller's batch must be like before any of it is used.
 #pragma once
 
-#include "package.h"
+#include "package/package.h"
 #include "qla/qla.h"
 
 namespace qla {

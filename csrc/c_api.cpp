@@ -8,10 +8,10 @@
 
 #include "caller_structs.h"
 #include "cost_model.h"
-#include "crc32c.h"
 #include "engine.h"
 #include "error.h"
 #include "named_lengths.h"
+#include "package/crc32c.h"
 #include "qla/qla.h"
 #include "spans.h"
 
@@ -97,6 +97,7 @@ qla_status qla_get_info(const qla_engine* engine, qla_model_info* info) {
     filled.type_vocab_size = e.type_vocab_size;
     filled.task = engine->engine.package().task.kind;
     filled.outputs = engine->engine.package().task.outputs;
+    filled.logits_per_token = engine->engine.package().task.logits_per_token();
     filled.num_threads = engine->engine.num_threads();
     filled.streams = engine->engine.streams();
     qla::write_struct(filled, info, "qla_model_info");

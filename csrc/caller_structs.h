@@ -17,6 +17,9 @@ T* require(T* pointer, const char* name) {
 }
 
 // Where the fields of each struct end: the sizes that a caller's header can have given it.
+//
+// A new field that callers fill in must not begin in the padding behind the last one: an older
+// caller's size covers that padding, so whatever lies there would be read as the field.
 #define QLA_END(type, field) (offsetof(type, field) + sizeof(type::field))
 inline std::initializer_list<size_t> field_ends(const qla_options*) {
   static constexpr std::initializer_list<size_t> kEnds = {
@@ -28,12 +31,19 @@ inline std::initializer_list<size_t> field_ends(const qla_options*) {
 }
 inline std::initializer_list<size_t> field_ends(const qla_model_info*) {
   static constexpr std::initializer_list<size_t> kEnds = {
-      QLA_END(qla_model_info, struct_size),   QLA_END(qla_model_info, layers),
-      QLA_END(qla_model_info, hidden),        QLA_END(qla_model_info, heads),
-      QLA_END(qla_model_info, intermediate),  QLA_END(qla_model_info, vocab_size),
-      QLA_END(qla_model_info, max_positions), QLA_END(qla_model_info, type_vocab_size),
-      QLA_END(qla_model_info, task),          QLA_END(qla_model_info, outputs),
-      QLA_END(qla_model_info, num_threads),   QLA_END(qla_model_info, streams)};
+      QLA_END(qla_model_info, struct_size),
+      QLA_END(qla_model_info, layers),
+      QLA_END(qla_model_info, hidden),
+      QLA_END(qla_model_info, heads),
+      QLA_END(qla_model_info, intermediate),
+      QLA_END(qla_model_info, vocab_size),
+      QLA_END(qla_model_info, max_positions),
+      QLA_END(qla_model_info, type_vocab_size),
+      QLA_END(qla_model_info, task),
+      QLA_END(qla_model_info, outputs),
+      QLA_END(qla_model_info, num_threads),
+      QLA_END(qla_model_info, streams),
+      QLA_END(qla_model_info, logits_per_token)};
   return kEnds;
 }
 inline std::initializer_list<size_t> field_ends(const qla_config_info*) {
@@ -56,11 +66,11 @@ inline std::initializer_list<size_t> field_ends(const qla_batch*) {
 }
 inline std::initializer_list<size_t> field_ends(const qla_outputs*) {
   static constexpr std::initializer_list<size_t> kEnds = {
-      QLA_END(qla_outputs, struct_size),  QLA_END(qla_outputs, last_hidden),
-      QLA_END(qla_outputs, logits),       QLA_END(qla_outputs, kept_counts),
-      QLA_END(qla_outputs, kept),         QLA_END(qla_outputs, hidden_states),
-      QLA_END(qla_outputs, scores),       QLA_END(qla_outputs, macs),
-      QLA_END(qla_outputs, stage_seconds)};
+      QLA_END(qla_outputs, struct_size),   QLA_END(qla_outputs, last_hidden),
+      QLA_END(qla_outputs, logits),        QLA_END(qla_outputs, kept_counts),
+      QLA_END(qla_outputs, kept),          QLA_END(qla_outputs, hidden_states),
+      QLA_END(qla_outputs, scores),        QLA_END(qla_outputs, macs),
+      QLA_END(qla_outputs, stage_seconds), QLA_END(qla_outputs, num_stages)};
   return kEnds;
 }
 inline std::initializer_list<size_t> field_ends(const qla_span_search*) {

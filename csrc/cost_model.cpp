@@ -7,7 +7,7 @@
 #include <thread>
 
 #include "error.h"
-#include "length_plan.h"
+#include "lengths.h"
 
 namespace qla {
 namespace {
@@ -63,9 +63,7 @@ class MeasuredCall {
       ids_.push_back(static_cast<int32_t>(i * 7919 % vocabulary));
     }
     const TaskSpec& task = engine.package().task;
-    const bool by_token =
-        task.kind == QLA_TASK_SPAN_QA || task.kind == QLA_TASK_TOKEN_CLASSIFICATION;
-    logits_.resize((by_token ? ids_.size() : shape_.lengths.size()) *
+    logits_.resize((task.logits_per_token() ? ids_.size() : shape_.lengths.size()) *
                    static_cast<size_t>(task.outputs));
   }
 
@@ -164,7 +162,7 @@ Counts count_call(const EncoderSpec& spec, const qla_length_config& config,
   Counts counts{1.0, static_cast<double>(lengths.size()), 0.0, 0.0, 0.0};
   std::vector<int32_t> tokens(static_cast<size_t>(spec.layers) + 1);
   for (const int64_t length : lengths) {
-    plan_lengths(&config, spec.layers, static_cast<int>(length), tokens.data());
+    count_tokens(&config, spec.layers, static_cast<int>(length), tokens.data());
     counts[2] += tokens[0];
     for (int i = 0; i < spec.layers; ++i) {
       const double before = tokens[i], after = tokens[i + 1];
@@ -214,7 +212,7 @@ Budgets::~Budgets() { delete model_.load(); }
 
 void Budgets::fit() {
   std::deque<MeasuredCall> calls;
-  for (Shape& shape : shapes(lengths_.max_length(), engine_.package().encoder.layers)) {
+  for (Shape& shape : shapes(engine_.package().task.max_length, engine_.package().encoder.layers)) {
     calls.emplace_back(engine_, std::move(shape));
   }
   const std::vector<double> took = median_seconds(calls);

@@ -1,5 +1,5 @@
-// What calls take on this machine, for latency budgets: the model of qla_runtime/lengths/cost_model.py,
-// kept in memory alone.
+// What calls take on this machine, for latency budgets: the model of
+// qla_runtime/lengths/cost_model.py, kept in memory alone.
 #pragma once
 
 #include <array>

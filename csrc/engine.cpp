@@ -1,13 +1,13 @@
 #include "engine.h"
 
 #include <algorithm>
-#include <climits>
+#include <array>
 
 #include "batch_check.h"
 #include "error.h"
-#include "length_plan.h"
+#include "lengths.h"
+#include "package/strict_json.h"
 #include "stop.h"
-#include "strict_json.h"
 
 namespace qla {
 namespace {
@@ -71,17 +71,24 @@ const qla_length_config* config_of(const qla_batch& batch, int64_t s) {
 // Result pointers moved on to the chunk that begins with sequence s at token t.
 qla_outputs shifted(const qla_outputs& out, const Package& package, int64_t s, int64_t t) {
   const int64_t hidden = package.encoder.hidden, outputs = package.task.outputs;
-  const bool per_token =
-      package.task.kind == QLA_TASK_SPAN_QA || package.task.kind == QLA_TASK_TOKEN_CLASSIFICATION;
   qla_outputs moved = out;
   if (moved.last_hidden) moved.last_hidden += t * hidden;
-  if (moved.logits) moved.logits += (per_token ? t : s) * outputs;
+  if (moved.logits) moved.logits += (package.task.logits_per_token() ? t : s) * outputs;
   if (moved.kept_counts) moved.kept_counts += s;
   if (moved.kept) moved.kept += t;
   if (moved.hidden_states) moved.hidden_states += t * hidden;
   if (moved.scores) moved.scores += t;
   if (moved.macs) moved.macs += s;
   return moved;
+}
+
+// To as many entries as the caller has room for.
+void report_stages(const std::array<double, QLA_NUM_STAGES>& seconds, const qla_outputs& outputs) {
+  constexpr int64_t kStagesWithoutACount = 8;  // callers that do not know num_stages have these
+  const int64_t room = outputs.num_stages > 0 ? outputs.num_stages : kStagesWithoutACount;
+  const int64_t known = std::min<int64_t>(room, QLA_NUM_STAGES);
+  std::copy_n(seconds.begin(), known, outputs.stage_seconds);
+  std::fill(outputs.stage_seconds + known, outputs.stage_seconds + room, 0.0);
 }
 
 }  // namespace
@@ -100,8 +107,8 @@ void Engine::run(const qla_batch& batch, const qla_outputs& outputs) {
   const int64_t total = batch.offsets[batch.num_sequences];
   const StopRequest stop(batch.stop, batch.stop_user);
   const TeamPool::Lease lease(pool_, stop);
-  if (outputs.stage_seconds) std::fill_n(outputs.stage_seconds, int{QLA_NUM_STAGES}, 0.0);
 
+  std::array<double, QLA_NUM_STAGES> stage_seconds{};
   std::vector<int32_t> tokens;
   std::vector<uint8_t> keep_cls;
   for (int64_t first = 0; first < batch.num_sequences;) {
@@ -112,7 +119,7 @@ void Engine::run(const qla_batch& batch, const qla_outputs& outputs) {
            (end == first || batch.offsets[end + 1] - batch.offsets[first] <= kChunkTokens)) {
       const qla_length_config* config = config_of(batch, end);
       tokens.resize(tokens.size() + static_cast<size_t>(layers) + 1);
-      plan_lengths(config, layers, static_cast<int>(batch.offsets[end + 1] - batch.offsets[end]),
+      count_tokens(config, layers, static_cast<int>(batch.offsets[end + 1] - batch.offsets[end]),
                    tokens.data() + (tokens.size() - static_cast<size_t>(layers) - 1));
       const bool package_default = !config || config->keep_cls < 0;
       keep_cls.push_back(package_default ? package_->task.keep_cls : config->keep_cls != 0);
@@ -126,12 +133,14 @@ void Engine::run(const qla_batch& batch, const qla_outputs& outputs) {
     chunk.keep_cls = keep_cls.data();
     chunk.num_sequences = static_cast<int>(end - first);
     chunk.out = shifted(outputs, *package_, first, t);
+    chunk.out.stage_seconds = outputs.stage_seconds ? stage_seconds.data() : nullptr;
     chunk.total_tokens = total;
     chunk.total_sequences = batch.num_sequences;
     chunk.stop = &stop;
     encoder_.run(lease.team(), lease.workspace(), chunk);
     first = end;
   }
+  if (outputs.stage_seconds) report_stages(stage_seconds, outputs);
 }
 
 }  // namespace qla

@@ -5,9 +5,9 @@
 #include <string>
 #include <vector>
 
-#include "encoder.h"
+#include "encoder/encoder.h"
 #include "kernels.h"
-#include "package.h"
+#include "package/package.h"
 #include "teams.h"
 #include "thread_budget.h"
 

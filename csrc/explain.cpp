@@ -53,7 +53,7 @@ void add_kernels(std::string* text, Isa isa) {
 
 void add_linears(std::string* text, const Package& package) {
   int fixed = 0, total = 0;
-  for (const Layer& layer : package.layers) {
+  for (const Layer& layer : package.weights.layers) {
     for (const Linear* linear : {&layer.qkv, &layer.output, &layer.ffn_in, &layer.ffn_out}) {
       fixed += linear->static_activation;
       ++total;

@@ -1,33 +1,16 @@
 #include "named_lengths.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
-#include "length_plan.h"
+#include "lengths.h"
 
 namespace qla {
 namespace {
 
-NamedLength read_length(const nlohmann::json& entry) {
-  NamedLength length;
-  length.name = entry.value("name", "");
-  length.rule = entry["rule"] == "tokens" ? QLA_LENGTH_TOKENS : QLA_LENGTH_RATIO;
-  length.values = entry["values"].get<std::vector<double>>();
-  length.keep_cls = entry["keep_cls"].get<bool>();
-  if (entry.contains("accuracy")) {
-    const nlohmann::json& accuracy = entry["accuracy"];
-    length.measured = true;
-    length.metric = accuracy["metric"].get<std::string>();
-    length.accuracy = accuracy["value"].get<double>();
-    length.data = accuracy["data"].get<std::string>();
-  }
-  return length;
-}
-
-int64_t macs_of(const Package& package, int max_length, const NamedLength& length) {
+int64_t macs_of(const Package& package, const NamedLength& length) {
   std::vector<int32_t> tokens(static_cast<size_t>(package.encoder.layers) + 1);
   const qla_length_config config = length.plain();
-  plan_lengths(&config, package.encoder.layers, max_length, tokens.data());
+  count_tokens(&config, package.encoder.layers, package.task.max_length, tokens.data());
   return count_macs(package.encoder, package.task, tokens.data());
 }
 
@@ -53,18 +36,17 @@ qla_length_config NamedLength::plain() const {
 }
 
 NamedLengths::NamedLengths(const Package& package) {
-  const auto file = nlohmann::json::parse(package.length_configs_json);
-  max_length_ = nlohmann::json::parse(package.config_json)["task"]["max_length"].get<int>();
-  all_.reserve(file["configs"].size() + file["frontier"].size());
-  for (const nlohmann::json& entry : file["configs"]) all_.push_back(read_length(entry));
+  const LengthsFile& file = package.lengths;
+  all_.reserve(file.configs.size() + file.frontier.size());
+  for (const StoredLength& stored : file.configs) all_.push_back({stored});
   size_t number = 0;
-  for (const nlohmann::json& entry : file["frontier"]) {
-    NamedLength length = read_length(entry);
+  for (const StoredLength& stored : file.frontier) {
+    NamedLength length{stored};
     length.in_frontier = true;
     length.name = free_name(length.name, ++number);
     all_.push_back(std::move(length));
   }
-  for (NamedLength& length : all_) length.macs = macs_of(package, max_length_, length);
+  for (NamedLength& length : all_) length.macs = macs_of(package, length);
   const NamedLength* full = find("full");
   for (NamedLength& length : all_) {
     length.macs_share = static_cast<double>(length.macs) / static_cast<double>(full->macs);

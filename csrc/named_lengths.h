@@ -5,21 +5,14 @@
 #include <string>
 #include <vector>
 
-#include "package.h"
+#include "package/package.h"
 
 namespace qla {
 
-struct NamedLength {
-  std::string name;
-  qla_length_rule rule = QLA_LENGTH_RATIO;
-  std::vector<double> values;
-  bool keep_cls = true;
+struct NamedLength : StoredLength {
   bool in_frontier = false;
-  int64_t macs = 0;  // of one sequence of the package's max_length tokens
-  double macs_share = 1.0;
-  bool measured = false;
-  std::string metric, data;
-  double accuracy = 0.0;
+  int64_t macs = 0;         // of one sequence of the package's max_length tokens
+  double macs_share = 1.0;  // of those of "full"
 
   // A view for the C door; this entry must outlive it.
   qla_length_config plain() const;
@@ -27,15 +20,12 @@ struct NamedLength {
 
 class NamedLengths {
  public:
-  // Of an opened package, whose files are known to be sound.
   explicit NamedLengths(const Package& package);
 
   // The package's named configs in its order, then its frontier. An entry of the frontier that has
   // no name, or one that is taken, is called "frontier-N", counted from 1.
   const std::vector<NamedLength>& all() const { return all_; }
   const NamedLength* find(const std::string& name) const;  // null where there is none
-
-  int max_length() const { return max_length_; }  // tokens that a text is cut at
 
   // What a budget chooses from, best first: by accuracy where `full` and another config were
   // measured on the same data (others are left out), else by multiply-accumulates.
@@ -45,7 +35,6 @@ class NamedLengths {
   std::string free_name(const std::string& own, size_t number) const;
 
   std::vector<NamedLength> all_;
-  int max_length_ = 0;
   std::vector<const NamedLength*> best_first_;
 };
 

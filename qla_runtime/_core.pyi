@@ -8,6 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Buffer
 
+_Ints = NDArray[np.int32]
+_Floats = NDArray[np.float32]
+
 STAGES: tuple[str, ...]
 
 class Engine:
@@ -40,14 +43,18 @@ class Engine:
         want: Collection[str],
     ) -> dict[str, NDArray[Any]]: ...
 
-def best_spans(
-    start: NDArray[np.float32],
-    end: NDArray[np.float32],
+def top_spans(
+    logits: NDArray[np.float32],
     is_context: NDArray[np.uint8],
     offsets: NDArray[np.int64],
     questions: NDArray[np.int64],
+    positions: NDArray[np.int64],
     max_tokens: int,
-) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]: ...
+    top_k: int,
+    score: int,
+) -> tuple[_Ints, _Ints, _Ints, _Ints, _Floats, _Floats]:
+    """Logits (T, 2) as ``run`` gives them; returns counts, window, first, last, score, null_score."""
+
 def crc32c(buffer: Buffer) -> int: ...
 def available_isas() -> list[str]: ...
 def version() -> str: ...

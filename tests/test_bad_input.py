@@ -393,20 +393,12 @@ def test_native_rules_it_does_not_know(engines):
 
 
 def test_native_spans():
-    logits = np.zeros(4, np.float32)
-    context, whole = np.array([0, 1, 1, 0], np.uint8), np.array([0, 4], np.int64)
-    one = np.array([0, 1], np.int64)
-    window, first, last, score = _core.best_spans(logits, logits, context, whole, one, 30)
-    assert (window[0], first[0], last[0]) == (0, 1, 1) and score[0] == pytest.approx(0.25)
-    bad = [
-        ((logits, logits[:3], context, whole, one, 30), ["end has 3", "needs 4"]),
-        ((logits, logits, context.astype(bool), whole, one, 30), ["is_context", "bool", "uint8"]),
-        ((logits, logits, context * 0, whole, one, 30), ["question 0", "no context token"]),
-        ((logits, logits, context, whole, np.array([0, 2], np.int64), 30), ["questions", "rise from 0 to 1"]),
-        ((logits, logits, context, whole, one, 0), ["max_tokens is 0", "at least 1"]),
-    ]
-    for arguments, words in bad:
-        refused(InputError, lambda given=arguments: _core.best_spans(*given), *words)
+    pairs, context = np.zeros((4, 2), np.float32), np.array([0, 1, 1, 0], np.uint8)
+    whole, one, place = np.array([0, 4], np.int64), np.array([0, 1], np.int64), np.array([0], np.int64)
+    all_windows = 1  # QLA_SPAN_SCORE_ALL_WINDOWS
+    counts, window, first, last, score, _ = _core.top_spans(pairs, context, whole, one, place, 30, 1, all_windows)
+    assert (counts[0], window[0, 0], first[0, 0], last[0, 0]) == (1, 0, 1, 1)
+    assert score[0, 0] == pytest.approx(0.25)
 
 
 def test_top_spans_checks_its_arrays():
@@ -417,6 +409,8 @@ def test_top_spans_checks_its_arrays():
         ((np.ones((4, 3), np.float32), context, whole, one, place, 30, 1, 0), ["logits", "(tokens, 2)"]),
         ((pairs[:, ::-1], context, whole, one, place, 30, 1, 0), ["logits", "contiguous"]),
         ((pairs, context[:3], whole, one, place, 30, 1, 0), ["is_context has 3", "needs 4"]),
+        ((pairs, context.astype(bool), whole, one, place, 30, 1, 0), ["is_context", "bool", "uint8"]),
+        ((pairs, context * 0, whole, one, place, 30, 1, 0), ["question 0", "no context token"]),
         ((pairs, context, np.array([0, 5], np.int64), one, place, 30, 1, 0), ["offsets", "rise from 0 to 4"]),
         ((pairs, context, whole, np.array([0, 2], np.int64), place, 30, 1, 0), ["questions", "rise from 0 to 1"]),
         ((pairs, context, whole, one, place[:0], 30, 1, 0), ["positions has 0", "one per window"]),

@@ -73,6 +73,7 @@ def test_good_packages_open(tmp_path, task, family, activation):
     info = open_engine(package.save(tmp_path / "good")).info
     outputs = {"span-qa": 2, "sequence-classification": 3, "token-classification": 5, "embedding": 64}
     assert info["outputs"] == outputs[task]
+    assert info["logits_per_token"] is (task in ("span-qa", "token-classification"))
     assert info["max_positions"] == 64
 
 

@@ -78,15 +78,22 @@ def test_daemon_threads_inside_calls_do_not_disturb_the_exit(path, threads, stre
         finished(process)
 
 
-def test_daemon_threads_that_open_engines_do_not_disturb_the_exit(path):
+@pytest.mark.parametrize("call", ["_core.Engine(sys.argv[1]).close()", "_core.top_spans(*SEARCH)"])
+def test_daemon_threads_in_native_calls_do_not_disturb_the_exit(path, call):
     processes = [
         script(
-            """
+            f"""
             import threading, time
+            import numpy as np
             from qla_runtime import _core
+            TOKENS = 400
+            SEARCH = (
+                np.zeros((TOKENS, 2), np.float32), np.ones(TOKENS, np.uint8), np.array([0, TOKENS], np.int64),
+                np.array([0, 1], np.int64), np.array([0], np.int64), 30, 1, 0,
+            )
             def work():
                 while True:
-                    _core.Engine(sys.argv[1]).close()
+                    {call}
             for _ in range(3):
                 threading.Thread(target=work, daemon=True).start()
             time.sleep(0.1)

@@ -59,8 +59,8 @@ def test_an_unknown_placement_is_refused(weights: object, tmp_path) -> None:
 
 @pytest.mark.parametrize("threads", [2, 3])
 def test_few_rows_of_a_wide_model_share_out_columns(threads: int, tmp_path) -> None:
-    """768 wide: a layer's 7 MB exceed what by_columns (csrc/encoder.cpp) asks for, and these batches have few
-    rows. A layer that drops tokens may cross from one way to the other."""
+    """768 wide: a layer's 7 MB exceed what by_columns (csrc/encoder/work_split.cpp) asks for, and these batches
+    have few rows. A layer that drops tokens may cross from one way to the other."""
     package = package_tools.tiny_package(layers=3, hidden=768, heads=12, intermediate=3072, vocab_size=64)
     path = package.save(tmp_path)
     for tokens in ([1], [2, 3], [16, 1, 9], [60], [64, 64]):

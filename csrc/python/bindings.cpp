@@ -177,14 +177,13 @@ class Results {
   Results(const std::set<std::string>& want, const qla_model_info& info, py::ssize_t tokens,
           py::ssize_t sequences) {
     const py::ssize_t layers = info.layers, hidden = info.hidden;
-    const bool per_token =
-        info.task == QLA_TASK_SPAN_QA || info.task == QLA_TASK_TOKEN_CLASSIFICATION;
+    const py::ssize_t logit_rows = info.logits_per_token ? tokens : sequences;
     pointers_.struct_size = sizeof pointers_;
     if (want.count("last_hidden")) {
       pointers_.last_hidden = add<float>("last_hidden", {tokens, hidden});
     }
     if (want.count("logits")) {
-      pointers_.logits = add<float>("logits", {per_token ? tokens : sequences, info.outputs});
+      pointers_.logits = add<float>("logits", {logit_rows, info.outputs});
     }
     if (want.count("kept")) {
       pointers_.kept_counts = add<std::int32_t>("kept_counts", {layers, sequences});
@@ -197,6 +196,7 @@ class Results {
     if (want.count("macs")) pointers_.macs = add<std::int64_t>("macs", {sequences});
     if (want.count("stages")) {
       pointers_.stage_seconds = add<double>("stages", {py::ssize_t{QLA_NUM_STAGES}});
+      pointers_.num_stages = QLA_NUM_STAGES;
     }
   }
 
@@ -262,6 +262,7 @@ class Engine {
     info["type_vocab_size"] = info_.type_vocab_size;
     info["task"] = kTasks.at(static_cast<std::size_t>(info_.task));
     info["outputs"] = info_.outputs;
+    info["logits_per_token"] = info_.logits_per_token != 0;
     info["num_threads"] = info_.num_threads;
     info["streams"] = info_.streams;
     return info;
@@ -347,34 +348,6 @@ class Engine {
 
 // --------------------------------------------------------------------------- module functions
 
-py::tuple best_spans(const py::object& start, const py::object& end, const py::object& is_context,
-                     const py::object& offsets, const py::object& questions,
-                     std::int32_t max_tokens) {
-  const auto starts = vector_argument<float>(start, "start");
-  const auto ends = vector_argument<float>(end, "end");
-  const auto context = vector_argument<std::uint8_t>(is_context, "is_context");
-  const auto windows = vector_argument<std::int64_t>(offsets, "offsets");
-  const auto owners = vector_argument<std::int64_t>(questions, "questions");
-  check_size(ends, "end", starts.size(), "one per start logit");
-  check_size(context, "is_context", starts.size(), "one per start logit");
-  check_offsets(windows, "offsets", starts.size());
-  check_offsets(owners, "questions", windows.size() - 1);
-
-  const py::ssize_t count = owners.size() - 1;
-  auto window = room<std::int32_t>({count}), first = room<std::int32_t>({count}),
-       last = room<std::int32_t>({count});
-  auto score = room<float>({count});
-  // Pointers first: mutable_data() belongs to Python, the call below does not hold its lock.
-  std::int32_t *window_out = window.mutable_data(), *first_out = first.mutable_data(),
-               *last_out = last.mutable_data();
-  float* score_out = score.mutable_data();
-  check(without_gil([&](qla_stop, void*) {
-    return qla_best_spans(starts.data(), ends.data(), context.data(), windows.data(), owners.data(),
-                          count, max_tokens, window_out, first_out, last_out, score_out);
-  }));
-  return py::make_tuple(window, first, last, score);
-}
-
 // (T, 2) float32, as run() gives the logits of span QA.
 Array<float> logits_argument(const py::object& object) {
   if (py::isinstance<Array<float>>(object)) {
@@ -417,15 +390,11 @@ py::tuple top_spans(const py::object& logits, const py::object& is_context,
   auto counts = room<std::int32_t>({count}), window = room<std::int32_t>({count, each}),
        first = room<std::int32_t>({count, each}), last = room<std::int32_t>({count, each});
   auto score = room<float>({count, each}), null_score = room<float>({count});
+  // Pointers first: mutable_data() belongs to Python, the call below does not hold its lock.
   const qla_spans spans{sizeof(qla_spans),        counts.mutable_data(), window.mutable_data(),
                         first.mutable_data(),     last.mutable_data(),   score.mutable_data(),
                         null_score.mutable_data()};
-  qla_status status;
-  {
-    const py::gil_scoped_release release;
-    status = qla_top_spans(&search, &spans);
-  }
-  check(status);
+  check(without_gil([&](qla_stop, void*) { return qla_top_spans(&search, &spans); }));
   return py::make_tuple(counts, window, first, last, score, null_score);
 }
 
@@ -454,6 +423,9 @@ PYBIND11_MODULE(_core, module) {
   // What instruction sets there are is found out now, under the import lock: a fork in the middle
   // of it would leave the child waiting for a thread that it lacks.
   qla_available_isas();
+  // So is numpy's C interface. pybind11 would fetch it at the first call, and lets go of the GIL in
+  // a way that aborts the process where another thread has ended the interpreter meanwhile.
+  py::dtype::of<float>();
   const py::object main_thread = py::module_::import("threading").attr("main_thread")();
   qla::python::remember_main_thread(main_thread.attr("ident").cast<unsigned long>());
   module.doc() = "The C door of qla_runtime (qla/qla.h): one engine, its results as numpy arrays.";
@@ -476,8 +448,6 @@ PYBIND11_MODULE(_core, module) {
       .def("run", &Engine::run, py::arg("ids"), py::arg("offsets"), py::arg("type_ids"),
            py::arg("lengths"), py::arg("length_index"), py::arg("want"));
 
-  module.def("best_spans", &best_spans, py::arg("start"), py::arg("end"), py::arg("is_context"),
-             py::arg("offsets"), py::arg("questions"), py::arg("max_tokens"));
   module.def("top_spans", &top_spans, py::arg("logits"), py::arg("is_context"), py::arg("offsets"),
              py::arg("questions"), py::arg("positions"), py::arg("max_tokens"), py::arg("top_k"),
              py::arg("score"));

@@ -27,7 +27,6 @@ qla::LengthConfig falling(int layers) {
 }
 
 void print(const qla_model_info& model, const qla::Batch& batch, const qla::Output& out) {
-  const bool by_token = out.logits.size() != batch.sequences() * model.outputs;
   for (std::size_t s = 0; s < batch.sequences(); ++s) {
     const std::int64_t first = batch.offsets()[s], count = batch.offsets()[s + 1] - first;
     std::printf("sequence %zu: %lld tokens, %lld MACs, kept", s, static_cast<long long>(count),
@@ -35,8 +34,8 @@ void print(const qla_model_info& model, const qla::Batch& batch, const qla::Outp
     for (int layer = 0; layer < model.layers; ++layer) {
       std::printf(" %d", out.kept_counts[layer * batch.sequences() + s]);
     }
-    const float* logits = &out.logits[(by_token ? first : s) * model.outputs];
-    std::printf("\n  %slogits", by_token ? "first token's " : "");
+    const float* logits = &out.logits[(model.logits_per_token ? first : s) * model.outputs];
+    std::printf("\n  %slogits", model.logits_per_token ? "first token's " : "");
     for (int i = 0; i < model.outputs && i < 4; ++i) std::printf(" %.9g", logits[i]);
     std::printf("\n");
   }

@@ -5,7 +5,7 @@
 #include <string>
 
 #include "error.h"
-#include "strict_json.h"
+#include "package/strict_json.h"
 
 namespace {
 

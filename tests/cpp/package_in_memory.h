@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "crc32c.h"
+#include "package/crc32c.h"
 #include "qla/qla.h"
 
 namespace qla {
@@ -26,7 +26,7 @@ inline std::string hex(uint32_t crc) {
 }
 
 // Collects tensors of constant values into a safetensors file.
-class Weights {
+class TensorFile {
  public:
   template <class T>
   void add(const std::string& name, const char* dtype, std::vector<int> shape, T value) {
@@ -66,7 +66,7 @@ class Weights {
 };
 
 inline std::string weights_file() {
-  Weights weights;
+  TensorFile weights;
   weights.add("embeddings.word.weight", "I8", {16, 64}, int8_t{1});
   weights.floats("embeddings.word.scale", {16});
   weights.floats("embeddings.position.weight", {8, 64});

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <numeric>
@@ -185,6 +184,14 @@ TEST_F(CApi, NullPointers) {
   works();
 }
 
+TEST_F(CApi, InfoSaysWhatLogitsAreFor) {
+  qla_model_info info{};
+  info.struct_size = sizeof info;
+  ASSERT_EQ(qla_get_info(engine_, &info), QLA_OK);
+  EXPECT_EQ(info.task, QLA_TASK_EMBEDDING);
+  EXPECT_EQ(info.logits_per_token, 0);
+}
+
 TEST_F(CApi, ArraysThatAreNotAligned) {
   const auto shifted = [](const auto* pointer) {
     return reinterpret_cast<decltype(pointer)>(reinterpret_cast<const char*>(pointer) + 1);
@@ -200,63 +207,8 @@ TEST_F(CApi, ArraysThatAreNotAligned) {
   refused(batch(), out, "logits is not aligned to 4 bytes");
 }
 
-// ---- struct_size
-// ---------------------------------------------------------------------------------
-
-TEST_F(CApi, StructSizesEndOnAFieldOrAreRefused) {
-  const std::vector<size_t> ends = {offsetof(qla_outputs, last_hidden),
-                                    offsetof(qla_outputs, logits),
-                                    offsetof(qla_outputs, kept_counts),
-                                    offsetof(qla_outputs, kept),
-                                    offsetof(qla_outputs, hidden_states),
-                                    offsetof(qla_outputs, scores),
-                                    offsetof(qla_outputs, macs),
-                                    offsetof(qla_outputs, stage_seconds),
-                                    sizeof(qla_outputs)};
-  const qla_batch good = batch();
-  for (size_t size = 0; size < 2 * sizeof(qla_outputs); ++size) {
-    const bool fine = std::find(ends.begin(), ends.end(), size) != ends.end();
-    qla_outputs out = outputs();
-    out.struct_size = size;
-    EXPECT_EQ(qla_run(engine_, &good, &out), fine ? QLA_OK : QLA_INVALID_INPUT) << size;
-  }
-  for (const size_t size : {size_t{4096}, SIZE_MAX, SIZE_MAX / 2 + 1}) {
-    qla_outputs out = outputs();
-    out.struct_size = size;
-    refused(batch(), out, "which is more than this library knows");
-  }
-}
-
-TEST_F(CApi, AShorterBatchLacksItsLastFields) {
-  qla_batch older = batch();
-  older.stop = [](void*) -> int32_t { return 1; };
-  const qla_outputs out = outputs();
-  EXPECT_EQ(qla_run(engine_, &older, &out), QLA_STOPPED);
-  older.struct_size = offsetof(qla_batch, stop);  // what version 0.1.0 had
-  EXPECT_EQ(qla_run(engine_, &older, &out), QLA_OK);
-  older.struct_size = offsetof(qla_batch, length_index) + 4;
-  refused(older, "qla_batch.struct_size is 60, which ends inside a field");
-}
-
-TEST_F(CApi, InfoAndOptionsOfOddSizes) {
-  qla_model_info info{};
-  for (const size_t size : {size_t{0}, size_t{7}, size_t{9}, sizeof info + 8}) {
-    info.struct_size = size;
-    EXPECT_EQ(qla_get_info(engine_, &info), QLA_INVALID_INPUT) << size;
-  }
-  info.struct_size = offsetof(qla_model_info, heads);
-  info.heads = -7;
-  EXPECT_EQ(qla_get_info(engine_, &info), QLA_OK);
-  EXPECT_EQ(info.hidden, 64);
-  EXPECT_EQ(info.heads, -7);  // beyond what this caller knows
-  qla_engine* other = nullptr;
-  qla_options options{};
-  for (const size_t size : {size_t{0}, size_t{18}, sizeof options + 8}) {
-    options.struct_size = size;
-    EXPECT_EQ(qla_open_memory(files_->view.data(), files_->view.size(), &options, &other),
-              QLA_INVALID_INPUT);
-  }
-}
+// ---- options
+// -------------------------------------------------------------------------------------
 
 TEST_F(CApi, OptionsOutOfBounds) {
   qla_engine* other = nullptr;

@@ -4,7 +4,7 @@
 #include <random>
 
 #include "cost_model.h"
-#include "length_plan.h"
+#include "lengths.h"
 
 namespace qla {
 namespace {
@@ -29,7 +29,7 @@ TEST(CostModel, CountsAreThoseOfCountMacs) {
   double saved = 0.0;  // dropped rows are not projected, which count_macs, like the papers, ignores
   for (const int64_t length : lengths) {
     int32_t tokens[3];
-    plan_lengths(&config, 2, static_cast<int>(length), tokens);
+    count_tokens(&config, 2, static_cast<int>(length), tokens);
     macs += count_macs(spec, task, tokens);
     saved += 64.0 * 64.0 * (tokens[0] - tokens[2]);
   }

@@ -5,7 +5,7 @@
 #include <random>
 #include <vector>
 
-#include "crc32c.h"
+#include "package/crc32c.h"
 
 namespace qla {
 namespace {

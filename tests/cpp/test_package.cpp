@@ -6,7 +6,7 @@
 #include <string>
 
 #include "error.h"
-#include "package.h"
+#include "package/package.h"
 #include "package_in_memory.h"
 
 namespace qla {
@@ -37,11 +37,11 @@ TEST(Package, FromMemoryIsUsedInPlace) {
   EXPECT_EQ(package->task.kind, QLA_TASK_EMBEDDING);
   EXPECT_EQ(package->task.outputs, 64);
   EXPECT_FALSE(package->task.mean_pooling);
-  EXPECT_EQ(package->head_weight, nullptr);
+  EXPECT_EQ(package->weights.head_weight, nullptr);
   EXPECT_EQ(package->config_json, files["config.json"]);
   EXPECT_EQ(package->weight_bytes, files["model.safetensors"].size());
 
-  const Layer& layer = package->layers.at(0);
+  const Layer& layer = package->weights.layers.at(0);
   EXPECT_FALSE(layer.qkv.static_activation);
   EXPECT_TRUE(layer.ffn_out.static_activation);
   EXPECT_EQ(layer.ffn_out.input_scale, 0.25f);

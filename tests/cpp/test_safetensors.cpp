@@ -9,7 +9,7 @@
 #include <string>
 
 #include "error.h"
-#include "safetensors.h"
+#include "package/safetensors.h"
 
 namespace qla {
 namespace {

@@ -91,6 +91,7 @@ typedef struct qla_model_info {
   int32_t task;    /* qla_task */
   int32_t outputs; /* columns of `logits` */
   int32_t num_threads, streams;
+  int32_t logits_per_token; /* 1: `logits` have a row for each token; 0: one for each sequence */
 } qla_model_info;
 
 typedef struct qla_length_config {
@@ -121,7 +122,7 @@ typedef struct qla_batch {
 typedef struct qla_outputs {
   size_t struct_size;
   float* last_hidden;   /* (T, H): restored rows, every original position */
-  float* logits;        /* span QA and token classification (T, outputs); else (S, outputs) */
+  float* logits;        /* (T, outputs) if qla_model_info.logits_per_token, else (S, outputs) */
   int32_t* kept_counts; /* (L, S): tokens that entered layer i's feed-forward */
   int32_t*
       kept; /* (L, T): their original positions, ascending, from the sequence's offset, then -1 */
@@ -129,7 +130,10 @@ typedef struct qla_outputs {
       hidden_states; /* (L+1, T, H): after embeddings and after each layer, dropped rows carried */
   float* scores;     /* (L, T): attention column sums; NaN where the token was dropped before */
   int64_t* macs;     /* (S): multiply-accumulates this config costs for this sequence */
-  double* stage_seconds; /* (QLA_NUM_STAGES): wall time by stage on the calling thread */
+  double* stage_seconds; /* (num_stages): wall time by stage on the calling thread; 0.0 for a stage
+                            that this library does not have */
+  int64_t num_stages;    /* QLA_NUM_STAGES of the caller's header. 0 means 8: the stages there were
+                            when this struct had no num_stages */
 } qla_outputs;
 
 enum {
@@ -174,8 +178,9 @@ QLA_API qla_status qla_run(qla_engine* engine, const qla_batch* batch, const qla
 /* Span QA: the best answer span of each question over all of its windows.
  * Window w's tokens are [offsets[w], offsets[w+1]) of start/end/is_context (global indices);
  * question q owns windows [questions[q], questions[q+1]). One softmax over the context tokens of
- * all windows of a question; score = p_start * p_end, start <= end, at most max_tokens long. That
- * score falls with the number of windows; qla_top_spans has one that does not.
+ * all windows of a question; score = p_start * p_end, start <= end, at most max_tokens long. This
+ * is qla_top_spans with top_k = 1 and QLA_SPAN_SCORE_ALL_WINDOWS, for logits in two arrays of their
+ * own; logits as qla_run gives them go to qla_top_spans without a copy.
  * Ties go to the earlier window, start, end. A question whose windows hold no context token is an
  * error. Results per question: window (its index w), first and last token inside it, score. */
 QLA_API qla_status qla_best_spans(const float* start_logits, const float* end_logits,

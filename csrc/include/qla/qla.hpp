@@ -97,7 +97,7 @@ class Batch {
 
 struct Output {
   std::vector<float> last_hidden;         // (tokens, hidden)
-  std::vector<float> logits;              // (tokens or sequences, outputs), by task
+  std::vector<float> logits;              // (tokens or sequences, outputs): logits_per_token
   std::vector<std::int64_t> macs;         // (sequences)
   std::vector<std::int32_t> kept_counts;  // (layers, sequences)
 };
@@ -265,11 +265,10 @@ class Engine {
   Output run(const qla_batch& view, const Batch& batch) {
     const qla_model_info model = info();
     const auto size = [](std::int32_t n) { return static_cast<std::size_t>(n); };
-    const bool by_token =
-        model.task == QLA_TASK_SPAN_QA || model.task == QLA_TASK_TOKEN_CLASSIFICATION;
+    const std::size_t logit_rows = model.logits_per_token ? batch.tokens() : batch.sequences();
     Output out;
     out.last_hidden.resize(batch.tokens() * size(model.hidden));
-    out.logits.resize((by_token ? batch.tokens() : batch.sequences()) * size(model.outputs));
+    out.logits.resize(logit_rows * size(model.outputs));
     out.macs.resize(batch.sequences());
     out.kept_counts.resize(size(model.layers) * batch.sequences());
 

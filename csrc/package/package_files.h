@@ -9,8 +9,8 @@
 #include <string>
 #include <string_view>
 
+#include "package/resident_weights.h"
 #include "qla/qla.h"
-#include "resident_weights.h"
 #include "stop.h"
 
 namespace qla {

@@ -1,4 +1,4 @@
-#include "length_plan.h"
+#include "lengths.h"
 
 #include <algorithm>
 #include <cmath>
@@ -45,7 +45,7 @@ void check_length_config(const qla_length_config& config, int layers) {
   }
 }
 
-void plan_lengths(const qla_length_config* config, int layers, int n0, int32_t* tokens) {
+void count_tokens(const qla_length_config* config, int layers, int n0, int32_t* tokens) {
   tokens[0] = n0;
   for (int i = 0; i < layers; ++i) {
     const int current = tokens[i];

@@ -1,4 +1,4 @@
-#include "strict_json.h"
+#include "package/strict_json.h"
 
 #include <algorithm>
 #include <charconv>

@@ -1,10 +1,10 @@
-#include "safetensors.h"
+#include "package/safetensors.h"
 
 #include <algorithm>
 #include <cstring>
 #include <nlohmann/json.hpp>
 
-#include "strict_json.h"
+#include "package/strict_json.h"
 
 namespace qla {
 namespace {

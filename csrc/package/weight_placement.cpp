@@ -1,4 +1,4 @@
-#include "weight_placement.h"
+#include "package/weight_placement.h"
 
 #include <cstring>
 

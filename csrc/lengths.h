@@ -3,9 +3,9 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
-#include "package.h"
+#include "package/spec.h"
+#include "qla/qla.h"
 
 namespace qla {
 
@@ -16,7 +16,7 @@ void check_length_config(const qla_length_config& config, int layers);
 // tokens[0] = n0, tokens[i + 1] = tokens that layer i's feed-forward sees.
 //   ratio:  k = min(n_current, max(2, ceil(r * n0 - 1e-6)))
 //   tokens: k = min(n_current, max(2, count))
-void plan_lengths(const qla_length_config* config, int layers, int n0, int32_t* tokens);
+void count_tokens(const qla_length_config* config, int layers, int n0, int32_t* tokens);
 
 // Multiply-accumulates of one sequence, counted as the papers count them: projections, both
 // attention products, feed-forward, one per LayerNorm element, and the head.

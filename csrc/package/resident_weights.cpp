@@ -1,4 +1,4 @@
-#include "resident_weights.h"
+#include "package/resident_weights.h"
 
 #include <sys/mman.h>
 

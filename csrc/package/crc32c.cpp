@@ -1,4 +1,4 @@
-#include "crc32c.h"
+#include "package/crc32c.h"
 
 #include <nmmintrin.h>
 

@@ -1,4 +1,4 @@
-#include "package_files.h"
+#include "package/package_files.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -10,10 +10,10 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
-#include "crc32c.h"
 #include "error.h"
 #include "large_pages.h"
-#include "strict_json.h"
+#include "package/crc32c.h"
+#include "package/strict_json.h"
 
 namespace qla {
 namespace {

@@ -1,0 +1,75 @@
+#include "encoder/buffers.h"
+
+#include <algorithm>
+
+namespace qla {
+namespace {
+
+RowScratch cut_scratch(Arena& arena, size_t rows, size_t hidden, size_t wide,
+                       size_t column_shares) {
+  const size_t padded = (rows + kRowPadding - 1) / kRowPadding * kRowPadding;
+  RowScratch t;
+  t.a = arena.take<uint8_t>(padded * wide);
+  t.c = arena.take<float>(rows * wide);
+  t.y = arena.take<float>(rows * hidden);
+  t.scale = arena.take<float>(rows);
+  t.zero = arena.take<float>(rows);
+  t.gelu_max = arena.take<float>(column_shares * rows * 16);
+  t.rows = arena.take<const float*>(rows);
+  t.embed_rows = arena.take<EmbedRow>(rows);
+  t.norm_rows = arena.take<NormRow>(rows);
+  t.qkv_row = arena.take<uint16_t*>(rows);
+  t.qkv_stride = arena.take<int64_t>(rows);
+  return t;
+}
+
+// The most rows that any layer shares out by columns has.
+int rows_by_columns(const RaggedShape& shape, const WorkSplit& split) {
+  int most = 0;
+  for (int layer = 0; layer <= shape.layers(); ++layer) {
+    if (split.by_columns(shape.rows(layer))) most = std::max(most, shape.rows(layer));
+  }
+  return most;
+}
+
+}  // namespace
+
+Buffers::Buffers(const EncoderSpec& spec, const RaggedShape& shape, const WorkSplit& split,
+                 int threads, float* restored, Workspace& workspace)
+    : shape_(shape),
+      hidden_(static_cast<size_t>(spec.hidden)),
+      padded_rows_(static_cast<size_t>(shape.rows(0)) +
+                   16 * static_cast<size_t>(shape.sequences())),
+      blocks_(static_cast<size_t>(threads)),
+      attention_(static_cast<size_t>(threads)) {
+  Arena measure(nullptr);
+  cut(measure, spec, split, restored);
+  Arena arena(workspace.reserve(measure.used()));
+  cut(arena, spec, split, restored);
+}
+
+void Buffers::cut(Arena& arena, const EncoderSpec& spec, const WorkSplit& split, float* restored) {
+  const auto rows = static_cast<size_t>(shape_.rows(0)), heads = static_cast<size_t>(spec.heads);
+  const auto wide = static_cast<size_t>(std::max(spec.hidden, spec.intermediate));
+  for (float*& states : states_) states = arena.take<float>(rows * hidden_);
+  context_ = arena.take<float>(rows * hidden_);
+  qkv_ = arena.take<uint16_t>(rows * 3 * hidden_);
+  column_sums_ = arena.take<float>(padded_rows_ * heads);
+  scores_ = arena.take<float>(padded_rows_);
+  rank_ = arena.take<uint64_t>(rows);
+  sources_ = arena.take<int32_t>(rows);
+  for (int32_t*& origins : origins_) origins = arena.take<int32_t>(rows);
+  kept_ = arena.take<int32_t>(rows * static_cast<size_t>(spec.layers));
+  restored_ = restored ? restored : arena.take<float>(rows * hidden_);
+  for (RowScratch& block : blocks_) {
+    block = cut_scratch(arena, static_cast<size_t>(split.most_block_rows()), hidden_, wide, 1);
+  }
+  for (void*& scratch : attention_) {
+    scratch = arena.take<std::byte>(attention_scratch_bytes(shape_.longest(), spec.head_dim));
+  }
+  const Runs shares = split.column_shares(spec.intermediate);
+  all_rows_ = cut_scratch(arena, static_cast<size_t>(rows_by_columns(shape_, split)), hidden_, wide,
+                          static_cast<size_t>(shares.count()));
+}
+
+}  // namespace qla
