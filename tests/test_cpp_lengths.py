@@ -9,7 +9,7 @@ from pathlib import Path
 
 import cmake_tools
 import pytest
-from package_tools import tiny_package
+from package_tools import TinyPackage, tiny_package
 
 import qla_runtime
 from qla_runtime import Engine
@@ -23,17 +23,23 @@ def program(prefix: Path, tmp_path_factory) -> Path:
     return build / "latency_budget"
 
 
-@pytest.fixture(scope="module")
-def package(tmp_path_factory) -> Path:
-    """Two configs measured on the same data; ``fast`` is not, and so no budget chooses it."""
+def measured(**fast: str | float) -> TinyPackage:
+    """A package with accuracies; ``fast`` is that of the config ``fast``, none where it is empty."""
     package = tiny_package(layers=3)
     entries = {entry.get("name", "frontier"): entry for entry in package.length_configs["configs"]}
     (entries["frontier"],) = package.length_configs["frontier"]
-    for name, value in (("full", 80), ("balanced", 80.5), ("fast", None), ("frontier", 70)):
-        entries[name].pop("accuracy", None)
-        if value is not None:
-            entries[name]["accuracy"] = {"metric": "f1", "value": value, "data": "some"}
-    return package.save(tmp_path_factory.mktemp("lengths") / "package")
+    for name, value in (("full", 80), ("balanced", 80.5), ("frontier", 70)):
+        entries[name]["accuracy"] = {"metric": "f1", "value": value, "data": "some"}
+    entries["fast"].pop("accuracy", None)
+    if fast:
+        entries["fast"]["accuracy"] = fast
+    return package
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory) -> Path:
+    """Three configs measured on the same data; ``fast`` is not, and so no budget chooses it."""
+    return measured().save(tmp_path_factory.mktemp("lengths") / "package")
 
 
 def test_the_example_sees_pythons_configs(program, package):
@@ -189,6 +195,17 @@ def test_bad_budgets_are_refused(door):
     assert "offsets is NULL" in choose(door, None, 1, 5.0)
     for expected, took in ((0.0, 1.0), (1.0, 0.0), (math.nan, 1.0), (1.0, math.inf), (-1.0, 1.0)):
         assert "milliseconds" in door.call("qla_saw_call", ctypes.c_double(expected), ctypes.c_double(took))
+
+
+@pytest.mark.parametrize(
+    "metric, data, best", [("f1", "some", "fast"), ("f1", "other", "balanced"), ("em", "some", "balanced")]
+)
+def test_accuracies_are_compared_where_they_were_measured_alike(tmp_path, metric, data, best):
+    path = measured(metric=metric, value=99.0, data=data).save(tmp_path / "package")
+    door = Door(path)
+    assert not door.call("qla_fit_costs")
+    assert chosen_for(door, 60_000.0)[0] == best
+    door.close()
 
 
 def test_a_config_is_chosen_where_its_time_and_a_margin_fit(door):

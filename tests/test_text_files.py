@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -307,3 +308,11 @@ def test_sentences_are_both_texts_of_a_pair(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert data_sets.read_sentences(write(tmp_path / "a.tsv", "a\tb\nc\td\n")) == ["a", "b", "c", "d"]
+
+
+def test_csv_leaves_the_limit_of_other_readers_alone(tmp_path):
+    before = csv.field_size_limit()
+    path = tmp_path / "long.csv"
+    path.write_text("text,label\n" + "x" * (before + 1) + ",1\n")
+    assert len(text_files.read_table(path).rows[1].cells[0]) == before + 1
+    assert csv.field_size_limit() == before
