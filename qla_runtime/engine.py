@@ -830,7 +830,7 @@ class Engine:
             Per Prepared its results, one per input, in order.
 
         Raises:
-            InputError: the list is empty.
+            InputError: the list is empty, or holds what :meth:`prepare` did not make.
         """
         return self._runner.run(prepared)
 

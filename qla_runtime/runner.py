@@ -148,6 +148,8 @@ class Runner:
         """Runs everything as one batch; as ``Engine.run``."""
         if not prepared:
             raise InputError("there is nothing to run; give at least one of what prepare() made")
+        if any(each.plan is None and each.deadline is None for each in prepared):
+            raise InputError("one of what is to run has no length config and no deadline; make it with prepare()")
         settled, ran = self._settled(prepared)
         results = self._together(settled)
         ran()

@@ -146,6 +146,26 @@ def test_a_question_that_leaves_less_than_the_stride_still_advances(tiny):
     assert engine.answer("a" * 30, "b" * 31)["answer"]
 
 
+def test_windows_for_others_are_those_that_answers_come_from(tiny):
+    engine = tiny("span-qa", max_length=40, doc_stride=9)
+    questions, contexts = ["who?", "x"], ["it is so. " * 30, "ada"]
+    for stride in (None, 3):
+        answers = engine.answer(questions, contexts, details=True, doc_stride=stride)
+        made = engine.windows(questions, contexts, stride)
+        assert np.diff(made.questions).tolist() == [answer["windows"] for answer in answers]
+    with pytest.raises(InputError, match=r"question\[1\] takes 53 tokens"):
+        engine.windows(["who?", "a" * 50], contexts)
+    with pytest.raises(UnsupportedError, match=r"windows\(\) needs a span-qa model"):
+        tiny("embedding").windows(questions, contexts)
+
+
+def test_what_an_engine_tells_cannot_be_changed(tiny):
+    engine = tiny("span-qa")
+    assert engine.info["layers"] == engine.layers and engine.task_settings["max_length"] == engine.max_length
+    engine.info["layers"] = engine.task_settings["max_length"] = 0
+    assert engine.layers == 2 and engine.max_length > 0
+
+
 @pytest.mark.parametrize("length", [1, 9, 10, 11, 18, 57])
 def test_window_ranges_cover_everything(length):
     ranges = list(windows.window_ranges(length, 10, 4))

@@ -184,6 +184,7 @@ def test_what_is_refused(tiny, clock):
     policy = Escalate("fast", "full")
     refused(UnsupportedError, lambda: engine.prepare(task.answer("a", "b"), policy), "prepare() is for one run")
     refused(InputError, lambda: engine.run([]), "nothing to run")
+    refused(InputError, lambda: engine.run([task.answer("a", "b").prepare()]), "prepare()")
     prepared = asked(engine, "b")
     assert engine.prepare(task.answer("a", "b"), LatencyBudget(5)).deadline == 0.005
     engine.close()
