@@ -10,10 +10,15 @@
 #pragma once
 
 #include "gemm_epilogue.h"
+#include "weight_format_w2a8.h"
 #include "weight_format_w8a8.h"
 
 namespace qla {
 namespace {
+
+// Seven instructions unpack what 24 multiply by six rows. Written out and read back, that is four
+// stores and as many loads more.
+constexpr int kMostRowsInRegisters = 2 * kGemmRows;
 
 using Sums = BlockSums<kGemmRows, kGemmPanels>;
 template <typename Out>
@@ -63,17 +68,35 @@ void gemm_rows(const GemmArgs& g, const int8_t* b, int row, int rows, int col, S
   }
 }
 
+// All rows by the weights `b` of `col` and its neighbours.
+template <typename Format, typename Out>
+void gemm_columns(const GemmArgs& g, const int8_t* b, int col, Sums& sums,
+                  BlockBefore<Out>& before) {
+  // Equal blocks: a single row below a full one would wait for its own few sums.
+  int blocks = (g.rows + kGemmRows - 1) / kGemmRows;
+  for (int row = 0, rows; blocks > 0; row += rows, --blocks) {
+    rows = (g.rows - row + blocks - 1) / blocks;
+    gemm_rows<Format>(g, b, row, rows, col, sums, before);
+  }
+}
+
 template <typename Format, typename Out>
 void gemm(const GemmArgs& g, const Out& out) {
   Sums sums;
   BlockBefore<Out> before(g, out, sums);
+  // Packed weights are unpacked once for all rows, or on the way to each block of them.
+  constexpr bool kInRegisters = !Format::kPacked || kGemmPanels == 4;
+  const bool unpacks = !kInRegisters || (Format::kPacked && g.rows > kMostRowsInRegisters);
   for (int col = g.first_col; col < g.last_col; col += 16 * kGemmPanels) {
     const int8_t* b = Format::columns(g.b, g.k, col);
-    // Equal blocks: a single row below a full one would wait for its own few sums.
-    int blocks = (g.rows + kGemmRows - 1) / kGemmRows;
-    for (int row = 0, rows; blocks > 0; row += rows, --blocks) {
-      rows = (g.rows - row + blocks - 1) / blocks;
-      gemm_rows<Format>(g, b, row, rows, col, sums, before);
+    if constexpr (Format::kPacked) {
+      if (unpacks) {
+        if (col % 64 == 0) Format::unpack(b, g.k, g.scratch);
+        gemm_columns<W8A8>(g, W8A8::columns(g.scratch, g.k, col % 64), col, sums, before);
+      }
+    }
+    if constexpr (kInRegisters) {
+      if (!unpacks) gemm_columns<Format>(g, b, col, sums, before);
     }
   }
   before.finish(kGemmRows);
