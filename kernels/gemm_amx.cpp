@@ -21,7 +21,7 @@ constexpr int kBlock = 32;  // rows and columns
 template <typename Out>
 using BlockBefore = Unfinished<Out, kBlock, kBlock / 16>;
 
-// Where a tile finds the weights of `col` and its neighbours, as w8a8: tiles are loaded from memory.
+// Where tiles find the weights of `col` and its neighbours, as w8a8.
 template <typename Format>
 const int8_t* columns(const GemmArgs& g, int col) {
   if constexpr (!Format::kPacked) {

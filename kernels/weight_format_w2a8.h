@@ -1,10 +1,9 @@
-// w2a8: a weight is -1, 0 or 1, stored as the two-bit code weight + 1. Byte b of a quad (four k of
-// 64 columns) holds the weights of columns 16 * j + b / 4 at k = b % 4, that of j in bits 2j, 2j + 1:
-// weight[n / 64][k / 4][n % 16][k % 4], four columns a byte.
+// w2a8: a weight is -1, 0 or 1, stored as the two-bit code weight + 1, four columns to a byte:
+// weight[n / 64][k / 4][n % 16][k % 4]. Byte b of a quad (four k of 64 columns) holds the weights
+// of columns 16 * j + b / 4 at k = b % 4, that of column j in bits 2j and 2j + 1.
 //
-// So each 16 columns of a quad come by a table look-up in the bytes' low or high halves. Three quads
-// of codes are less than one of w8a8's bytes; unpacked, they are the same operands. Code 3 is no
-// weight: packages that have one are refused.
+// So 16 columns of a quad, the operand of w8a8, come by a table look-up in the low or high halves
+// of its bytes. Code 3 is no weight: packages that have one are refused.
 //
 // Textually included after one of the simd headers that define Bytes64.
 #pragma once

@@ -13,7 +13,8 @@ template <typename Format>
 constexpr WeightFormatInfo kInfo = {Format::kGemm, Format::kPacked, Format::kBlockBytes,
                                     Format::shape, Format::column_sums};
 
-constexpr WeightFormatInfo kInfos[kWeightFormats] = {kInfo<W8A8>, kInfo<W2A8>};  // in the order of the enum
+constexpr WeightFormatInfo kInfos[kWeightFormats] = {kInfo<W8A8>,
+                                                     kInfo<W2A8>};  // in the order of the enum
 
 }  // namespace
 
