@@ -37,7 +37,8 @@ def ragged(input_ids: Ids, attention_mask: Ids | None, token_type_ids: Ids | Non
         types = types and [row[:n] for row, n in zip(types, lengths, strict=True)]
     offsets = np.zeros(len(rows) + 1, np.int64)
     np.cumsum([len(row) for row in rows], out=offsets[1:])
-    return Ragged(_int32(rows, offsets, "input_ids"), offsets, types and _int32(types, offsets, "token_type_ids"))
+    type_ids = None if types is None else _int32(types, offsets, "token_type_ids")
+    return Ragged(_int32(rows, offsets, "input_ids"), offsets, type_ids)
 
 
 def _rows(value: Any, name: str, *, booleans: bool = False) -> list[NDArray[Any]]:

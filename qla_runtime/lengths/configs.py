@@ -299,7 +299,7 @@ class LengthPlan:
         return {
             "length": self.labels[which],
             "length_config": self.configs[which].to_json(),
-            "accuracy": accuracy and accuracy.to_json(),
+            "accuracy": accuracy.to_json() if accuracy else None,
         }
 
 
