@@ -11,6 +11,10 @@ ISAS = ("ref", "avx2", "avxvnni", "avx512vnni", "amx")
 EVERYTHING = {"last_hidden", "logits", "kept", "hidden_states", "scores", "macs"}
 
 
+def available_isas() -> list[str]:
+    return _core.available_isas()
+
+
 def random_batch(lengths: list[int], vocab_size: int, types: int = 1, seed: int = 0) -> tuple[np.ndarray, ...]:
     """(ids int32[T], offsets int64[S+1], type_ids int32[T])"""
     random = np.random.default_rng(seed)

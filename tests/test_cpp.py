@@ -11,8 +11,7 @@ from pathlib import Path
 
 import cmake_tools
 import pytest
-
-from qla_runtime import _core
+import raw
 
 BINARIES = sorted(source.stem for source in Path(__file__).parent.glob("cpp/test_*.cpp"))
 WITH_AMX_CODE = ["test_amx_emulator", "test_attention", "test_cpu_features", "test_gemm"]
@@ -40,7 +39,7 @@ def test_gtest(name: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("name", WITH_AMX_CODE)
 def test_gtest_with_emulated_amx(name: str, folder: Path) -> None:
-    if "amx" in _core.available_isas():
+    if "amx" in raw.available_isas():
         pytest.skip("this CPU has AMX: the binary above ran on it")
     # The address sanitizer wants to be the first library; here the emulator is, and does it no harm.
     asan = ":".join(filter(None, [os.environ.get("ASAN_OPTIONS"), "verify_asan_link_order=0"]))
