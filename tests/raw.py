@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from qla_runtime import _core
+
 RATIO, TOKENS = 0, 1
 ISAS = ("ref", "avx2", "avxvnni", "avx512vnni", "amx")
 EVERYTHING = {"last_hidden", "logits", "kept", "hidden_states", "scores", "macs"}
