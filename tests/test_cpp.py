@@ -11,7 +11,6 @@ from pathlib import Path
 
 import cmake_tools
 import pytest
-
 from qla_runtime import _core
 
 BINARIES = sorted(source.stem for source in Path(__file__).parent.glob("cpp/test_*.cpp"))
