@@ -17,8 +17,7 @@ import pytest
 from package_tools import tiny_package
 
 import qla_runtime
-from qla_runtime import Engine, InputError, LengthConfig, UnsupportedError, _core, hub
-from qla_runtime.tasks import activations
+from qla_runtime import Engine, InputError, LengthConfig, UnsupportedError, _core, activations, hub
 from qla_runtime.texts import text_encoder, windows
 
 QUESTION = "Where was the analytical engine designed?"

@@ -17,9 +17,9 @@ import pytest
 from package_tools import FILES, TinyPackage, tiny_package
 
 from qla_runtime import _core
+from qla_runtime.activations import ACTIVATIONS
 from qla_runtime.errors import PackageError, UnsupportedError
-from qla_runtime.tasks.activations import ACTIVATIONS
-from qla_runtime.tasks.vectors import SIMILARITIES
+from qla_runtime.vectors import SIMILARITIES
 
 CHECKED_FILES = ("manifest.json", *FILES)
 

@@ -12,7 +12,7 @@ import pytest
 from package_tools import tiny_package
 
 from qla_runtime import Engine
-from qla_runtime.tasks.activations import ACTIVATIONS, activate
+from qla_runtime.activations import ACTIVATIONS, activate
 
 POINTS = np.array([-40.0, -3.5, -1.0, -0.25, 0.0, 0.25, 1.0, 3.5, 40.0], np.float32)
 AT_ONE_AND_MINUS_TWO = {

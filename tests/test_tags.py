@@ -9,8 +9,8 @@ import pytest
 from package_tools import tiny_package
 
 from qla_runtime import Engine, InputError
+from qla_runtime.activations import softmax
 from qla_runtime.tasks import aggregation
-from qla_runtime.tasks.activations import softmax
 from qla_runtime.tasks.label_schemes import BEGIN, END, INSIDE, SINGLE, Tag, chunks, read_labels
 from qla_runtime.tasks.tag import TagTask
 

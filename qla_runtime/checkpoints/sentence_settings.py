@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qla_runtime.activations import ACTIVATIONS
 from qla_runtime.checkpoints.json_files import optional_object
 from qla_runtime.checkpoints.pooling import POOLINGS
 from qla_runtime.errors import InputError, UnsupportedError
 from qla_runtime.model.spec import SentenceSpec, TaskSpec
-from qla_runtime.tasks.activations import ACTIVATIONS
-from qla_runtime.tasks.vectors import SIMILARITIES
+from qla_runtime.vectors import SIMILARITIES
 
 SETTINGS_FILE = "config_sentence_transformers.json"
 
@@ -38,10 +38,10 @@ class SentenceSettings:
     Attributes:
         prompts: name -> text to put before an input.
         default_prompt: the name of the one that is used where the caller asks for none.
-        similarity: how vectors are compared, one of :data:`qla_runtime.tasks.vectors.SIMILARITIES`.
+        similarity: how vectors are compared, one of :data:`qla_runtime.vectors.SIMILARITIES`.
         truncate_dim: how many leading numbers of a vector ``encode`` gives.
         activation: what makes a cross-encoder's score of its logit, one of
-            :data:`qla_runtime.tasks.activations.ACTIVATIONS`.
+            :data:`qla_runtime.activations.ACTIVATIONS`.
         notes: what was not used, one sentence each.
     """
 

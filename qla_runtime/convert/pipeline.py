@@ -91,7 +91,7 @@ def convert(
         max_length: tokens a text is cut at; None takes the checkpoint's limit (span QA: 384).
         pooling: ``mean`` or ``cls``, for a sentence encoder without ``modules.json``; None takes the mean there.
         activation: what makes a cross-encoder's score of its logit, in place of what the checkpoint says; one of
-            :data:`qla_runtime.tasks.activations.ACTIVATIONS`.
+            :data:`qla_runtime.activations.ACTIVATIONS`.
         name: the package's name; None takes the output folder's.
         length_configs: name -> config; None gives ``full``, ``balanced`` and ``fast``.
         calibration_algo: ``kl`` or ``minmax``; for static activations.

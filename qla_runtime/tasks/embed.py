@@ -8,10 +8,10 @@ from functools import partial
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from qla_runtime import vectors
 from qla_runtime.arrays import Arrays
 from qla_runtime.lengths.configs import LengthPlan
 from qla_runtime.options import check_switch
-from qla_runtime.tasks import vectors
 from qla_runtime.tasks.prepared import Call, Prepared, Task, one_each, tokenized
 from qla_runtime.tasks.results import Embedding
 from qla_runtime.texts.inputs import check_texts

@@ -8,11 +8,11 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from qla_runtime.activations import activate, sigmoid, softmax
 from qla_runtime.arrays import Arrays
 from qla_runtime.errors import InputError, UnsupportedError
 from qla_runtime.lengths.configs import LengthPlan
 from qla_runtime.options import check_count, check_switch
-from qla_runtime.tasks.activations import activate, sigmoid, softmax
 from qla_runtime.tasks.prepared import Call, Prepared, Task, amount, one_each, tokenized
 from qla_runtime.tasks.results import Label, Ranked, Relevance
 from qla_runtime.texts.inputs import check_texts

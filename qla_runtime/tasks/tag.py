@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qla_runtime.activations import softmax
 from qla_runtime.arrays import Arrays
 from qla_runtime.errors import InputError, shown
 from qla_runtime.lengths.configs import LengthPlan
 from qla_runtime.options import check_choice, check_switch
 from qla_runtime.tasks import aggregation
-from qla_runtime.tasks.activations import softmax
 from qla_runtime.tasks.label_schemes import LabelScheme, chunks, read_labels
 from qla_runtime.tasks.prepared import Call, Prepared, Task, one_each, tokenized
 from qla_runtime.tasks.results import Run, Spans, TaggedToken
