@@ -30,8 +30,10 @@ def shown(value: object, width: int = 60) -> str:
     try:
         text = " ".join(repr(value).split())
     except Exception:  # Python refuses to spell out integers of thousands of digits; a __repr__ may fail
-        of_type = f"of type {type(value).__name__}"
-        text = f"an integer of {value.bit_length()} bits" if isinstance(value, int) else of_type
+        if isinstance(value, int):
+            text = f"an integer of {value.bit_length()} bits"
+        else:
+            text = f"of type {type(value).__name__}"
     return text if len(text) <= width else f"{text[: width - 15]}...{text[-12:]}"
 
 
