@@ -231,10 +231,10 @@ def around(paragraphs: Sequence[str], at: int, characters: int, share: float) ->
 
 def collect(engine: Engine, questions: Sequence[Question], count: int, windows: int) -> list[Sample]:
     """``count`` questions, evenly drawn, with the logits of contexts of about ``windows`` windows."""
-    read = Reader(engine)
+    read, settings = Reader(engine), engine.task_settings
     paragraphs = list(dict.fromkeys(question.context for question in questions))
     # A window brings at most max_length - doc_stride new tokens, of some five characters each.
-    characters = windows * (read.task["max_length"] - read.task["doc_stride"]) * 5
+    characters = windows * (settings["max_length"] - settings["doc_stride"]) * 5
     samples = []
     for number in tqdm(np.linspace(0, len(questions) - 1, count).astype(int), unit="question"):
         question = questions[number]
