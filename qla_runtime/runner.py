@@ -148,8 +148,11 @@ class Runner:
         """Runs everything as one batch; as ``Engine.run``."""
         if not prepared:
             raise InputError("there is nothing to run; give at least one of what prepare() made")
-        if any(each.plan is None and each.deadline is None for each in prepared):
-            raise InputError("one of what is to run has no length config and no deadline; make it with prepare()")
+        for i, each in enumerate(prepared):
+            if not isinstance(each, Prepared):
+                raise InputError(f"prepared[{i}] is of type {type(each).__name__}; give what prepare() made")
+            if each.plan is None and each.deadline is None:
+                raise InputError(f"prepared[{i}] has no length config and no deadline; make it with prepare()")
         settled, ran = self._settled(prepared)
         results = self._together(settled)
         ran()

@@ -159,11 +159,28 @@ def test_windows_for_others_are_those_that_answers_come_from(tiny):
         tiny("embedding").windows(questions, contexts)
 
 
+def test_windows_are_refused_as_answers_are(tiny):
+    engine = tiny("span-qa", max_length=40, doc_stride=9)
+    for questions, contexts, stride in (
+        (["who?", "x"], ["ada"], None), (["who?"], ["ada", "b"], None), (["who?"], [None], None), ([], [], None),
+        ("who?", ["ada"], None), (["\ud800"], ["ada"], None), (["who?"], ["ada"], 40), (["who?"], ["ada"], -1),
+    ):  # fmt: skip
+        with pytest.raises(InputError) as refused:
+            engine.windows(questions, contexts, stride)
+        with pytest.raises(InputError, match=re.escape(str(refused.value))):
+            engine.answer(questions, contexts, doc_stride=stride)
+    both = engine.windows(["who?", "x"], "it is so. " * 30)
+    assert both.questions.tolist() == engine.windows(["who?", "x"], ["it is so. " * 30] * 2).questions.tolist()
+
+
 def test_what_an_engine_tells_cannot_be_changed(tiny):
     engine = tiny("span-qa")
     assert engine.info["layers"] == engine.layers and engine.task_settings["max_length"] == engine.max_length
     engine.info["layers"] = engine.task_settings["max_length"] = 0
     assert engine.layers == 2 and engine.max_length > 0
+    tagger = tiny("token-classification")
+    tagger.task_settings["labels"].append("more")
+    assert "more" not in tagger.labels
 
 
 @pytest.mark.parametrize("length", [1, 9, 10, 11, 18, 57])
