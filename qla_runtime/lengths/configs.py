@@ -287,6 +287,10 @@ class LengthPlan:
         """How results report the length of one sequence; ``length=`` takes it again."""
         return self.labels[self.index[sequence]]
 
+    def over(self, count: int) -> LengthPlan:
+        """A plan for one input, for so many of them."""
+        return self if count == 1 else replace(self, index=self.index * count)
+
     def part(self, inputs: slice) -> LengthPlan:
         """The plan for some of the inputs."""
         index = self.index[inputs]
