@@ -109,7 +109,8 @@ class Runner:
             return policies.within_loss(plan, self.table.distinct).plan(count)
         if isinstance(plan, LengthPlan):
             plan = self.table.with_accuracies(plan)
-            if count == 1 and (length is None or isinstance(length, str)):
+            # Names alone: of configs that are spelled out there is no end.
+            if count == 1 and (length is None or (isinstance(length, str) and length in self.table.configs)):
                 self._named_plans[length] = plan
         return plan
 
