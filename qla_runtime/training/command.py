@@ -101,8 +101,8 @@ def run(arguments: argparse.Namespace, read_length: Callable[[str], str | Length
         max_length=arguments.max_length,
         new_head=arguments.new_head,
         skip_bad_rows=arguments.skip_bad_rows,
-        teacher=arguments.teacher,
-        live_teacher=arguments.live_teacher,
+        teacher=getattr(arguments, "teacher", None),  # options of recipes that learn from one
+        live_teacher=getattr(arguments, "live_teacher", False),
         precision=arguments.precision,
         assess_file=arguments.assess_file,
         assess_lengths={text: _config(text, read_length) for text in arguments.assess_lengths},

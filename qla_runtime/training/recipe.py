@@ -110,7 +110,8 @@ class RecipeOptions(Protocol):
 
     @classmethod
     def add_arguments(cls, group: argparse._ActionsContainer) -> None:
-        """Adds all its fields but ``batch_tokens``, ``--teacher`` and ``--live-teacher`` to a parser."""
+        """Adds all its fields but ``batch_tokens`` to a parser; and ``--teacher`` and ``--live-teacher``, where it
+        learns from a teacher."""
 
     def settings(self) -> dict[str, Any]:
         """What the result depends on, by name, in JSON's types: a run continues only where it is the same."""
