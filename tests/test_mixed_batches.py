@@ -22,12 +22,7 @@ from qla_runtime.tasks.tag import TagTask
 
 LONG = "it is the sea. " * 20
 HALVES = LengthConfig.ratio((0.5, 0.5))
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """A cache folder of the test's own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ RowScratch cut_scratch(Arena& arena, size_t rows, size_t hidden, size_t wide,
   t.y = arena.take<float>(rows * hidden);
   t.scale = arena.take<float>(rows);
   t.zero = arena.take<float>(rows);
-  t.gelu_max = arena.take<float>(column_shares * rows * 16);
+  t.gelu_max = arena.take<float>(column_shares * rows * kMaximaLanes);
   t.rows = arena.take<const float*>(rows);
   t.embed_rows = arena.take<EmbedRow>(rows);
   t.norm_rows = arena.take<NormRow>(rows);
