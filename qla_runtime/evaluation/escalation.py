@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from qla_runtime.engine import Engine
 from qla_runtime.errors import InputError, shown
-from qla_runtime.evaluation.squad import Question
+from qla_runtime.evaluation.questions import Question
 from qla_runtime.lengths.configs import LengthConfig, check_amount
 
 
