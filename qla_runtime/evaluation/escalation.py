@@ -27,7 +27,7 @@ def calibrate_escalation(
 
     Args:
         engine: a span-qa model.
-        questions: as ``evaluate.read_squad`` gives them.
+        questions: as ``read_squad`` gives them.
         cheap: the first config.
         dear: the config of the second run.
         max_loss: points of F1 that the mean may lie below that of ``dear`` alone.
