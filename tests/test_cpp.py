@@ -16,7 +16,7 @@ from qla_runtime import _core
 
 BINARIES = sorted(source.stem for source in Path(__file__).parent.glob("cpp/test_*.cpp"))
 WITH_AMX_CODE = [name for name in BINARIES if name.startswith("test_amx_")] + ["test_cpu_features"]
-ON_EVERY_ISA = ["test_attention", "test_gemm", "test_rowwise"]
+ON_EVERY_ISA = ["test_attention", "test_gemm", "test_polynomials", "test_rowwise"]
 """Their tests of kernels are named after an instruction set (tests/cpp/kernel_fixtures.h)."""
 ISAS = ["ref", "avx2", "avxvnni", "avx512vnni", "amx"]
 
