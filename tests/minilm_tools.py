@@ -32,5 +32,5 @@ def corpus(path: Path, documents: int = 40) -> Path:
     return path
 
 
-def distil(teacher, text, out: Path, **changes):
-    return run.train(teacher, text, out, **{"loop": LOOP, "max_length": 24, "progress": False, **changes})
+def distil(source, text, out: Path, **changes):
+    return run.train(source, text, out, **{"loop": LOOP, "max_length": 24, "progress": False, **changes})
