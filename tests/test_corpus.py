@@ -268,3 +268,10 @@ def test_the_command(teacher, tmp_path):
     assert [entry["seconds_left"] > 0 for entry in entries] == [True, True, False]
     facts = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
     assert facts["copied"] == [2] and len(facts["data"]) == 2
+
+
+def test_an_id_that_a_model_lacks(tokenizer, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text(words(5, 60))
+    with pytest.raises(InputError, match="token id 60, and vocab_size is 50"):
+        open_corpus([path], tmp_path / "c", tokenizer, 8, 50, False)

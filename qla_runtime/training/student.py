@@ -98,13 +98,18 @@ class Distillation:
         return cls(source, result, _copied(source, result, shape.copy_layers), paths)
 
     @property
+    def given(self) -> bool:
+        """Whether the student is a checkpoint of its own. A new one is the teacher's with another config."""
+        return self.result.weights is not self.source.weights
+
+    @property
     def new_words(self) -> bool:
         """Whether the student's word embeddings are random numbers, which must be trained."""
-        return self.copied is None and self.result.weights is self.source.weights
+        return self.copied is None and not self.given
 
     def load_model(self, seed: int) -> Model:
         """The student; ``seed`` decides random weights."""
-        if self.result.weights is not self.source.weights:
+        if self.given:
             return self.result.load_model()
         torch.manual_seed(seed)
         model = Model(self.result.encoder, self.result.task)
@@ -124,17 +129,16 @@ class Distillation:
     def features(self, encoder: TextEncoder, progress: bool, folder: Path) -> Corpus:
         """The corpus, tokenized into ``folder``."""
         tokenizer = open_tokenizer(self.source.tokenizer_json, self.source.text)
-        vocab_size = self.source.encoder.vocab_size
+        vocab_size = min(self.source.encoder.vocab_size, self.result.encoder.vocab_size)
         return open_corpus(self.paths, folder / "corpus", tokenizer, encoder.max_length, vocab_size, progress)
 
     def settings(self) -> dict[str, Any]:
         """What a run's result depends on here."""
-        given = self.result.weights is not self.source.weights
         return {
             "checkpoint": fingerprint(self.source),
             "data": [_digest(path) for path in self.paths],
             "max_length": self.source.task.max_length,
-            "student": fingerprint(self.result) if given else self.result.encoder.to_json(),
+            "student": fingerprint(self.result) if self.given else self.result.encoder.to_json(),
             "copied": self.copied,
         }
 
