@@ -183,8 +183,8 @@ def _token_ids(tokenizer: Tokenizer, lines: Iterator[str], vocab_size: int) -> I
             ids = encoding.ids
             if ids and max(ids) >= vocab_size:
                 raise InputError(
-                    f"the tokenizer gives token id {max(ids)}, and vocab_size is {vocab_size} in the teacher's or the "
-                    "student's config; give the tokenizer that they were trained with"
+                    f"the tokenizer gives token id {max(ids)}, and vocab_size is {vocab_size} in the config of "
+                    "teacher or student; give the tokenizer that they were trained with"
                 )
             yield ids
 
