@@ -23,6 +23,7 @@ from qla_runtime.errors import InputError, UnsupportedError  # noqa: E402
 from qla_runtime.training import losses, run  # noqa: E402
 from qla_runtime.training.device import Device  # noqa: E402
 from qla_runtime.training.loop import Diverged  # noqa: E402
+from qla_runtime.training.plot import draw  # noqa: E402
 from qla_runtime.training.recipes.minilm import MiniLMOptions  # noqa: E402
 from qla_runtime.training.run_folder import read_log  # noqa: E402
 from qla_runtime.training.student import Distillation, StudentShape  # noqa: E402
@@ -176,6 +177,9 @@ def test_the_distance_falls(teacher, text, tmp_path, options):
     for name in names:
         values = [entry[name] for entry in entries]
         assert np.mean(values[-8:]) < 0.8 * np.mean(values[:8]), name
+    pytest.importorskip("matplotlib")
+    legend = draw(read_log(tmp_path / "run")).axes[0].get_legend()
+    assert {text.get_text() for text in legend.get_texts()} == names
 
 
 @pytest.mark.parametrize("family", ["Roberta", "Electra"])
