@@ -199,7 +199,8 @@ class Loop:
         if bad:
             rate = self._options.learning_rate
             raise Diverged(
-                f"training diverged in step {self._step + 1}: {', '.join(bad)}. Train with a learning rate "
+                f"training diverged in step {self._step + 1} (batch {self._index} of epoch {self._epoch + 1}): "
+                f"{', '.join(bad)}. Train with a learning rate "
                 f"below {rate:g}, in a new folder. {self._folder.safe()}"
             )
 

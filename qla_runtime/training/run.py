@@ -51,7 +51,7 @@ def train(
         loop: duration, learning rate and the like.
         task, max_length, new_head, skip_bad_rows: see :meth:`qla_runtime.training.start.Start.open`.
         teacher: a checkpoint to learn from; None leaves it to the recipe, which may take the starting model.
-        live_teacher: run the teacher batch by batch instead of over all data beforehand.
+        live_teacher: run the teacher batch by batch instead of over all data beforehand; some recipes always do.
         precision: ``auto``, ``bf16`` or ``fp32``.
         assess_file: measure accuracy on this file at the start, at the end, and every ``loop.assess_steps``;
             see :func:`qla_runtime.training.assess.assessor`.
@@ -72,8 +72,9 @@ def train(
     start = Start.open(
         checkpoint, data, task=task, max_length=max_length, new_head=new_head, skip_bad_rows=skip_bad_rows
     )
-    options.check(start.source, live_teacher)
+    live_teacher = live_teacher or options.live_teacher
     taught_by = _teacher(teacher, live_teacher, start, options)
+    options.check(start.source, taught_by, live_teacher)
     settings = {
         "recipe": options.recipe,
         **start.settings(),
@@ -117,7 +118,7 @@ def _teacher(given: str | Path | None, live: bool, start: Start, options: Recipe
     if given is not None:
         return open_teacher(given, start)
     if options.start_teaches(start.source.task):
-        return start.source
+        return start.as_teacher()
     if live:
         raise InputError("live_teacher is set without a teacher; give a checkpoint to learn from")
     return None

@@ -87,6 +87,20 @@ class Start:
         encode_labels(items, source.task, path)  # refuse labels that do not fit now
         return cls(source, fresh, path, items)
 
+    def as_teacher(self) -> Checkpoint:
+        """The checkpoint as it is, to be learned from.
+
+        Raises:
+            InputError: its head is new, or it is no float model.
+        """
+        if self.fresh:
+            raise InputError(
+                f"{self.source.source} gets a new head, which has nothing to teach. Fine-tune it first (qla train "
+                "length-drop), or give a teacher (teacher=, --teacher)"
+            )
+        _check_float(self.source, "it")
+        return self.source
+
     def load_model(self, seed: int) -> Model:
         """The model to train; ``seed`` initializes a new head."""
         torch.manual_seed(seed)
@@ -132,12 +146,13 @@ def open_teacher(checkpoint: str | Path, start: Start) -> Checkpoint:
     """A fixed teacher for a run.
 
     Raises:
-        InputError: it does another task, knows other labels, or reads other tokens.
+        InputError: it does another task, knows other labels, reads other tokens, or is no float model.
     """
     task = start.source.task
     teacher = open_checkpoint(checkpoint, task=task.kind, max_length=task.max_length)
     if _own_task(teacher) not in (None, task.kind) or teacher.task.labels != task.labels:
         raise InputError(f"teacher {teacher.source}: its head does not give what the student's does")
+    _check_float(teacher, f"teacher {teacher.source}")
     ours, theirs = json.loads(start.source.tokenizer_json), json.loads(teacher.tokenizer_json)
     if any(ours.get(part) != theirs.get(part) for part in ("model", "normalizer", "pre_tokenizer")):
         raise InputError(
@@ -145,6 +160,14 @@ def open_teacher(checkpoint: str | Path, start: Start) -> Checkpoint:
             "tokens. Give a teacher with the same vocabulary"
         )
     return teacher
+
+
+def _check_float(teacher: Checkpoint, name: str) -> None:
+    if teacher.format is not None:
+        raise InputError(
+            f"{name} was trained with roundings (qla train qat), without which its weights mean little. Give the "
+            "float checkpoint that it was trained from as the teacher (teacher=, --teacher)"
+        )
 
 
 def fingerprint(source: Checkpoint) -> str:
