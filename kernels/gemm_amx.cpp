@@ -20,12 +20,12 @@ constexpr int kBlock = 32;  // rows and columns
 template <typename Out>
 using BlockBefore = Unfinished<Out, kBlock, kBlock / 16>;
 
-// The products of one block by the weights `b` of its columns, into tmm0..1 or (more than 16 rows)
-// tmm0..3.
+// The products of one block, into tmm0..1 or (more than 16 rows) tmm0..3.
 template <typename Format, bool kBottom, typename Out>
-QLA_INLINE void multiply(const GemmArgs& g, const int8_t* b, int row, BlockBefore<Out>& before) {
+QLA_INLINE void multiply(const GemmArgs& g, int row, int col, BlockBefore<Out>& before) {
   const uint8_t* a0 = g.a + static_cast<size_t>(row) * g.lda;
   const uint8_t* a1 = a0 + static_cast<size_t>(16) * g.lda;
+  const int8_t* b = Format::columns(g.b, g.k, col);
   const int64_t lda = g.lda;
   const int share = before.share(g.k / 64);
   _tile_zero(0);
@@ -56,13 +56,12 @@ void gemm(const GemmArgs& g, const Out& out) {
   BlockBefore<Out> before(g, out, sums);
   publish_to_tiles();
   for (int col = g.first_col; col < g.last_col; col += kBlock) {
-    const int8_t* b = Format::columns(g.b, g.k, col);
     for (int row = 0; row < g.rows; row += kBlock) {
       const int rows = g.rows - row < kBlock ? g.rows - row : kBlock;
       if (rows > 16) {
-        multiply<Format, true>(g, b, row, before);
+        multiply<Format, true>(g, row, col, before);
       } else {
-        multiply<Format, false>(g, b, row, before);
+        multiply<Format, false>(g, row, col, before);
       }
       _tile_stored(0, sums.row[0], kStride);
       _tile_stored(1, sums.row[0] + 16, kStride);

@@ -19,16 +19,15 @@ using Sums = BlockSums<kGemmRows, kGemmPanels>;
 template <typename Out>
 using BlockBefore = Unfinished<Out, kGemmRows, kGemmPanels>;
 
-// Rows from `row` on by the weights `b` of `col` and its neighbours. Leaves its sums in `sums`,
-// where it finds those of the block before.
+// Leaves its sums in `sums`, where it finds those of the block before.
 template <typename Format, int kRows, typename Out>
-void gemm_block(const GemmArgs& g, const int8_t* b, int row, int col, Sums& sums,
-                BlockBefore<Out>& before) {
+void gemm_block(const GemmArgs& g, int row, int col, Sums& sums, BlockBefore<Out>& before) {
   Dot16 sum[kRows][kGemmPanels];
   for (int m = 0; m < kRows; ++m) {
     for (int j = 0; j < kGemmPanels; ++j) sum[m][j] = dot_from(set1(0));
   }
   const uint8_t* a = g.a + static_cast<size_t>(row) * g.lda;
+  const int8_t* b = Format::columns(g.b, g.k, col);
   const int share = before.share(g.k / 64);
   for (int k = 0; k < g.k; k += 64) {
 #pragma GCC unroll 2
@@ -55,11 +54,11 @@ void gemm_block(const GemmArgs& g, const int8_t* b, int row, int col, Sums& sums
 
 // A block of just `rows` rows, at most kRows.
 template <typename Format, int kRows = kGemmRows, typename Out>
-void gemm_rows(const GemmArgs& g, const int8_t* b, int row, int rows, int col, Sums& sums,
+void gemm_rows(const GemmArgs& g, int row, int rows, int col, Sums& sums,
                BlockBefore<Out>& before) {
   if constexpr (kRows > 0) {
-    if (rows == kRows) return gemm_block<Format, kRows>(g, b, row, col, sums, before);
-    gemm_rows<Format, kRows - 1>(g, b, row, rows, col, sums, before);
+    if (rows == kRows) return gemm_block<Format, kRows>(g, row, col, sums, before);
+    gemm_rows<Format, kRows - 1>(g, row, rows, col, sums, before);
   }
 }
 
@@ -68,12 +67,11 @@ void gemm(const GemmArgs& g, const Out& out) {
   Sums sums;
   BlockBefore<Out> before(g, out, sums);
   for (int col = g.first_col; col < g.last_col; col += 16 * kGemmPanels) {
-    const int8_t* b = Format::columns(g.b, g.k, col);
     // Equal blocks: a single row below a full one would wait for its own few sums.
     int blocks = (g.rows + kGemmRows - 1) / kGemmRows;
     for (int row = 0, rows; blocks > 0; row += rows, --blocks) {
       rows = (g.rows - row + blocks - 1) / blocks;
-      gemm_rows<Format>(g, b, row, rows, col, sums, before);
+      gemm_rows<Format>(g, row, rows, col, sums, before);
     }
   }
   before.finish(kGemmRows);

@@ -10,6 +10,7 @@ import pytest
 from package_tools import tiny_package
 
 from qla_runtime import Engine, InputError
+from qla_runtime.lifetime import Lifetime
 from qla_runtime.trace import trace
 
 KINDS = ("span-qa", "sequence-classification", "token-classification", "embedding")
@@ -116,3 +117,13 @@ def test_a_call_that_fails_does_not_keep_the_engine(package):
     with pytest.raises(ZeroDivisionError):
         engine.encode(TEXTS, progress=fail)
     assert not mapped(package)
+
+
+def test_a_call_that_is_part_of_a_running_one_is_not_refused():
+    life = Lifetime()
+    assert not life.enter()
+    assert not life.close(), "a call is running"
+    assert not life.enter(), "made by the running call"
+    assert not life.leave()
+    assert life.leave(), "the last one of a closed engine"
+    assert life.enter(), "refused from now on"

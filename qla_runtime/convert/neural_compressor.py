@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ class _Linears(nn.Module):
     def forward(self, hidden: Tensor, intermediate: Tensor) -> tuple[Tensor, ...]:
         outputs = []
         for layer in self.layers:
-            outputs += [layer.qkv(hidden), layer.output(hidden), layer.ffn_in(hidden), layer.ffn_out(intermediate)]
+            outputs += [layer.qkv(hidden), layer.output(hidden), layer.ffn_in(hidden), layer.ffn_out(intermediate)]  # type: ignore[operator]
         return tuple(outputs)
 
 
@@ -144,6 +145,7 @@ def _read_scales(graph: torch.fx.GraphModule, layers: int) -> dict[tuple[int, st
     The parameter's name says which layer it is.
     """
     found = {}
+    node: Any  # torch types a node's arguments as anything that a graph may hold
     for node in graph.graph.nodes:
         if node.target is not torch.ops.aten.linear.default:
             continue
@@ -164,7 +166,7 @@ def _read_scales(graph: torch.fx.GraphModule, layers: int) -> dict[tuple[int, st
     return found
 
 
-def _quantizer(node: torch.fx.Node) -> torch.fx.Node | None:
+def _quantizer(node: Any) -> Any:
     """The quantize node behind a dequantize node."""
     if "dequantize_per" not in str(node.target):
         return None
@@ -173,6 +175,7 @@ def _quantizer(node: torch.fx.Node) -> torch.fx.Node | None:
 
 
 def _attribute(module: nn.Module, path: str) -> Tensor:
+    found: Any = module
     for name in path.split("."):
-        module = getattr(module, name)
-    return module
+        found = getattr(found, name)
+    return found
