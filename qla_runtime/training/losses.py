@@ -42,7 +42,7 @@ def task_loss(task: TaskSpec, outputs: Tensor, batch: Batch) -> Tensor:
     A span's softmax runs over the real tokens: the runtime has no padding that could take a share.
     """
     if task.kind == "span-qa":
-        logits = _spans(outputs, batch.mask)
+        logits = span_logits(outputs, batch.mask)
         return F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
     if task.problem == "regression":
         return F.mse_loss(outputs.float()[:, 0], batch.labels)
@@ -63,7 +63,7 @@ def divergence(task: TaskSpec, student: Tensor, teacher: Tensor, batch: Batch) -
     if task.kind == "embedding":
         return (1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1)).mean()
     if task.kind == "span-qa":
-        student, teacher = (_spans(x, batch.mask).flatten(0, 1) for x in (student, teacher))
+        student, teacher = (span_logits(x, batch.mask).flatten(0, 1) for x in (student, teacher))
     elif task.problem == "regression":
         return F.mse_loss(student.float(), teacher.float())
     student, teacher = student.float().log_softmax(-1), teacher.float().log_softmax(-1)
@@ -77,7 +77,7 @@ def importance(task: TaskSpec, teacher: Tensor, batch: Batch, layers: int) -> li
     question and the special tokens, evenly, with a sum that falls from nearly 1 in the first layer to 0 in the
     last, where the context has read them.
     """
-    answer = _spans(teacher.detach(), batch.mask).softmax(-1).mean(1)
+    answer = span_logits(teacher.detach(), batch.mask).softmax(-1).mean(1)
     framing = batch.framing / batch.framing.sum(1, keepdim=True)
     return [answer + (1 - layer / layers) * framing for layer in range(1, layers + 1)]
 
@@ -176,6 +176,6 @@ def _relation(left: Tensor, right: Tensor, heads: int, mask: Tensor) -> Tensor:
         return logits.masked_fill(~mask[:, None, None, :], _NEVER).log_softmax(-1)
 
 
-def _spans(outputs: Tensor, mask: Tensor) -> Tensor:
+def span_logits(outputs: Tensor, mask: Tensor) -> Tensor:
     """(B, n, 2) -> (B, 2, n) float32: start and end logits, padding out of the running."""
     return outputs.float().transpose(1, 2).masked_fill(~mask[:, None, :], _NEVER)

@@ -138,6 +138,10 @@ class RecipeOptions(Protocol):
     def batch_tokens(self) -> int:
         """Tokens of a batch, padding included."""
 
+    @property
+    def live_teacher(self) -> bool:
+        """Whether a teacher must run batch by batch, because more than its outputs is learned from."""
+
     @classmethod
     def add_arguments(cls, group: argparse._ActionsContainer) -> None:
         """Adds all its fields but ``batch_tokens`` to a parser; and ``--teacher`` and ``--live-teacher``, where it
@@ -146,8 +150,8 @@ class RecipeOptions(Protocol):
     def settings(self) -> dict[str, Any]:
         """What the result depends on, by name, in JSON's types: a run continues only where it is the same."""
 
-    def check(self, source: Checkpoint, live_teacher: bool) -> None:
-        """Raises InputError where a checkpoint, or a teacher that is not live, does not fit these settings."""
+    def check(self, source: Checkpoint, teacher: Checkpoint | None, live_teacher: bool) -> None:
+        """Raises InputError where a checkpoint, its teacher, or how that runs does not fit these settings."""
 
     def start_teaches(self, task: TaskSpec) -> bool:
         """Whether the model as it is at the start, frozen, teaches where no other teacher is given."""

@@ -53,7 +53,7 @@ def train(
         task, max_length, new_head, skip_bad_rows: see :meth:`qla_runtime.training.start.Start.open`. Of these, a
             recipe that brings its own data takes ``max_length`` alone.
         teacher: a checkpoint to learn from; None leaves it to the recipe, which may take the starting model.
-        live_teacher: run the teacher batch by batch instead of over all data beforehand.
+        live_teacher: run the teacher batch by batch instead of over all data beforehand; some recipes always do.
         precision: ``auto``, ``bf16`` or ``fp32``.
         assess_file: measure accuracy on this file at the start, at the end, and every ``loop.assess_steps``;
             see :func:`qla_runtime.training.assess.assessor`.
@@ -75,7 +75,7 @@ def train(
     if isinstance(options, BringsData):
         if task or new_head or skip_bad_rows or teacher is not None:
             raise InputError(f"{options.recipe} takes no task, new_head, skip_bad_rows or teacher; leave them out")
-        start, live_teacher = options.start(checkpoint, data, max_length), True
+        start = options.start(checkpoint, data, max_length)
     elif isinstance(data, (str, Path)):
         start = Start.open(
             checkpoint, data, task=task, max_length=max_length, new_head=new_head, skip_bad_rows=skip_bad_rows
@@ -84,8 +84,9 @@ def train(
         raise InputError(f"{options.recipe} takes one file of data; join them first")
     if start.new_words:
         loop = dataclasses.replace(loop, train_word_embeddings=True)
-    options.check(start.source, live_teacher)
+    live_teacher = live_teacher or options.live_teacher
     taught_by = _teacher(teacher, live_teacher, start, options)
+    options.check(start.source, taught_by, live_teacher)
     settings = {
         "recipe": options.recipe,
         **start.settings(),
@@ -129,7 +130,7 @@ def _teacher(given: str | Path | None, live: bool, start: Beginning, options: Re
     if given is not None:
         return open_teacher(given, start)
     if options.start_teaches(start.source.task):
-        return start.source
+        return start.as_teacher()
     if live:
         raise InputError("live_teacher is set without a teacher; give a checkpoint to learn from")
     return None

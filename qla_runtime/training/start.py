@@ -98,6 +98,20 @@ class Start:
         """Whether the word embeddings are random numbers, which must be trained: never."""
         return False
 
+    def as_teacher(self) -> Checkpoint:
+        """The checkpoint as it is, to be learned from.
+
+        Raises:
+            InputError: its head is new, or it is no float model.
+        """
+        if self.fresh:
+            raise InputError(
+                f"{self.source.source} gets a new head, which has nothing to teach. Fine-tune it first (qla train "
+                "length-drop), or give a teacher (teacher=, --teacher)"
+            )
+        check_float(self.source, "it")
+        return self.source
+
     def load_model(self, seed: int) -> Model:
         """The model to train; ``seed`` initializes a new head."""
         torch.manual_seed(seed)
@@ -135,12 +149,13 @@ def open_teacher(checkpoint: str | Path, start: Beginning) -> Checkpoint:
     """A fixed teacher for a run.
 
     Raises:
-        InputError: it does another task, knows other labels, or reads other tokens.
+        InputError: it does another task, knows other labels, reads other tokens, or is no float model.
     """
     task = start.source.task
     teacher = open_checkpoint(checkpoint, task=task.kind, max_length=task.max_length)
     if _own_task(teacher) not in (None, task.kind) or teacher.task.labels != task.labels:
         raise InputError(f"teacher {teacher.source}: its head does not give what the student's does")
+    check_float(teacher, f"teacher {teacher.source}")
     check_same_tokens(start.source, teacher)
     return teacher
 
@@ -166,6 +181,15 @@ def text_encoder(source: Checkpoint, folder: Path) -> TextEncoder:
         type_vocab_size=source.encoder.type_vocab_size,
         rules=source.text,
     )
+
+
+def check_float(teacher: Checkpoint, name: str) -> None:
+    """Raises InputError for a checkpoint whose weights were trained to be rounded."""
+    if teacher.format is not None:
+        raise InputError(
+            f"{name} was trained with roundings (qla train qat), without which its weights mean little. Give the "
+            "float checkpoint that it was trained from as the teacher (teacher=, --teacher)"
+        )
 
 
 def fingerprint(source: Checkpoint) -> str:
