@@ -80,7 +80,7 @@ def write_package(name: str, folder: Path) -> Path:
 
     checkpoint, package = write_checkpoint(name, folder / "checkpoint"), folder / "package"
     if not (package / "manifest.json").exists():
-        convert(checkpoint, package, task="embedding", pooling="mean", name=name, progress=False)
+        convert(checkpoint, package, scales="max-abs", task="embedding", pooling="mean", name=name, progress=False)
     return package
 
 

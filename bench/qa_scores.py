@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from qla_runtime import Engine, _core
 from qla_runtime.evaluation.questions import ARTICLES, Question, read_squad
+from qla_runtime.tasks.answer import SCORES
 from qla_runtime.texts.windows import QuestionWindows
 
 SIZES = (2, 5, 20)
@@ -166,24 +167,26 @@ class Reader:
             found = self.engine.forward([batch.ids[row] for row in rows], token_type_ids=types)
             logits[bounds[0] : bounds[-1]] = np.concatenate(found.logits)
         each = np.arange(batch.count + 1)  # every window as a question of its own
-        found = _core.best_spans(
-            np.ascontiguousarray(logits[:, 0]),
-            np.ascontiguousarray(logits[:, 1]),
+        _, _, first, last, _, _ = _core.top_spans(
+            logits,
             windows.is_context,
             batch.offsets,
             each,
+            windows.positions,
             self.engine.task_settings["max_answer_tokens"],
+            top_k=1,
+            score=SCORES.index("all-windows"),
         )
-        first, last = (batch.offsets[:-1] + tokens for tokens in found[1:3])
+        first, last = first[:, 0], last[:, 0]
         place = np.array(
-            [windows.characters(0, w, int(f), int(e)) for w, f, e in zip(each, *found[1:3], strict=False)]
+            [windows.characters(0, w, int(f), int(e)) for w, f, e in zip(each, first, last, strict=False)]
         )
         spans = [context[a:b] for a, b in place]
         starts, ends = logits.astype(np.float64).T
         hidden = np.where(windows.is_context, 0.0, -np.inf)
         summary = Windows(
-            start=starts[first],
-            end=ends[last],
+            start=starts[batch.offsets[:-1] + first],
+            end=ends[batch.offsets[:-1] + last],
             all_starts=np.logaddexp.reduceat(starts + hidden, batch.offsets[:-1]),
             all_ends=np.logaddexp.reduceat(ends + hidden, batch.offsets[:-1]),
             null_start=starts[batch.offsets[:-1]],
@@ -228,10 +231,10 @@ def around(paragraphs: Sequence[str], at: int, characters: int, share: float) ->
 
 def collect(engine: Engine, questions: Sequence[Question], count: int, windows: int) -> list[Sample]:
     """``count`` questions, evenly drawn, with the logits of contexts of about ``windows`` windows."""
-    read = Reader(engine)
+    read, settings = Reader(engine), engine.task_settings
     paragraphs = list(dict.fromkeys(question.context for question in questions))
     # A window brings at most max_length - doc_stride new tokens, of some five characters each.
-    characters = windows * (read.task["max_length"] - read.task["doc_stride"]) * 5
+    characters = windows * (settings["max_length"] - settings["doc_stride"]) * 5
     samples = []
     for number in tqdm(np.linspace(0, len(questions) - 1, count).astype(int), unit="question"):
         question = questions[number]

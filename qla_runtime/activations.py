@@ -16,8 +16,9 @@ Values = NDArray[np.float64]
 
 def softmax(logits: NDArray[np.float32]) -> Values:
     """Over the last axis, in double: nearby scores stay apart, and which label wins is the logits' business."""
-    powers = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
+    powers: Values = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    probabilities: Values = powers / powers.sum(axis=-1, keepdims=True)
+    return probabilities
 
 
 def sigmoid(logits: NDArray[np.floating]) -> Values:
@@ -26,7 +27,8 @@ def sigmoid(logits: NDArray[np.floating]) -> Values:
 
 
 def _normal_cdf(x: Values) -> Values:
-    return 0.5 * (1.0 + np.vectorize(math.erf, otypes=[np.float64])(x / math.sqrt(2.0)))
+    values: Values = 0.5 * (1.0 + np.vectorize(math.erf, otypes=[np.float64])(x / math.sqrt(2.0)))
+    return values
 
 
 ACTIVATIONS: dict[str, Callable[[Values], Values]] = {

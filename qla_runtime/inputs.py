@@ -37,7 +37,8 @@ def ragged(input_ids: Ids, attention_mask: Ids | None, token_type_ids: Ids | Non
         types = types and [row[:n] for row, n in zip(types, lengths, strict=True)]
     offsets = np.zeros(len(rows) + 1, np.int64)
     np.cumsum([len(row) for row in rows], out=offsets[1:])
-    return Ragged(_int32(rows, offsets, "input_ids"), offsets, types and _int32(types, offsets, "token_type_ids"))
+    type_ids = None if types is None else _int32(types, offsets, "token_type_ids")
+    return Ragged(_int32(rows, offsets, "input_ids"), offsets, type_ids)
 
 
 def _rows(value: Any, name: str, *, booleans: bool = False) -> list[NDArray[Any]]:
@@ -146,9 +147,8 @@ def _real_length(i: int, mask: NDArray[Any]) -> int:
 def _int32(rows: list[NDArray[Any]], offsets: NDArray[np.int64], name: str) -> NDArray[np.int32]:
     # Mixing signed and unsigned 64-bit rows would round them to floats.
     flat = np.concatenate([row if row.dtype != np.uint64 else row.astype(object) for row in rows])
-    wrong = np.flatnonzero((flat < _INT32.min) | (flat > _INT32.max))
-    if len(wrong):
-        at = int(wrong[0])
+    if flat.min() < _INT32.min or flat.max() > _INT32.max:
+        at = int(np.flatnonzero((flat < _INT32.min) | (flat > _INT32.max))[0])
         row = int(np.searchsorted(offsets, at, side="right")) - 1
         where = f"{name}[{row}][{at - int(offsets[row])}]"
         raise InputError(

@@ -47,7 +47,7 @@ class EncoderOutput:
         self.length_config: list[dict[str, Any]] = [entry["length_config"] for entry in lengths]
         self.accuracy: list[AccuracyReport | None] = [entry["accuracy"] for entry in lengths]
         self.budget_met = budget_met
-        self.lengths: NDArray[np.int64] = np.diff(offsets)
+        self.lengths: NDArray[np.int64] = offsets[1:] - offsets[:-1]
         self.macs: NDArray[np.int64] = arrays["macs"]
 
     def __len__(self) -> int:

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from qla_runtime.errors import InputError, shown
@@ -28,24 +28,25 @@ def in_steps(parts: Iterable[slice]) -> list[slice]:
     ]
 
 
-@contextmanager
-def reported(progress: Progress, total: int) -> Iterator[Callable[[int], Any]]:
-    """Yields a function, to be called with the number of inputs done since its last call.
+def reported(progress: Progress, total: int) -> AbstractContextManager[Callable[[int], Any]]:
+    """Gives, in a ``with`` block, a function to be called with the number of inputs done since its last call.
 
     Raises:
         InputError: ``progress`` is neither a boolean nor callable.
     """
     if progress is False:
-        yield lambda done: None
-    elif callable(progress):
-        yield progress
-    elif progress is not True:
+        return nullcontext(_nothing)
+    if callable(progress):
+        return nullcontext(progress)
+    if progress is not True:
         raise InputError(
             f"progress is {shown(progress)}; it must be True, False, or a function of the number of inputs done"
         )
-    else:
-        with bar(total, None, delay=0) as update:
-            yield update
+    return bar(total, None, delay=0)
+
+
+def _nothing(done: int) -> None:
+    """Reports no progress."""
 
 
 def _renew_lock() -> None:

@@ -53,6 +53,7 @@ class Runner:
     def __init__(self, core: _core.Engine, package: Path, settings: Mapping[str, Any]) -> None:
         self._core, self._info, self._settings = core, core.info, settings
         self._profile = stages.asked_for()
+        self._named_plans: dict[str | None, LengthPlan] = {}
         self.times = Timekeeper(
             package,
             core.explain,
@@ -94,6 +95,10 @@ class Runner:
             InputError: a length that does not fit.
             UnsupportedError: a policy that needs more than the call or the package has.
         """
+        if length is None or isinstance(length, str):
+            named = self._named_plans.get(length) if latency_ms is None else None
+            if named is not None:
+                return named.over(count)
         plan = resolve(length, latency_ms, count, self.table.configs, self._info["layers"])
         if isinstance(plan, Escalate):
             raise UnsupportedError(
@@ -102,7 +107,12 @@ class Runner:
             )
         if isinstance(plan, MaxLoss):
             return policies.within_loss(plan, self.table.distinct).plan(count)
-        return self.table.with_accuracies(plan) if isinstance(plan, LengthPlan) else plan
+        if isinstance(plan, LengthPlan):
+            plan = self.table.with_accuracies(plan)
+            # Names alone: of configs that are spelled out there is no end.
+            if count == 1 and (length is None or (isinstance(length, str) and length in self.table.configs)):
+                self._named_plans[length] = plan
+        return plan
 
     def results(
         self, call: Call[Result], length: Length, latency_ms: float | None, began: float, progress: Progress
@@ -148,8 +158,11 @@ class Runner:
         """Runs everything as one batch; as ``Engine.run``."""
         if not prepared:
             raise InputError("there is nothing to run; give at least one of what prepare() made")
-        if any(each.plan is None and each.deadline is None for each in prepared):
-            raise InputError("one of what is to run has no length config and no deadline; make it with prepare()")
+        for i, each in enumerate(prepared):
+            if not isinstance(each, Prepared):
+                raise InputError(f"prepared[{i}] is of type {type(each).__name__}; give what prepare() made")
+            if each.plan is None and each.deadline is None:
+                raise InputError(f"prepared[{i}] has no length config and no deadline; make it with prepare()")
         settled, ran = self._settled(prepared)
         results = self._together(settled)
         ran()

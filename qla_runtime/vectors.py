@@ -20,7 +20,8 @@ _BLOCK_ROWS = 64
 def normalized(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Vectors (..., H) divided by their Euclidean length."""
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors / np.maximum(length, _LEAST_LENGTH)
+    shortened: NDArray[np.float32] = vectors / np.maximum(length, _LEAST_LENGTH)
+    return shortened
 
 
 def check_truncate_dim(value: Any, hidden: int) -> int | None:

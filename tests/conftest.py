@@ -25,7 +25,7 @@ def ctrl_c() -> None:
 @pytest.fixture(params=raw.ISAS)
 def isa(request: pytest.FixtureRequest) -> str:
     """Each instruction set that there are kernels for; a skipped test where the machine lacks it."""
-    if request.param not in _core.available_isas():
+    if request.param not in raw.available_isas():
         pytest.skip(f"{request.param} is not available here (CPU, operating system or QLA_MAX_ISA)")
     return request.param
 

@@ -6,9 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
+from qla_runtime import _core
+
 RATIO, TOKENS = 0, 1
 ISAS = ("ref", "avx2", "avxvnni", "avx512vnni", "amx")
 EVERYTHING = {"last_hidden", "logits", "kept", "hidden_states", "scores", "macs"}
+
+
+def available_isas() -> list[str]:
+    return _core.available_isas()
 
 
 def random_batch(lengths: list[int], vocab_size: int, types: int = 1, seed: int = 0) -> tuple[np.ndarray, ...]:

@@ -17,7 +17,7 @@ from qla_runtime.evaluation import squad as evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ is no part of an installed package
-from bench import kernels, length_adaptation, machine, models, peers, report, workloads  # noqa: E402
+from bench import kernels, length_adaptation, machine, models, peers, qa_scores, report, workloads  # noqa: E402
 
 RECORD = {
     "machine": {"cpu": "Canned CPU"},
@@ -309,6 +309,29 @@ def test_the_history_of_pytest_benchmark_stands_by_cpu(tmp_path: Path) -> None:
     (run,) = tmp_path.rglob("*.json")
     folder = run.relative_to(tmp_path / ".benchmarks").parts[0]
     assert folder.endswith("-cpus") and machine.cpu_model().split()[0].lower() in folder
+
+
+class TestQaScores:
+    """The script behind docs/question-answering.md runs, on long contexts made of a file's paragraphs."""
+
+    def test_the_tables_have_a_column_per_size(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        words = "Ada wrote the first program in London , and then slept for a long winter".split()
+        paragraphs = []
+        for i in range(12):
+            context = " ".join((words[i:] + words[:i]) * 4)
+            answers = [{"text": words[i - 3], "answer_start": context.index(words[i - 3])}]
+            qas = [{"id": str(i), "question": f"What did {words[i]} do?", "answers": answers}]
+            paragraphs.append({"context": context, "qas": qas})
+        path = tmp_path / "dev.json"
+        path.write_text(json.dumps({"data": [{"title": "one", "paragraphs": paragraphs}]}))
+        options = ["--articles", "odd", "--questions", "2", "--windows", "3"]
+        monkeypatch.setattr(sys, "argv", ["qa_scores", str(path), *options])
+        qa_scores.main()
+        text = capsys.readouterr().out
+        assert text.startswith("2 questions of odd articles")
+        assert text.count("| own paragraph | 2 windows | 3 windows |") >= 1
 
 
 class TestLengthAdaptation:

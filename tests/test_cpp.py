@@ -16,8 +16,9 @@ from qla_runtime import _core
 
 BINARIES = sorted(source.stem for source in Path(__file__).parent.glob("cpp/test_*.cpp"))
 WITH_AMX_CODE = [name for name in BINARIES if name.startswith("test_amx_")] + ["test_cpu_features"]
-ON_EVERY_ISA = ["test_attention", "test_gemm", "test_rowwise"]
+ON_EVERY_ISA = ["test_attention", "test_gemm", "test_polynomials", "test_rowwise"]
 """Their tests of kernels are named after an instruction set (tests/cpp/kernel_fixtures.h)."""
+NOTHING_ELSE = ["test_polynomials"]
 ISAS = ["ref", "avx2", "avxvnni", "avx512vnni", "amx"]
 
 
@@ -37,7 +38,7 @@ def run_gtest(program: Path, tests: str = "*", env: dict[str, str] | None = None
         pytest.skip(skipped[1])
 
 
-@pytest.mark.parametrize("name", BINARIES)
+@pytest.mark.parametrize("name", [name for name in BINARIES if name not in NOTHING_ELSE])
 def test_gtest(name: str, folder: Path) -> None:
     run_gtest(folder / name, "-" + ":".join(f"*/{isa}" for isa in ISAS))
 

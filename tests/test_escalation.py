@@ -10,15 +10,11 @@ from package_tools import tiny_package
 from policy_tools import CONTEXTS, QUESTIONS, open_tiny, refused
 
 from qla_runtime import Engine, Escalate, InputError, LengthConfig, MaxLoss, UnsupportedError
-from qla_runtime.evaluation import squad as evaluate
 from qla_runtime.evaluation.escalation import calibrate_escalation, escalation_threshold
+from qla_runtime.evaluation.questions import Question, word_f1
 from qla_runtime.lengths import policies
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """A cache folder of the test's own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture
@@ -154,14 +150,14 @@ def test_calibration_keeps_the_loss_on_its_data(tiny):
     contexts = [f"{text} and so on" for text in ("ada", "bob", "the sea", "it is so", "bread", "salt", "x y z")]
     full = engine.answer(["who?"] * 7, contexts)
     questions = [
-        evaluate.Question(str(i), "who?", context, (result["answer"],))
+        Question(str(i), "who?", context, (result["answer"],))
         for i, (context, result) in enumerate(zip(contexts, full, strict=True))
     ]
 
     def f1(length) -> float:
         results = engine.answer(["who?"] * 7, contexts, length)
         truths = zip(results, questions, strict=True)
-        return 100 * np.mean([evaluate.word_f1(r["answer"], q.answers[0]) for r, q in truths])
+        return 100 * np.mean([word_f1(r["answer"], q.answers[0]) for r, q in truths])
 
     for max_loss in (0, 10, 100):
         threshold = calibrate_escalation(engine, questions, "fast", "full", max_loss)

@@ -158,8 +158,8 @@ class Linear {
     zero_ = make.zeros<float>(kMostRows);
   }
 
-  // `rows` rows in equal blocks, as csrc/encoder.cpp cuts them for one thread; like there, a
-  // block's results take the place of those of the block before.
+  // `rows` rows in equal blocks, as csrc/encoder/work_split.cpp cuts them for one thread; like
+  // there, a block's results take the place of those of the block before.
   void run(const KernelSet& kernels, Isa isa, int rows, bool with_epilogue) const {
     const int preferred = preferred_row_block(isa);
     const int blocks = (rows + preferred - 1) / preferred;

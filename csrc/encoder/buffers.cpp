@@ -16,7 +16,7 @@ RowScratch cut_scratch(Arena& arena, const EncoderSpec& spec, size_t rows, size_
   t.y = arena.take<float>(rows * hidden);
   t.scale = arena.take<float>(rows);
   t.zero = arena.take<float>(rows);
-  t.gelu_max = arena.take<float>(column_shares * rows * 16);
+  t.gelu_max = arena.take<float>(column_shares * rows * kMaximaLanes);
   t.rows = arena.take<const float*>(rows);
   t.words = arena.take<int8_t>(packed_words ? rows * hidden : 0);
   t.embed_rows = arena.take<EmbedRow>(rows);

@@ -14,6 +14,8 @@
 
 namespace qla {
 
+constexpr int kMaximaLanes = 16;  // of GeluOut::row_max, by row
+
 // What a run of rows needs on its way through a layer: the block that one thread has in hand, or
 // all rows of the chunk while the threads share out columns.
 struct RowScratch {
@@ -22,7 +24,7 @@ struct RowScratch {
   float* y;              // normalized attention output: (rows, hidden)
   float* scale;          // (rows)
   float* zero;           // (rows)
-  float* gelu_max;       // (column shares, rows, 16)
+  float* gelu_max;       // (column shares, rows, kMaximaLanes)
   const float** rows;    // (rows): what is quantized
   int8_t* words;         // (rows, hidden) word embeddings, where the package packs them
   EmbedRow* embed_rows;  // (rows)

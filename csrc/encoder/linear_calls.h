@@ -32,8 +32,6 @@ void multiply(const ForwardPass& pass, Product<Out> product, const Member& m) {
   pass.kernels.gemm(product.format)(product.args, product.out);
 }
 
-constexpr int kMaximaLanes = 16;  // of GeluOut::row_max, by row
-
 // The columns of the product shared out among the team. Each share of a gelu_product has maxima of
 // its own: join_maxima, behind the next barrier, gives some of the rows those of all their columns.
 template <typename Out>

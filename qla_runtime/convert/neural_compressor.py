@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +20,11 @@ from tqdm import tqdm
 from qla_runtime.bars import bar
 from qla_runtime.convert.calibration import Sample
 from qla_runtime.convert.noise import quiet
-from qla_runtime.convert.scales import ALGORITHMS, LINEARS, LinearScales
+from qla_runtime.convert.scales import ALGORITHMS, LinearScales
 from qla_runtime.errors import InputError, QlaError
 from qla_runtime.lengths.configs import LengthConfig
 from qla_runtime.model.float_model import Encoder
+from qla_runtime.model.formats import LINEARS
 
 _WEIGHT_NAME = re.compile(rf"layers[._](\d+)[._]({'|'.join(LINEARS)})[._]weight$")
 
@@ -49,7 +51,7 @@ class _Linears(nn.Module):
     def forward(self, hidden: Tensor, intermediate: Tensor) -> tuple[Tensor, ...]:
         outputs = []
         for layer in self.layers:
-            outputs += [layer.qkv(hidden), layer.output(hidden), layer.ffn_in(hidden), layer.ffn_out(intermediate)]
+            outputs += [layer.qkv(hidden), layer.output(hidden), layer.ffn_in(hidden), layer.ffn_out(intermediate)]  # type: ignore[operator]
         return tuple(outputs)
 
 
@@ -143,6 +145,7 @@ def _read_scales(graph: torch.fx.GraphModule, layers: int) -> dict[tuple[int, st
     The parameter's name says which layer it is.
     """
     found = {}
+    node: Any  # torch types a node's arguments as anything that a graph may hold
     for node in graph.graph.nodes:
         if node.target is not torch.ops.aten.linear.default:
             continue
@@ -163,7 +166,7 @@ def _read_scales(graph: torch.fx.GraphModule, layers: int) -> dict[tuple[int, st
     return found
 
 
-def _quantizer(node: torch.fx.Node) -> torch.fx.Node | None:
+def _quantizer(node: Any) -> Any:
     """The quantize node behind a dequantize node."""
     if "dequantize_per" not in str(node.target):
         return None
@@ -172,6 +175,7 @@ def _quantizer(node: torch.fx.Node) -> torch.fx.Node | None:
 
 
 def _attribute(module: nn.Module, path: str) -> Tensor:
+    found: Any = module
     for name in path.split("."):
-        module = getattr(module, name)
-    return module
+        found = getattr(found, name)
+    return found

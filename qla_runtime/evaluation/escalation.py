@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from qla_runtime.engine import Engine
 from qla_runtime.errors import InputError, shown
-from qla_runtime.evaluation.squad import Question
+from qla_runtime.evaluation.questions import Question
 from qla_runtime.lengths.configs import LengthConfig, check_amount
 
 
@@ -27,7 +27,7 @@ def calibrate_escalation(
 
     Args:
         engine: a span-qa model.
-        questions: as ``evaluate.read_squad`` gives them.
+        questions: as ``read_squad`` gives them.
         cheap: the first config.
         dear: the config of the second run.
         max_loss: points of F1 that the mean may lie below that of ``dear`` alone.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from qla_runtime.evaluation.questions import Question
+from qla_runtime.tasks.results import Answer
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Prediction:
     null_score: float
 
     @classmethod
-    def of(cls, result: dict[str, Any]) -> Prediction:
+    def of(cls, result: Answer) -> Prediction:
         """Reads a result of ``Engine.answer`` with ``top_k=2``: one of its two answers is a span."""
         best_span = next(entry["answer"] for entry in result["answers"] if entry["answer"])
         return cls(result["answer"], best_span, result["null_score"])

@@ -8,13 +8,13 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from qla_runtime.engine import Engine
 from qla_runtime.errors import InputError, UnsupportedError
 from qla_runtime.evaluation.steps import Progress, steps
 from qla_runtime.lengths.configs import Length
 from qla_runtime.tasks.label_schemes import INSIDE, LabelScheme, Tag, chunks, read_labels
+from qla_runtime.tasks.results import TaggedToken
 from qla_runtime.texts.files import Path, read_lines, shown
 
 STEP = 64
@@ -182,7 +182,7 @@ def _check_names(theirs: LabelScheme, ours: LabelScheme) -> None:
         )
 
 
-def _word_labels(words: Sequence[str], tokens: Iterable[dict[str, Any]]) -> list[str | None]:
+def _word_labels(words: Sequence[str], tokens: Iterable[TaggedToken]) -> list[str | None]:
     """The label of the first token of each word of ``" ".join(words)``; None for a word without a token."""
     entries = iter(tokens)
     entry = next(entries, None)

@@ -117,7 +117,7 @@ class LengthConfig:
         counts = []
         current = length
         for value in self.values:
-            # The allowance keeps 0.56 * 25 at 14 although the product is a little above it in binary.
+            # 0.56 * 25 is a little above 14 in binary floating point; the allowance makes it 14.
             wanted = math.ceil(value * length - 1e-6) if self.rule == "ratio" else int(value)
             current = min(current, max(MIN_KEPT, wanted))
             counts.append(current)
@@ -287,6 +287,10 @@ class LengthPlan:
         """How results report the length of one sequence; ``length=`` takes it again."""
         return self.labels[self.index[sequence]]
 
+    def over(self, count: int) -> LengthPlan:
+        """A plan for one input, for so many of them."""
+        return self if count == 1 else replace(self, index=self.index * count)
+
     def part(self, inputs: slice) -> LengthPlan:
         """The plan for some of the inputs."""
         index = self.index[inputs]
@@ -299,7 +303,7 @@ class LengthPlan:
         return {
             "length": self.labels[which],
             "length_config": self.configs[which].to_json(),
-            "accuracy": accuracy and accuracy.to_json(),
+            "accuracy": accuracy.to_json() if accuracy else None,
         }
 
 
@@ -361,11 +365,15 @@ def count_macs(info: Mapping[str, Any], task: Mapping[str, Any], length: int, co
         task: the ``task`` object of the package's ``config.json``.
         length: the number of the sequence's tokens, special tokens included.
         config: the length config.
+
+    Raises:
+        InputError: ``length`` is below 1.
     """
+    kept = config.kept(length)
     hidden, intermediate, outputs = info["hidden"], info["intermediate"], info["outputs"]
     macs = hidden * length  # the embedding's LayerNorm; a LayerNorm counts one MAC per element
     before = length
-    for after in config.kept(length):
+    for after in kept:
         macs += 4 * before * hidden * hidden + 2 * before * before * hidden + 2 * after * hidden * intermediate
         macs += hidden * (before + after)
         before = after

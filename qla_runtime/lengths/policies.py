@@ -49,8 +49,8 @@ def within_loss(policy: MaxLoss, candidates: Sequence[NamedLength]) -> NamedLeng
             f"MaxLoss({policy.points:g}) needs the accuracy of 'full' and of at least one other config on the "
             "same data, and this package does not hold them; measure with `qla search`, or pass a config's name"
         )
-    least = _full(measured).accuracy.value - policy.points
-    return min((c for c in measured if c.accuracy.value >= least), key=lambda c: c.macs)
+    least = next(value for c, value in measured if c.name == "full") - policy.points
+    return min((c for c, value in measured if value >= least), key=lambda c: c.macs)
 
 
 def best_first(candidates: Sequence[NamedLength]) -> list[NamedLength]:
@@ -58,7 +58,7 @@ def best_first(candidates: Sequence[NamedLength]) -> list[NamedLength]:
     out), else by MACs."""
     measured = _measured(candidates)
     if measured:
-        return sorted(measured, key=lambda c: (-c.accuracy.value, c.macs))
+        return [c for c, _ in sorted(measured, key=lambda pair: (-pair[1], pair[0].macs))]
     return sorted(candidates, key=lambda c: -c.macs)
 
 
@@ -84,7 +84,9 @@ def within_time(
     needed = model.safe_seconds(lengths, [candidate.config for candidate in ranked])
     fits = np.flatnonzero(pace * needed <= left())
     # A call of nothing but overhead is predicted alike with every config; fewer MACs are then the safer guess.
-    chosen = int(fits[0] if fits.size else np.lexsort(([candidate.macs for candidate in ranked], needed))[0])
+    chosen = int(
+        fits[0] if fits.size else np.lexsort((np.array([candidate.macs for candidate in ranked]), needed))[0]
+    )
     return ranked[chosen], float(needed[chosen]) / (1 + model.margin)
 
 
@@ -94,15 +96,14 @@ def compares(candidates: Sequence[NamedLength]) -> bool:
     return bool(_measured(candidates))
 
 
-def _full(candidates: Sequence[NamedLength]) -> NamedLength | None:
-    return next((c for c in candidates if c.name == "full"), None)
-
-
-def _measured(candidates: Sequence[NamedLength]) -> list[NamedLength]:
-    """Candidates whose accuracy compares with that of ``full``; empty where no other than ``full`` has one."""
-    full = _full(candidates)
+def _measured(candidates: Sequence[NamedLength]) -> list[tuple[NamedLength, float]]:
+    """Candidates whose accuracy compares with that of ``full``, and the accuracy; empty where no other than
+    ``full`` has one."""
+    full = next((c for c in candidates if c.name == "full"), None)
     if full is None or full.accuracy is None:
         return []
     same = (full.accuracy.metric, full.accuracy.data)
-    measured = [c for c in candidates if c.accuracy and (c.accuracy.metric, c.accuracy.data) == same]
+    measured = [
+        (c, c.accuracy.value) for c in candidates if c.accuracy and (c.accuracy.metric, c.accuracy.data) == same
+    ]
     return measured if len(measured) > 1 else []

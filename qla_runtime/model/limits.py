@@ -1,4 +1,4 @@
-"""The limits of a package, as docs/file-format.md states them and ``csrc/package.cpp`` enforces them.
+"""The limits of a package, as docs/file-format.md states them and ``csrc/package/config_file.cpp`` enforces them.
 
 Conversion checks a checkpoint against them before any long work. ``tests/test_limits.py`` holds every number here
 against the loader.

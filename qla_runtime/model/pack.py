@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from qla_runtime.errors import QlaError
-from qla_runtime.model.limits import SMALLEST_NORMAL
 
 
 def quantize_rows(weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -19,15 +18,6 @@ def quantize_rows(weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
         scale: (N,) float32, positive.
     """
     return np.clip(np.rint(weight / scale[:, None]), -127, 127).astype(np.int8)
-
-
-def embedding_scale(table: np.ndarray) -> np.ndarray:
-    """(V,) float32 scales of a (V, H) table: max|row| / 127, and 1 for a row that is zero, or nearly.
-
-    Nearly: its scale would be no normal float32.
-    """
-    scale = np.abs(table).max(axis=1) / np.float32(127)
-    return np.where(scale >= SMALLEST_NORMAL, scale, np.float32(1))
 
 
 def exact_first_token(

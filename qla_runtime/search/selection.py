@@ -17,6 +17,7 @@ from qla_runtime.evaluation.statistics import check_varied, correlation
 from qla_runtime.lengths.configs import LengthConfig
 from qla_runtime.ragged import Ragged
 from qla_runtime.search.package import Package
+from qla_runtime.tasks.results import Label
 from qla_runtime.texts.data_sets import read_labelled, read_scored_pairs
 from qla_runtime.texts.text_encoder import TextEncoder, batches
 
@@ -134,7 +135,7 @@ class Labels(Selection):
     def sequences(self, encoder: TextEncoder) -> Ragged:
         return _encode([text for _, text in self.items], encoder)
 
-    def _results(self, engine: Engine, config: LengthConfig) -> list[dict[str, Any]]:
+    def _results(self, engine: Engine, config: LengthConfig) -> list[Label]:
         texts = [text for _, text in self.items]
         if isinstance(texts[0], str):
             return engine.classify(texts, None, config)

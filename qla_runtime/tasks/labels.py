@@ -156,7 +156,7 @@ class LabelTask(Task):
         Args:
             pairs: the texts.
             names: how error messages call each pair.
-            activation: of :data:`qla_runtime.activations.ACTIVATIONS`; None gives what :meth:`classify` does.
+            activation: one of ``activations.ACTIVATIONS``; None gives what :meth:`classify` does.
             truncate: cut pairs that are longer than the model reads.
         """
         encoded = tokenized(self.model.encoder, pairs, names, truncate)

@@ -129,7 +129,7 @@ class TextEncoder:
 
 
 def _check_ids(rows: Sequence[Sequence[int]], size: int, what: str, limit: str) -> None:
-    largest = max((max(row) for row in rows if row), default=0)
+    largest = max(map(max, filter(None, rows)), default=0)
     if largest >= size:
         raise PackageError(
             f"tokenizer.json gives {what} {largest}, and config.json says that {limit} is {size}; convert again "

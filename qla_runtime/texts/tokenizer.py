@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,20 +47,21 @@ class TextRules:
         return {name: value for name, value in vars(self).items() if value != getattr(TextRules, name)}
 
 
-@contextmanager
-def faults_named() -> Iterator[None]:
+class faults_named:  # noqa: N801  a context manager, and a class because calls of microseconds pass through it
     """Turns what the tokenizers library raises into PackageError.
 
     Raises:
         PackageError: the library failed or panicked. A panic is a BaseException of a type that has no import.
     """
-    try:
-        yield
-    except BaseException as error:
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if error is None or isinstance(error, (PackageError, MemoryError)):
+            return
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        if isinstance(error, (PackageError, MemoryError)):
-            raise
+            return
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise PackageError(
             f"tokenizer.json: the tokenizers library fails with it ({lines[0][:200]}); repair the checkpoint's "

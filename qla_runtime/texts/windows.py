@@ -55,17 +55,16 @@ class QuestionWindows:
     def characters(self, question: int, window: int, first: int, last: int) -> tuple[int, int]:
         """Character range in the context of tokens ``first..last`` of a window (its global number)."""
         begin, source = self._shifts[window]
-        encoding = self._encodings[question]
-        return encoding.token_to_chars(source + first - begin)[0], encoding.token_to_chars(source + last - begin)[
-            1
-        ]
+        places = [self._encodings[question].token_to_chars(source + token - begin) for token in (first, last)]
+        assert places[0] and places[1], "tokens of a context have characters"
+        return places[0][0], places[1][1]
 
     def locate(self, question: int, window: int, start: int, end: int) -> tuple[int, int] | None:
         """First and last token of a window (its global number) that hold characters ``start..end - 1`` of the
         context; None where the window does not hold them all. The inverse of :meth:`characters`."""
         encoding = self._encodings[question]
-        found = [encoding.char_to_token(character, 1) for character in range(start, end)]
-        found = [token for token in found if token is not None]  # white space belongs to no token
+        tokens = (encoding.char_to_token(character, 1) for character in range(start, end))
+        found = [token for token in tokens if token is not None]  # white space belongs to no token
         if not found:
             return None
         begin, source = self._shifts[window]
