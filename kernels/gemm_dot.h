@@ -36,9 +36,13 @@ void gemm_block(const GemmArgs& g, const int8_t* b, int row, int col, Sums& sums
   }
   const uint8_t* a = g.a + static_cast<size_t>(row) * g.lda;
   const int share = before.share(g.k / 64);
+  // The same quad of the next 64 columns. Only the first block of rows reads packed weights from
+  // memory; by fetching ahead, memory also works while the other blocks multiply.
+  const ptrdiff_t next = Format::kQuadBytes * static_cast<ptrdiff_t>(g.k / 4);
   for (int k = 0; k < g.k; k += 64) {
 #pragma GCC unroll 2
     for (int step = 0; step < 16; ++step, b += Format::kQuadBytes) {
+      if constexpr (Format::kPacked) __builtin_prefetch(b + next, 0, 2);
       Columns w[kGemmPanels];
 #pragma GCC unroll 4
       for (int j = 0; j < kGemmPanels; ++j) w[j] = Format::load(b, j);

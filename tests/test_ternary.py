@@ -12,7 +12,7 @@ from test_bit_equality import LENGTHS, configs
 
 from qla_runtime import Engine, UnsupportedError, _core
 from qla_runtime.errors import QlaError
-from qla_runtime.model import pack
+from qla_runtime.model import card, pack
 from qla_runtime.model.spec import EncoderSpec
 
 SHAPES = [
@@ -127,6 +127,14 @@ def test_python_packs_nothing_else(bad: int) -> None:
     for function in (pack.pack_ternary, pack.pack_ternary_rows):
         with pytest.raises(QlaError, match=f"ternary weights are -1, 0 and 1, not .*{bad}"):
             function(weight)
+
+
+def test_the_card_says_how_weights_are_stored() -> None:
+    package = package_tools.tiny_package("embedding", ternary=True)
+    assert card.weights_in_words(package.config) == card.words_in_words(package.config) == "signed 8 bit"
+    packed = all_packed(package).config
+    assert card.weights_in_words(packed) == card.words_in_words(packed) == "ternary (2 bit)"
+    assert card.weights_in_words(mixed(package).config) == "signed 8 bit in 5 of 8 and ternary (2 bit) in 3 of 8"
 
 
 def test_the_spec_names_ternary_words_alone() -> None:
