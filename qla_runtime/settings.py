@@ -153,7 +153,7 @@ def from_arguments(settings: type[T], arguments: argparse.Namespace) -> T:
         value, convert = getattr(arguments, field.name), field.metadata["convert"]
         if field.metadata["repeatable"]:
             value = tuple(value)
-        elif convert is not None and value is not None:
+        elif convert is not None and value is not field.default:
             value = convert(_flag(field), value)
         values[field.name] = value
     return settings(**values)

@@ -98,22 +98,6 @@ def test_an_unknown_want_is_named(model):
         model(*inputs(), want=["votes", "maps", "kept"])
 
 
-def test_linear_modules_may_be_of_another_kind(model):
-    """All products of the layers, and nothing else, go through it; names and values stay."""
-    seen = []
-
-    class Noted(nn.Linear):
-        def forward(self, x):
-            seen.append((self.in_features, self.out_features))
-            return super().forward(x)
-
-    other = Model(model.encoder.spec, model.task, linear=Noted).eval()
-    other.load_state_dict(model.state_dict())
-    assert torch.equal(other(*inputs()).outputs, model(*inputs()).outputs)
-    h, f = model.encoder.spec.hidden, model.encoder.spec.intermediate
-    assert seen == [(h, 3 * h), (h, h), (h, f), (f, h)] * model.encoder.spec.layers
-
-
 def test_a_record_of_everything_is_exported(model):
     """torch.export traces through it at any length."""
 

@@ -15,7 +15,8 @@ from qla_runtime.checkpoints.config import encoder_spec, label_names, task_spec
 from qla_runtime.errors import InputError, PackageError, QlaError, UnsupportedError
 from qla_runtime.lengths.table import LengthTable
 from qla_runtime.model import limits
-from qla_runtime.model.pack import embedding_scale, pad16, quantize_rows
+from qla_runtime.model.formats import INT8_WORDS
+from qla_runtime.model.pack import pad16
 from qla_runtime.model.package import json_bytes
 from qla_runtime.task_kinds import TASK_KINDS
 from qla_runtime.vectors import SIMILARITIES
@@ -279,8 +280,9 @@ def test_scales_of_nearly_empty_rows(tmp_path):
     package = package_tools.tiny_package("embedding")
     table = np.zeros((101, 64), np.float32)
     table[1], table[2], table[3] = 1e-45, 1e-38, 1.0
-    scale = embedding_scale(table)
-    package.tensors["embeddings.word.weight"] = quantize_rows(table, scale)
+    codes, scale = INT8_WORDS.quantize(table)
+    scale = scale[:, 0]
+    package.tensors["embeddings.word.weight"] = codes.astype(np.int8)
     package.tensors["embeddings.word.scale"] = pad16(scale)
     assert scale[:3].tolist() == [1, 1, 1] and scale[3] == np.float32(1 / 127)
     Engine.from_pretrained(package.save(tmp_path / "package"))

@@ -24,6 +24,7 @@ from qla_runtime.convert.scales import LinearScales  # noqa: E402
 from qla_runtime.errors import InputError, QlaError  # noqa: E402
 from qla_runtime.lengths.table import LengthTable  # noqa: E402
 from qla_runtime.model import pack, staging  # noqa: E402
+from qla_runtime.model.formats import INT8_WORDS  # noqa: E402
 from qla_runtime.model.package import check_target, crc32c, safetensors_bytes, write_package  # noqa: E402
 from qla_runtime.model.spec import shape  # noqa: E402
 
@@ -46,9 +47,9 @@ def test_packing_is_the_documented_layout():
 
 def test_rows_quantize_symmetrically():
     table = np.array([[0.0, 0.0, 0.0], [-2.54, 1.0, 0.01]], np.float32)
-    scale = pack.embedding_scale(table)
-    np.testing.assert_allclose(scale, [1, 0.02], rtol=1e-6)
-    assert pack.quantize_rows(table, scale).tolist() == [[0, 0, 0], [-127, 50, 0]]
+    codes, scale = INT8_WORDS.quantize(table)
+    np.testing.assert_allclose(scale, [[1], [0.02]], rtol=1e-6)
+    assert codes.tolist() == [[0, 0, 0], [-127, 50, 0]]
     # neural-compressor's scale puts the largest weight at 127.5 steps
     assert pack.quantize_rows(np.array([[-1.275, 0.5]], np.float32), np.array([0.01], np.float32)).min() == -127
     assert pack.pad16(np.ones(17, np.float32)).tolist() == [1] * 17 + [0] * 15

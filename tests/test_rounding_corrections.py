@@ -16,7 +16,8 @@ import qla_runtime  # noqa: E402
 from qla_runtime import Engine  # noqa: E402
 from qla_runtime.checkpoints.tokenizer_files import first_token  # noqa: E402
 from qla_runtime.convert import convert, pipeline  # noqa: E402
-from qla_runtime.model.pack import embedding_scale, exact_first_token, quantize_rows  # noqa: E402
+from qla_runtime.model.formats import INT8_WORDS  # noqa: E402
+from qla_runtime.model.pack import exact_first_token  # noqa: E402
 from qla_runtime.texts.tokenizer import TextRules  # noqa: E402
 
 TOKENIZER = Path(qla_runtime.__file__).parent / "models/minilm-l6-squad/tokenizer.json"
@@ -84,9 +85,9 @@ def test_without_texts_of_the_caller_the_bias_stays(checkpoint, tmp_path):
 def test_the_first_tokens_embedding_is_exact_at_the_first_position():
     rng = np.random.default_rng(0)
     table, positions = rng.normal(size=(5, 64)).astype(np.float32), rng.normal(size=(7, 64)).astype(np.float32)
-    scale = embedding_scale(table)
-    stored = quantize_rows(table, scale)
-    exact = exact_first_token(positions, 2, table[3], stored[3], scale[3])
+    codes, scale = INT8_WORDS.quantize(table)
+    stored = codes.astype(np.int8)
+    exact = exact_first_token(positions, 2, table[3], stored[3], scale[3, 0])
     np.testing.assert_allclose(exact[2] + stored[3] * scale[3], positions[2] + table[3], atol=1e-6)
     assert np.array_equal(np.delete(exact, 2, 0), np.delete(positions, 2, 0))
 

@@ -27,7 +27,8 @@ Product<QkvOut> qkv_product(const Linear& linear, int rows, const RowScratch& t,
 
 // The whole product on one thread.
 template <typename Out>
-void multiply(const ForwardPass& pass, const Product<Out>& product) {
+void multiply(const ForwardPass& pass, Product<Out> product, const Member& m) {
+  product.args.scratch = pass.buffers.gemm_scratch(m.index);
   pass.kernels.gemm(product.format)(product.args, product.out);
 }
 
@@ -43,7 +44,7 @@ void multiply_by_columns(ForwardPass& pass, const Product<Out>& whole, Member& m
     if constexpr (std::is_same_v<Out, GeluOut>) {
       share.out.row_max += static_cast<size_t>(i) * kMaximaLanes * whole.args.rows;
     }
-    multiply(pass, share);
+    multiply(pass, share, m);
   });
 }
 void join_maxima(const ForwardPass& pass, const Linear& linear, int rows, Rows in_hand,

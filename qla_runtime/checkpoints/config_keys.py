@@ -11,11 +11,13 @@ from typing import Any
 
 from qla_runtime.errors import UnsupportedError
 from qla_runtime.families import FAMILIES, Family
+from qla_runtime.model import formats
 
 _UNDERSTOOD = {
     *("model_type", "architectures", "id2label", "label2id", "num_labels", "problem_type"),
     # How a cross-encoder's score is finished.
     *("sentence_transformers", "sbert_ce_default_activation_function"),
+    formats.KEY,
 }
 """Keys that are read, besides those of the family's defaults."""
 

@@ -33,7 +33,8 @@ from qla_runtime.checkpoints.transformer_settings import TransformerSettings, tr
 from qla_runtime.checkpoints.weights import FLOATS, WeightFiles
 from qla_runtime.errors import InputError
 from qla_runtime.families import Family
-from qla_runtime.model import limits
+from qla_runtime.model import formats, limits
+from qla_runtime.model.formats import ModelFormat
 from qla_runtime.model.spec import EncoderSpec, TaskSpec
 from qla_runtime.texts.files import check_regular_files
 from qla_runtime.texts.tokenizer import TextRules
@@ -77,6 +78,8 @@ class Checkpoint:
     """What the tokenizer cannot say about texts."""
     settings: SentenceSettings = field(default_factory=SentenceSettings)
     """Prompts and what else sentence-transformers saves beside a model."""
+    format: ModelFormat | None = None
+    """The roundings that the weights were trained with (``qla train qat``); None for a float checkpoint."""
 
     @property
     def family(self) -> Family:
@@ -229,6 +232,7 @@ def open_checkpoint(
         account=accounted,
         notes=(*left_beside, *_config_notes(config, encoder, rows), *accounted.notes),
         settings=settings,
+        format=ModelFormat.from_json(config[formats.KEY], encoder.layers) if formats.KEY in config else None,
     )
 
 

@@ -54,6 +54,8 @@ def write_card(
     how = ["Scales of the weights by neural-compressor, which needs no texts for them."]
     if scales == "max-abs":
         how = ["Scales of the weights by the largest of each output channel, as neural-compressor gives them."]
+    elif scales == "trained":
+        how = ["The scales are those that the weights were trained with (quantization-aware training)."]
     elif activations == "static":
         how = [
             f"Scales by neural-compressor (static INT8, `{algorithm}`), calibrated dense and under each length",

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qla_runtime.checkpoints.reader import Checkpoint
-from qla_runtime.convert.scales import LINEARS, Scales
+from qla_runtime.convert.scales import Scales
+from qla_runtime.model.formats import INT8_WORDS, LINEARS, WordFormat
 from qla_runtime.model.limits import check_values
-from qla_runtime.model.pack import embedding_scale, exact_first_token, pack, pad16, quantize_rows
+from qla_runtime.model.pack import exact_first_token, pack, pad16
 from qla_runtime.model.package import FORMAT_VERSION
 from qla_runtime.model.spec import EncoderSpec
 
@@ -34,6 +35,7 @@ def packed_tensors(
     encoder: EncoderSpec,
     scales: Scales,
     first: int | None = None,
+    words: WordFormat = INT8_WORDS,
 ) -> dict[str, NDArray[Any]]:
     """Every tensor of ``model.safetensors``, in the order of docs/file-format.md.
 
@@ -42,14 +44,16 @@ def packed_tensors(
         encoder: their shapes.
         scales: of its linear layers.
         first: the token that stands before every text, whose embedding then loses nothing at the first position.
+        words: of the word embeddings.
 
     Raises:
         UnsupportedError: a value that a package cannot hold.
     """
     word = state["encoder.embeddings.word.weight"]
-    word_scale = embedding_scale(word)
+    codes, scale = words.quantize(word)
+    word_scale = scale[:, 0]
     tensors = {
-        "embeddings.word.weight": quantize_rows(word, word_scale),
+        "embeddings.word.weight": codes.astype(np.int8),
         "embeddings.word.scale": pad16(word_scale),
     }
     for name in ("position.weight", "token_type.weight", "norm.weight", "norm.bias"):
@@ -65,10 +69,9 @@ def packed_tensors(
     for i in range(encoder.layers):
         prefix = f"layers.{i}"
         for linear in LINEARS:
-            scale = scales[i, linear].weight_scale
-            weight = quantize_rows(state[f"encoder.{prefix}.{linear}.weight"], scale)
+            weight = scales[i, linear].codes(state[f"encoder.{prefix}.{linear}.weight"])
             tensors[f"{prefix}.{linear}.weight"] = pack(weight)
-            tensors[f"{prefix}.{linear}.scale"] = scale
+            tensors[f"{prefix}.{linear}.scale"] = scales[i, linear].weight_scale
             tensors[f"{prefix}.{linear}.bias"] = state[f"encoder.{prefix}.{linear}.bias"]
             tensors[f"{prefix}.{linear}.column_sum"] = weight.sum(axis=1, dtype=np.int32)
         for norm in ("attention_norm", "ffn_norm"):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from qla_runtime.checkpoints.reader import Checkpoint
 from qla_runtime.convert.calibration import Sample, Samples
 from qla_runtime.convert.report import Reference, engine_run
 from qla_runtime.model.spec import TaskSpec
@@ -16,16 +17,16 @@ HEAD_TEXTS = 32
 """How many texts a classifier's bias is corrected on at most."""
 
 
-def corrects_head(task: TaskSpec) -> bool:
+def corrects_head(source: Checkpoint) -> bool:
     """Whether a bias added to every output changes what the model says: no answer span depends on it, and vectors
-    have no head."""
-    return task.kind == "sequence-classification"
+    have no head. A model that was trained with the roundings has no error to take back."""
+    return source.task.kind == "sequence-classification" and source.format is None
 
 
-def head_samples(task: TaskSpec, samples: Samples) -> list[Sample]:
+def head_samples(source: Checkpoint, samples: Samples) -> list[Sample]:
     """What a classifier's bias is corrected on; nothing where the report would see the same texts."""
     found = samples.calibrate
-    if not corrects_head(task) or not found or not samples.held_out:
+    if not corrects_head(source) or not found or not samples.held_out:
         return []
     return found[:: -(-len(found) // HEAD_TEXTS)]
 

@@ -20,10 +20,11 @@ from tqdm import tqdm
 from qla_runtime.bars import bar
 from qla_runtime.convert.calibration import Sample
 from qla_runtime.convert.noise import quiet
-from qla_runtime.convert.scales import ALGORITHMS, LINEARS, LinearScales
+from qla_runtime.convert.scales import ALGORITHMS, LinearScales
 from qla_runtime.errors import InputError, QlaError
 from qla_runtime.lengths.configs import LengthConfig
 from qla_runtime.model.float_model import Encoder
+from qla_runtime.model.formats import LINEARS
 
 _WEIGHT_NAME = re.compile(rf"layers[._](\d+)[._]({'|'.join(LINEARS)})[._]weight$")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from qla_runtime.checkpoints.reader import open_checkpoint
+from qla_runtime.checkpoints.reader import Checkpoint, open_checkpoint
 from qla_runtime.checkpoints.tokenizer_files import first_token
 from qla_runtime.convert.calibration import Samples, pick_samples
 from qla_runtime.convert.card import write_card
@@ -24,12 +24,21 @@ from qla_runtime.convert.no_answer import with_no_answer
 from qla_runtime.convert.report import Reference, compare, engine_run, reference_of, sentence, table
 from qla_runtime.convert.sample_texts import NAME as SAMPLE_NAME
 from qla_runtime.convert.sample_texts import sample_texts
-from qla_runtime.convert.scale_sources import SOURCES, Calibration, ScaleRequest, chosen_source
+from qla_runtime.convert.scale_sources import (
+    SOURCES,
+    TRAINED,
+    Calibration,
+    ScaleRequest,
+    chosen_source,
+    trained,
+    trained_source,
+)
 from qla_runtime.convert.scales import ALGORITHMS
 from qla_runtime.errors import InputError
 from qla_runtime.lengths.configs import LengthConfig
 from qla_runtime.lengths.table import LengthTable
 from qla_runtime.model.card import Provenance
+from qla_runtime.model.formats import INT8_WORDS
 from qla_runtime.model.limits import check_name, check_sizes
 from qla_runtime.model.pack import pad16
 from qla_runtime.model.package import CARD, WEIGHTS, check_target, json_bytes, write_package
@@ -122,9 +131,13 @@ def convert(
     name = check_name(name or target.name)
     source = open_checkpoint(checkpoint, task=task, max_length=max_length, pooling=pooling, activation=activation)
     source = with_no_answer(source, no_answer)
+    find_scales = SOURCES[scale_source]
+    if source.format is not None:
+        trained_source(source, scales, "static" in kinds)
+        scale_source, find_scales = TRAINED, trained
     has_torch = importlib.util.find_spec("torch") is not None
     if not has_torch:
-        source = replace(source, notes=(*source.notes, _without_torch(source.task, calibrate)))
+        source = replace(source, notes=(*source.notes, _without_torch(source, calibrate)))
     if progress:
         for note in source.notes:
             print(f"note: {note}", file=sys.stderr)
@@ -143,7 +156,7 @@ def convert(
         source.text,
         max_length=source.task.max_length,
         type_vocab_size=source.encoder.type_vocab_size,
-        calibrate=_set_aside(source.task, calibrate, kinds, calibration_samples),
+        calibrate=_set_aside(source, calibrate, kinds, calibration_samples),
         check=REPORT_TEXTS,
         check_tokens=REPORT_TOKENS,
     )
@@ -158,8 +171,10 @@ def convert(
         calibration = None
         if "static" in kinds:
             calibration = Calibration(samples.calibrate, list(configs.values()), calibration_algo, progress)
-        found = SOURCES[scale_source](ScaleRequest(source, state, model, calibration))
-        tensors = packed_tensors(state, source.encoder, found, first_token(source.tokenizer_json, source.text))
+        found = find_scales(ScaleRequest(source, state, model, calibration))
+        first = first_token(source.tokenizer_json, source.text)
+        words = INT8_WORDS if source.format is None else source.format.words
+        tensors = packed_tensors(state, source.encoder, found, first, words)
         packages = {kind: stage / kind for kind in kinds}
 
         def write(kind: str, tensors: Mapping[str, NDArray[Any]]) -> None:
@@ -175,10 +190,10 @@ def convert(
 
         for kind in kinds:
             write(kind, tensors)
-        reference = None if model is None else reference_of(source, model)
+        reference = None if model is None else reference_of(source, model, first)
         corrections = []
         if reference is not None and calibrate is not None:
-            corrections = head_samples(source.task, samples)
+            corrections = head_samples(source, samples)
         if reference is not None and corrections:
             for kind in kinds:
                 bias = corrected_bias(state["head.bias"], source.task, reference, packages[kind], corrections)
@@ -217,19 +232,19 @@ def convert(
     return report
 
 
-def _without_torch(task: TaskSpec, calibrate: object) -> str:
-    head = ", nor is the head's bias corrected" if calibrate is not None and corrects_head(task) else ""
+def _without_torch(source: Checkpoint, calibrate: object) -> str:
+    head = ", nor is the head's bias corrected" if calibrate is not None and corrects_head(source) else ""
     return (
         f"torch is not installed, so the package is not compared with the float32 model{head}; measure it with "
         "`qla eval`"
     )
 
 
-def _set_aside(task: TaskSpec, calibrate: object, kinds: Sequence[str], samples: int) -> int:
+def _set_aside(source: Checkpoint, calibrate: object, kinds: Sequence[str], samples: int) -> int:
     """How many samples the report leaves to calibration and to the correction of the head."""
     if "static" in kinds:
         return samples
-    return HEAD_TEXTS if calibrate is not None and corrects_head(task) else 0
+    return HEAD_TEXTS if calibrate is not None and corrects_head(source) else 0
 
 
 def _compared(

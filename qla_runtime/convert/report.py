@@ -52,16 +52,24 @@ class Reference:
     """In words, for the report."""
 
 
-def reference_of(source: Checkpoint, model: Model) -> Reference:
+def reference_of(source: Checkpoint, model: Model, first_token: int | None = None) -> Reference:
     """The checkpoint as transformers loads it, so that a misread weight shows; else as we read it.
+
+    A checkpoint that was trained with roundings is compared with the model that rounds, as no other was trained.
 
     transformers' own model counts only where it finds every tensor that it wants: it fills the others with random
     numbers.
 
     Args:
         source: the checkpoint.
-        model: its float32 model, as we read it.
+        model: its float32 model, as we read it; changed where it is to round.
+        first_token: the one that stands before every text, if there is one.
     """
+    if source.format is not None:
+        from qla_runtime.model.fake_quantized import fake_quantize
+
+        rounding = fake_quantize(model, source.format, first_token)
+        return Reference(torch_run(rounding), "the fake-quantized model that was trained")
     theirs = _transformers_model(source)
     if theirs is None:
         return Reference(torch_run(model), "qla_runtime's own float32 model, as transformers cannot load this one")

@@ -1,7 +1,7 @@
 """Where the scales of the linear layers come from.
 
-A source is a function of a :class:`ScaleRequest`; :data:`SOURCES` names them. The scales that a checkpoint was
-trained with (quantization-aware training) will be one more: a function that reads them from ``request.source``.
+A source is a function of a :class:`ScaleRequest`; :data:`SOURCES` names them. A checkpoint of ``qla train qat``
+brings its own, :func:`trained`, and takes no other.
 Importing this module imports no torch.
 """
 
@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from qla_runtime.checkpoints.reader import Checkpoint
 from qla_runtime.convert.calibration import Sample
-from qla_runtime.convert.scales import LINEARS, LinearScales, Scales
+from qla_runtime.convert.scales import LinearScales, Scales
 from qla_runtime.errors import InputError, UnsupportedError
 from qla_runtime.lengths.configs import LengthConfig
+from qla_runtime.model.formats import LINEARS, ModelFormat
 
 if TYPE_CHECKING:
     from qla_runtime.model.float_model import Model
@@ -53,12 +54,21 @@ class ScaleRequest:
 
 def max_abs(request: ScaleRequest) -> Scales:
     """The largest weight of each output channel over 127.5 steps: neural-compressor's rule, by numpy alone."""
-    least = np.finfo(np.float32).eps  # of a channel of zeros, as there
+    return _by_weights(request.state, ModelFormat.of(request.source.encoder.layers, "w8a8"))
+
+
+def trained(request: ScaleRequest) -> Scales:
+    """Those that the checkpoint's weights had while they were trained."""
+    assert request.source.format is not None  # trained_source() has seen to it
+    return _by_weights(request.state, request.source.format)
+
+
+def _by_weights(state: Mapping[str, NDArray[np.float32]], format: ModelFormat) -> Scales:
     scales = {}
-    for i in range(request.source.encoder.layers):
+    for i, layer in enumerate(format.linears):
         for linear in LINEARS:
-            largest = np.abs(request.state[f"encoder.layers.{i}.{linear}.weight"]).max(axis=1)
-            scales[i, linear] = LinearScales(np.maximum(largest / np.float32(127.5), least))
+            _, scale = layer[linear].quantize(state[f"encoder.layers.{i}.{linear}.weight"])
+            scales[i, linear] = LinearScales(np.ascontiguousarray(scale[:, 0]), format=layer[linear])
     return scales
 
 
@@ -81,6 +91,8 @@ def neural_compressor(request: ScaleRequest) -> Scales:
 
 DEFAULT = "neural-compressor"
 SOURCES: dict[str, Callable[[ScaleRequest], Scales]] = {DEFAULT: neural_compressor, "max-abs": max_abs}
+
+TRAINED = "trained"
 
 PIP_LINE = "pip install 'qla_runtime[convert]'"
 _NEEDED = ("torch", "transformers", "neural_compressor")
@@ -111,6 +123,26 @@ def chosen_source(asked: str | None, static: bool) -> str:
     if asked == DEFAULT or static:
         raise UnsupportedError(missing)
     return "max-abs"
+
+
+def trained_source(source: Checkpoint, asked: str | None, static: bool) -> None:
+    """Sees that nothing is asked for which would calibrate away what a checkpoint was trained for.
+
+    Args:
+        source: a checkpoint with a format of its own.
+        asked, static: as in :func:`chosen_source`.
+
+    Raises:
+        InputError: scales of another source, or static activations.
+    """
+    what = "static activations" if static else f"scales of {asked}" if asked is not None else None
+    if what is None:
+        return
+    raise InputError(
+        f"{source.source} was trained with its own quantizers (qla train qat), and {what} would replace them. "
+        "Convert it with per_token activations and without scales (--scales), or convert the float checkpoint "
+        "that it was trained from"
+    )
 
 
 def _missing() -> str | None:

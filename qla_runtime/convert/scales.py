@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qla_runtime.errors import QlaError
-
-LINEARS = ("qkv", "output", "ffn_in", "ffn_out")
-"""The quantized layers of an encoder layer, in the order a token meets them."""
+from qla_runtime.model.formats import LinearFormat
+from qla_runtime.model.pack import quantize_rows
 
 ALGORITHMS = ("kl", "minmax")
 """neural-compressor's names: histogram with least quantization error; moving-average minimum and maximum."""
@@ -22,10 +21,12 @@ class LinearScales:
     """How one linear layer is quantized."""
 
     weight_scale: NDArray[np.float32]
-    """(N,), symmetric int8 per output channel."""
+    """(N,), one per output channel."""
     low: float = 0.0
     high: float = 0.0
     """The input activation's range; it contains 0. Only static activations have one."""
+    format: LinearFormat = LinearFormat()
+    """What the weight becomes."""
 
     @property
     def input_scale(self) -> float:
@@ -37,6 +38,12 @@ class LinearScales:
         """The code of 0, 0..255."""
         return int(np.clip(np.rint(-self.low / self.input_scale), 0, 255))
 
+    def codes(self, weight: NDArray[np.float32]) -> NDArray[np.int8]:
+        """(N, K) of a weight; times the scales, about the weight."""
+        if self.format.type == "w8a8":
+            return quantize_rows(weight, self.weight_scale)
+        return self.format.quantize(weight)[0].astype(np.int8)
+
     def united(self, other: LinearScales) -> LinearScales:
         """Covers both ranges; the weight scales must agree, being functions of the weights alone."""
         if not np.array_equal(self.weight_scale, other.weight_scale):
@@ -45,4 +52,4 @@ class LinearScales:
 
 
 Scales = Mapping[tuple[int, str], LinearScales]
-"""(layer, name of :data:`LINEARS`) -> how it is quantized."""
+"""(layer, name of :data:`qla_runtime.model.formats.LINEARS`) -> how it is quantized."""

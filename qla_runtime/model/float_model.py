@@ -17,7 +17,7 @@ Torch is imported here, in :mod:`qla_runtime.convert` and in training, and nowhe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,7 @@ from qla_runtime.errors import InputError
 from qla_runtime.lengths.configs import MIN_KEPT, LengthConfig
 
 if TYPE_CHECKING:
+    from qla_runtime.model.formats import ModelFormat
     from qla_runtime.model.spec import EncoderSpec, TaskSpec
 
 # ceil(r * n - 1e-6) in integers: r becomes a numerator over 2^40. The error, below n * 2^-41, is a
@@ -36,10 +37,6 @@ if TYPE_CHECKING:
 _SHIFT = 40
 _ONE = 1 << _SHIFT
 _FORGIVEN = round(1e-6 * _ONE)
-
-
-Linear = Callable[[int, int], nn.Module]
-"""Makes a layer's linear module from its input and output width; the module has ``weight`` and ``bias``."""
 
 
 @dataclass(eq=False, repr=False)
@@ -98,7 +95,7 @@ class Embeddings(nn.Module):
     def __init__(self, spec: EncoderSpec):
         super().__init__()
         self.offset = spec.position_offset
-        self.word = nn.Embedding(spec.vocab_size, spec.hidden)
+        self.word: nn.Module = nn.Embedding(spec.vocab_size, spec.hidden)
         self.position = nn.Embedding(spec.max_positions + spec.position_offset, spec.hidden)
         self.token_type = nn.Embedding(spec.type_vocab_size, spec.hidden)
         self.norm = nn.LayerNorm(spec.hidden, eps=spec.norm_eps)
@@ -108,22 +105,36 @@ class Embeddings(nn.Module):
         return self.norm(self.word(input_ids) + self.position(positions) + self.token_type(token_type_ids))
 
 
+class Products:
+    """The two products of attention."""
+
+    def logits(self, query: Tensor, key: Tensor) -> Tensor:
+        """(B, heads, n, n), query by key, from (B, heads, n, d) each; divided by sqrt(d)."""
+        # Training spends its time in passes over (B, heads, n, n): so the scale goes to the query.
+        return (query / math.sqrt(query.shape[-1])) @ key.transpose(-1, -2)
+
+    def context(self, probabilities: Tensor, value: Tensor, real: Tensor | None) -> Tensor:
+        """(B, heads, n, d), from (B, heads, n, n) and (B, heads, n, d); ``real`` as in :meth:`Layer.attend`."""
+        return probabilities.to(value.dtype) @ value
+
+
 class Layer(nn.Module):
     """One encoder layer, in the two halves between which tokens are dropped.
 
     Args:
         spec: the encoder's shape.
-        linear: makes the four linear modules, such as one that quantizes as it multiplies.
     """
 
-    def __init__(self, spec: EncoderSpec, linear: Linear = nn.Linear):
+    products = Products()
+
+    def __init__(self, spec: EncoderSpec):
         super().__init__()
         self.heads = spec.heads
-        self.qkv = linear(spec.hidden, 3 * spec.hidden)
-        self.output = linear(spec.hidden, spec.hidden)
+        self.qkv: nn.Module = nn.Linear(spec.hidden, 3 * spec.hidden)
+        self.output: nn.Module = nn.Linear(spec.hidden, spec.hidden)
         self.attention_norm = nn.LayerNorm(spec.hidden, eps=spec.norm_eps)
-        self.ffn_in = linear(spec.hidden, spec.intermediate)
-        self.ffn_out = linear(spec.intermediate, spec.hidden)
+        self.ffn_in: nn.Module = nn.Linear(spec.hidden, spec.intermediate)
+        self.ffn_out: nn.Module = nn.Linear(spec.intermediate, spec.hidden)
         self.ffn_norm = nn.LayerNorm(spec.hidden, eps=spec.norm_eps)
 
     def attend(
@@ -144,14 +155,14 @@ class Layer(nn.Module):
         batch, n, hidden = x.shape
         qkv = self.qkv(x).view(batch, n, 3, self.heads, hidden // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        # Training spends its time in passes over (B, heads, n, n): so the scale goes to the query, and PAD
-        # keys are masked by an addition in place, for which the backward pass has nothing to do.
-        logits = (query / math.sqrt(hidden // self.heads)) @ key.transpose(-1, -2)
+        logits = self.products.logits(query, key)
         if real is not None:
+            # PAD keys are masked by an addition in place, for which the backward pass has nothing to do.
             pads = torch.zeros_like(real, dtype=logits.dtype).masked_fill_(~real, -torch.inf)
             logits += pads[:, None, None, :]
         probabilities = logits.softmax(-1)
-        context = (probabilities.to(value.dtype) @ value).transpose(1, 2).reshape(batch, n, hidden)
+        context = self.products.context(probabilities, value, real)
+        context = context.transpose(1, 2).reshape(batch, n, hidden)
         y = self.attention_norm(x + self.output(context))
         record.note(query=query, key=key, value=value, attention_logits=logits)
         record.note(attention_probabilities=probabilities, attention_output=y)
@@ -170,11 +181,11 @@ class Layer(nn.Module):
 class Encoder(nn.Module):
     """Embeddings and layers. Parameter names are the package's tensor names."""
 
-    def __init__(self, spec: EncoderSpec, linear: Linear = nn.Linear):
+    def __init__(self, spec: EncoderSpec):
         super().__init__()
         self.spec = spec
         self.embeddings = Embeddings(spec)
-        self.layers = nn.ModuleList(Layer(spec, linear) for _ in range(spec.layers))
+        self.layers = nn.ModuleList(Layer(spec) for _ in range(spec.layers))
 
     def forward(
         self,
@@ -232,10 +243,13 @@ class Encoder(nn.Module):
 class Model(nn.Module):
     """Encoder and head: the whole model in float32."""
 
-    def __init__(self, spec: EncoderSpec, task: TaskSpec, linear: Linear = nn.Linear):
+    format: ModelFormat | None = None
+    """How it rounds as it computes; None for a float model. See :mod:`qla_runtime.model.fake_quantized`."""
+
+    def __init__(self, spec: EncoderSpec, task: TaskSpec):
         super().__init__()
         self.task = task
-        self.encoder = Encoder(spec, linear)
+        self.encoder = Encoder(spec)
         self.pooler = nn.Linear(spec.hidden, spec.hidden) if task.has_pooler else None
         self.head = nn.Linear(spec.hidden, task.outputs) if task.outputs else None
 

@@ -95,6 +95,12 @@ class Features:
         return self.ragged.count
 
     @property
+    def first_token(self) -> int | None:
+        """The token that every sequence begins with, such as [CLS]; None where they differ."""
+        first = np.unique(self.ragged.ids[self.ragged.offsets[:-1]])
+        return int(first[0]) if len(first) == 1 else None
+
+    @property
     def lengths(self) -> NDArray[np.int64]:
         """(N,) tokens of each sequence."""
         return np.diff(self.ragged.offsets)

@@ -13,6 +13,7 @@ from torch import Tensor
 from qla_runtime.checkpoints.config import label_names, task_of_architecture
 from qla_runtime.checkpoints.reader import Checkpoint, hugging_face_tensors
 from qla_runtime.errors import QlaError
+from qla_runtime.model import formats
 from qla_runtime.model.float_model import Model
 from qla_runtime.model.staging import publish, staging, write_file
 
@@ -35,7 +36,10 @@ _HALF_MAX = torch.finfo(torch.float16).max
 
 
 def export(model: Model, source: Checkpoint, out: Path) -> None:
-    """Writes config.json, model.safetensors in float16, and the tokenizer's and pooling's files.
+    """Writes config.json, model.safetensors, and the tokenizer's and pooling's files.
+
+    Weights are written in float16. Those that were trained with roundings stay float32: another rounding before
+    would move some of them to another code.
 
     Args:
         model: the trained model.
@@ -48,11 +52,12 @@ def export(model: Model, source: Checkpoint, out: Path) -> None:
     """
     from safetensors.torch import save
 
-    tensors = {name: _half(name, tensor) for name, tensor in hugging_face_tensors(model, source.family).items()}
+    stored = _half if model.format is None else _whole
+    tensors = {name: stored(name, tensor) for name, tensor in hugging_face_tensors(model, source.family).items()}
     if model.task.kind == "embedding":
         # transformers' bare encoder has a pooler that no embedding uses, and warns where it is missing.
         extra = source.tensors("pooler.")
-        tensors |= {name: _half(name, tensor) for name, tensor in extra.items()}
+        tensors |= {name: stored(name, tensor) for name, tensor in extra.items()}
     with staging(out) as stage:
         new = stage / "new"
         new.mkdir()
@@ -69,7 +74,8 @@ def _copy_companions(source: Checkpoint, new: Path) -> Path:
     was before.
     """
     root, pooled = source.folder, source.task.kind == "embedding"
-    dropped = () if pooled else ("modules.json",) if _has_own_head(source) else _SENTENCE_FILES
+    headless = pooled and task_of_architecture(source.config) is None
+    dropped = () if headless else ("modules.json",) if _has_own_head(source) else _SENTENCE_FILES
     if pooled and not (root / "modules.json").is_file() and (root.parent / "modules.json").is_file():
         root = root.parent  # sentence-transformers, with the transformer in a folder of its own
     for path in [*root.glob("*"), *root.glob("*/*")] if pooled else root.glob("*"):
@@ -96,6 +102,9 @@ def _config(model: Model, source: Checkpoint) -> bytes:
         for key in _ACTIVATION_KEYS:
             config.pop(key, None)
     config["dtype"] = "float32"
+    config.pop(formats.KEY, None)
+    if model.format is not None:
+        config[formats.KEY] = model.format.to_json()
     if task.kind == "sequence-classification":
         config["id2label"] = {str(i): label for i, label in enumerate(task.labels)}
         config["label2id"] = {label: i for i, label in enumerate(task.labels)}
@@ -115,3 +124,7 @@ def _half(name: str, tensor: Tensor) -> Tensor:
     if not largest <= _HALF_MAX:
         raise QlaError(f"{name} has grown to {largest:g}, beyond float16; train with a lower learning rate")
     return tensor.to("cpu", torch.float16).contiguous()
+
+
+def _whole(name: str, tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float32).contiguous()

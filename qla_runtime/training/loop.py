@@ -167,9 +167,10 @@ class Loop:
         began = time.perf_counter()
         options = self._options
         terms: list[tuple[str, Tensor]] = []
-        tokens = 0
+        tokens, seen = 0, []
         for _ in range(options.accumulation):
             rows = next(stream)
+            seen.append(rows)
             batch = self._recipe.batch(rows)
             tokens += batch.tokens
             for part in self._recipe.losses(batch, self._draw(_BATCH, self._batches)):
@@ -182,7 +183,7 @@ class Loop:
         for (name, _), value in zip(terms, values, strict=True):
             report[name].append(value)
         means = {name: sum(parts) / len(parts) for name, parts in report.items()}
-        self._check_finite({**means, "gradient norm": norm})
+        self._check_finite({**means, "gradient norm": norm}, seen)
 
         rate = learning_rate(options, self._step, steps)
         for group, multiple in zip(self._optimizer.param_groups, self._rates, strict=True):
@@ -194,12 +195,16 @@ class Loop:
         self._seconds += seconds
         return {**means, "gradient_norm": norm, "tokens_per_second": tokens / seconds}
 
-    def _check_finite(self, values: Mapping[str, float]) -> None:
+    def _check_finite(self, values: Mapping[str, float], seen: Sequence[NDArray[np.int64]]) -> None:
         bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
         if bad:
             rate = self._options.learning_rate
+            first = self._batches - len(seen) + 1
+            which = f"batch {first}" if len(seen) == 1 else f"batches {first} to {self._batches}"
+            some = ", ".join(str(row) for row in np.concatenate(seen)[:8])
             raise Diverged(
-                f"training diverged in step {self._step + 1}: {', '.join(bad)}. Train with a learning rate "
+                f"training diverged in step {self._step + 1}: {', '.join(bad)} ({which}, epoch {self._epoch}; "
+                f"features {some}, ...). Train with a learning rate "
                 f"below {rate:g}, in a new folder. {self._folder.safe()}"
             )
 
@@ -240,7 +245,14 @@ class Loop:
     def _report(self, window: Mapping[str, list[float]], steps: int) -> None:
         rate = learning_rate(self._options, self._step - 1, steps)
         means = {name: float(np.mean(values)) for name, values in window.items()}
-        entry = {"step": self._step, "epoch": self._epoch, "seconds": self._seconds, "learning_rate": rate}
+        left = self._seconds / self._step * (steps - self._step)
+        entry = {
+            "step": self._step,
+            "epoch": self._epoch,
+            "seconds": self._seconds,
+            "seconds_left": left,
+            "learning_rate": rate,
+        }
         self._folder.log(entry | means)
 
     def _report_accuracy(self) -> None:

@@ -6,6 +6,7 @@ classification and regression, (B, H) for embeddings. Everything is computed in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -41,7 +42,7 @@ def task_loss(task: TaskSpec, outputs: Tensor, batch: Batch) -> Tensor:
     A span's softmax runs over the real tokens: the runtime has no padding that could take a share.
     """
     if task.kind == "span-qa":
-        logits = _spans(outputs, batch.mask)
+        logits = span_logits(outputs, batch.mask)
         return F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
     if task.problem == "regression":
         return F.mse_loss(outputs.float()[:, 0], batch.labels)
@@ -62,7 +63,7 @@ def divergence(task: TaskSpec, student: Tensor, teacher: Tensor, batch: Batch) -
     if task.kind == "embedding":
         return (1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1)).mean()
     if task.kind == "span-qa":
-        student, teacher = (_spans(x, batch.mask).flatten(0, 1) for x in (student, teacher))
+        student, teacher = (span_logits(x, batch.mask).flatten(0, 1) for x in (student, teacher))
     elif task.problem == "regression":
         return F.mse_loss(student.float(), teacher.float())
     student, teacher = student.float().log_softmax(-1), teacher.float().log_softmax(-1)
@@ -76,7 +77,7 @@ def importance(task: TaskSpec, teacher: Tensor, batch: Batch, layers: int) -> li
     question and the special tokens, evenly, with a sum that falls from nearly 1 in the first layer to 0 in the
     last, where the context has read them.
     """
-    answer = _spans(teacher.detach(), batch.mask).softmax(-1).mean(1)
+    answer = span_logits(teacher.detach(), batch.mask).softmax(-1).mean(1)
     framing = batch.framing / batch.framing.sum(1, keepdim=True)
     return [answer + (1 - layer / layers) * framing for layer in range(1, layers + 1)]
 
@@ -145,6 +146,36 @@ def hidden_distance(
     return total / max(1, len(kept))  # LayerDrop may leave every layer out
 
 
-def _spans(outputs: Tensor, mask: Tensor) -> Tensor:
+def relation_distance(
+    student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], heads: int, mask: Tensor
+) -> Tensor:
+    """KL(teacher || student) of how tokens relate to each other: softmax(X Y^T / sqrt(d)), head by head.
+
+    Padding is out of the softmax, and its rows do not count. Every head and every token of a sequence weighs the
+    same, and so does every sequence of the batch.
+
+    Args:
+        student: X and Y, (B, n, H) each; X alone twice relates a projection to itself.
+        teacher: the same; H may be another, and gets no gradient.
+        heads: parts that H is cut into, of d = H / heads.
+        mask: (B, n) bool, True on tokens.
+
+    Returns:
+        A scalar.
+    """
+    ours, theirs = (_relation(*pair, heads, mask) for pair in (student, teacher))
+    distance = F.kl_div(ours, theirs.detach(), reduction="none", log_target=True).sum(-1).mean(1)
+    return ((distance * mask).sum(1) / mask.sum(1)).mean()
+
+
+def _relation(left: Tensor, right: Tensor, heads: int, mask: Tensor) -> Tensor:
+    """(B, heads, n, n) float32: logarithms of a relation, of keys in the last dimension."""
+    with torch.autocast(left.device.type, enabled=False):
+        x, y = (part.float().unflatten(-1, (heads, -1)).transpose(1, 2) for part in (left, right))
+        logits = x @ y.transpose(-1, -2) / math.sqrt(x.shape[-1])
+        return logits.masked_fill(~mask[:, None, None, :], _NEVER).log_softmax(-1)
+
+
+def span_logits(outputs: Tensor, mask: Tensor) -> Tensor:
     """(B, n, 2) -> (B, 2, n) float32: start and end logits, padding out of the running."""
     return outputs.float().transpose(1, 2).masked_fill(~mask[:, None, :], _NEVER)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from qla_runtime.training.device import Device
 
 
-def _shares(flag: str, text: str) -> tuple[float, ...]:
+def shares(flag: str, text: str) -> tuple[float, ...]:
     """``.97,.8,.6``: what a layer keeps of the sequence."""
     try:
         values = tuple(float(part) for part in text.split(","))
@@ -90,7 +90,7 @@ class LengthDropOptions:
     )  # fmt: skip
     smallest: tuple[float, ...] | None = setting(
         None, "the smallest sub-model in place of a constant rate, such as .97,.8,.6,.4,.2,.1",
-        metavar="VALUES", convert=_shares,
+        metavar="VALUES", convert=shares,
     )  # fmt: skip
     random_passes: int = setting(
         1, "sub-models per batch (default: %(default)s)", limit=between(0, 64), metavar="N"
@@ -144,11 +144,16 @@ class LengthDropOptions:
         add_arguments(group, cls, "task_weight", "distill_weight", "hidden_weight", "vote_weight", "vote_margin")
         add_arguments(group, cls, "take_turns")
 
+    @property
+    def live_teacher(self) -> bool:
+        """Only where it is asked for: ``hidden_weight`` is refused without."""
+        return False
+
     def settings(self) -> dict[str, Any]:
         """All of them."""
         return dataclasses.asdict(self)
 
-    def check(self, source: Checkpoint, live_teacher: bool) -> None:
+    def check(self, source: Checkpoint, teacher: Checkpoint | None, live_teacher: bool) -> None:
         """Raises InputError for a config of another model, or a hidden loss without a live teacher."""
         self.bounds(source.encoder.layers)
         if self.hidden_weight > 0 and not live_teacher:

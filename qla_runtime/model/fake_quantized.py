@@ -1,0 +1,207 @@
+"""The float model with the engine's roundings in it: what quantization-aware training trains.
+
+:func:`fake_quantize` changes a :class:`~qla_runtime.model.float_model.Model` in place. Its parameters stay as they
+are, the float32 masters, under the same names; what is computed with them is rounded where and how the engine
+rounds (docs/numerics.md):
+
+- the inputs of linear modules, u8 per token, asymmetric (kernels/rowwise.h);
+- their weights and the word embeddings, by :mod:`qla_runtime.model.formats`;
+- Q per query and K per key, symmetric, and V per column over the sequence, each from bfloat16; probabilities, u8
+  relative to their row's largest (kernels/attention.h).
+
+Products are those of whole numbers, in float32 or, under autocast, in bfloat16, which holds each factor exactly.
+What the engine approximates in float32 (the exponential, GELU, the order of sums) is not repeated here.
+
+Gradients pass straight through every rounding, and are zero where a value was clipped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qla_runtime.model.float_model import Layer, Model, Products
+from qla_runtime.model.formats import LinearFormat, ModelFormat, WordFormat
+
+LEAST_GELU = -0.1712
+"""The engine's stand-in for the least input of FFN 2: kLeastGelu of kernels/kernels.h."""
+_NO_RANGE = 1e-30
+"""Rows whose range is no larger have scale 0, and their codes are 0."""
+PAPER_CLIP = 2.5
+"""Activations are clipped to +- this at the paper's points."""
+
+Rounding = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Activations -> whole numbers around zero and their scale, whose product they are about."""
+
+
+def fake_quantize(model: Model, format: ModelFormat, first_token: int | None = None) -> Model:
+    """Makes a model round as it computes.
+
+    Args:
+        model: in float; changed in place.
+        format: its weights' formats, and where activations are rounded.
+        first_token: the token that stands before every text, such as [CLS]; at the first position a package holds
+            it without a rounding error.
+
+    Returns:
+        The model.
+    """
+    paper = format.quantizers == "paper"
+    words = model.encoder.embeddings.word
+    model.encoder.embeddings.word = _Words(words, format.words, first_token)
+    for layer, formats in zip(model.encoder.layers, format.linears, strict=True):
+        assert isinstance(layer, Layer)
+        for name, linear_format in formats.items():
+            rounding: Rounding = per_tensor if paper else after_gelu if name == "ffn_out" else per_token
+            setattr(layer, name, _Linear(getattr(layer, name), linear_format, rounding))
+        layer.products = _PaperProducts() if paper else _EngineProducts()
+    model.format = format
+    return model
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Its second argument, with the gradient of its first."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rounded: Tensor) -> Tensor:
+        return rounded.view_as(rounded)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+def _straight_through(x: Tensor, rounded: Tensor) -> Tensor:
+    return _StraightThrough.apply(x, rounded)
+
+
+class _Linear(nn.Module):
+    """A linear module whose input and weight are rounded; the same parameters."""
+
+    def __init__(self, linear: Any, format: LinearFormat, rounding: Rounding):
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self.format, self.rounding = format, rounding
+
+    def forward(self, x: Tensor) -> Tensor:
+        codes, scale = self.rounding(x)
+        weights, steps = _rounded_weight(self.weight, self.format)
+        return F.linear(codes, weights).float() * (scale * steps[:, 0]) + self.bias
+
+
+class _Words(nn.Module):
+    """Word embeddings, rounded row by row."""
+
+    def __init__(self, embedding: Any, format: WordFormat, first_token: int | None):
+        super().__init__()
+        self.weight = embedding.weight
+        self.format, self.first_token = format, first_token
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = F.embedding(ids, self.weight)
+        codes, scale = _rounded_weight(rows.flatten(0, 1), self.format)
+        rounded = (codes * scale).view_as(rows)
+        if self.first_token is None:
+            return rounded
+        exact = ids[:, :1, None] == self.first_token
+        return torch.cat([torch.where(exact, rows[:, :1], rounded[:, :1]), rounded[:, 1:]], 1)
+
+
+def _rounded_weight(weight: Tensor, format: LinearFormat | WordFormat) -> tuple[Tensor, Tensor]:
+    """Codes, with the gradient of ``weight / scale``, and scales, with none."""
+    with torch.no_grad():
+        codes, scale = format.quantize(weight)
+    if format.clip is not None:
+        weight = weight.clamp(-format.clip, format.clip)
+    return _straight_through(weight / scale, codes), scale
+
+
+# ---------------------------------------------------------------------------------------- activations
+
+
+def per_token(x: Tensor, least: float | None = None) -> tuple[Tensor, Tensor]:
+    """u8 with a zero point, per row.
+
+    Args:
+        x: (..., n).
+        least: the least value, in place of each row's own.
+
+    Returns:
+        (..., n) float32 whole numbers in [-255, 255], the zero point taken off; (..., 1) scales.
+    """
+    x = x.float()
+    with torch.no_grad():
+        high = x.amax(-1, keepdim=True).clamp_min(0.0)
+        low = x.amin(-1, keepdim=True).clamp_max(0.0) if least is None else torch.full_like(high, least)
+        span = high - low
+        lives = span > _NO_RANGE
+        inverse = torch.where(lives, 255.0 / span, 0.0)
+        zero = (-low * inverse).round()
+        codes = (x * inverse + zero).round().clamp(0.0, 255.0) - zero
+    return _straight_through(x * inverse, codes), torch.where(lives, span / 255.0, 0.0)
+
+
+def after_gelu(x: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`per_token`, with the least value that the engine takes GELU to have."""
+    return per_token(x, LEAST_GELU)
+
+
+def per_tensor(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The paper's: clipped, then symmetric with one scale for the whole tensor, padding included."""
+    x = x.float().clamp(-PAPER_CLIP, PAPER_CLIP)
+    return _symmetric(x, x.detach().abs().amax())
+
+
+def _symmetric(x: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
+    """s8 by the largest magnitude, which broadcasts against ``x``."""
+    with torch.no_grad():
+        lives = largest > _NO_RANGE
+        inverse = torch.where(lives, 127.0 / largest, 0.0)
+        codes = (x * inverse).round()
+    return _straight_through(x * inverse, codes), torch.where(lives, largest / 127.0, 0.0)
+
+
+def _bfloat16(x: Tensor) -> Tensor:
+    """Rounded to bfloat16, in float32."""
+    return _straight_through(x.float(), x.detach().bfloat16().float())
+
+
+class _EngineProducts(Products):
+    """Both products of whole numbers, as the engine takes them."""
+
+    def logits(self, query: Tensor, key: Tensor) -> Tensor:
+        (q, q_scale), (k, k_scale) = (_per_row(_bfloat16(x)) for x in (query, key))
+        scale = q_scale / math.sqrt(query.shape[-1]) * k_scale.transpose(-1, -2)
+        return (q @ k.transpose(-1, -2)).float() * scale
+
+    def context(self, probabilities: Tensor, value: Tensor, real: Tensor | None) -> Tensor:
+        probabilities, value = probabilities.float(), _bfloat16(value)
+        if real is not None:
+            value = value * real[:, None, :, None]
+        v, v_scale = _symmetric(value, value.detach().abs().amax(-2, keepdim=True))
+        with torch.no_grad():
+            largest = probabilities.amax(-1, keepdim=True)
+            codes = (probabilities * (255.0 / largest)).round()
+        weights = _straight_through(probabilities * (255.0 / largest), codes)
+        return (weights @ v).float() * (largest / 255.0 * v_scale)
+
+
+def _per_row(x: Tensor) -> tuple[Tensor, Tensor]:
+    return _symmetric(x, x.detach().abs().amax(-1, keepdim=True))
+
+
+class _PaperProducts(Products):
+    """Q, K, probabilities and V with one scale per tensor."""
+
+    def logits(self, query: Tensor, key: Tensor) -> Tensor:
+        (q, q_scale), (k, k_scale) = per_tensor(query), per_tensor(key)
+        return (q @ k.transpose(-1, -2)).float() * (q_scale * k_scale / math.sqrt(query.shape[-1]))
+
+    def context(self, probabilities: Tensor, value: Tensor, real: Tensor | None) -> Tensor:
+        (p, p_scale), (v, v_scale) = per_tensor(probabilities), per_tensor(value)
+        return (p @ v).float() * (p_scale * v_scale)
