@@ -3,7 +3,6 @@
 
 #include <memory>
 #include <string>
-#include <vector>
 
 #include "encoder/encoder.h"
 #include "kernels.h"

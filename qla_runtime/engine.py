@@ -6,6 +6,7 @@ import copy
 import json
 import os
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -819,7 +820,7 @@ class Engine:
             )
         runs_once = call.runs_once or "prepare() is for one run"
         plan = self._runner.plan(length, latency_ms, call.count, runs_once)
-        return call.prepare().planned(plan, began)
+        return replace(call.prepare().planned(plan, began), model=self._model)
 
     @while_open
     def run(self, prepared: Iterable[Prepared[Result]]) -> list[list[Result]]:
@@ -836,12 +837,17 @@ class Engine:
             Per Prepared its results, one per input, in order.
 
         Raises:
-            InputError: the list is empty, or holds what :meth:`prepare` did not make.
+            InputError: the list is empty, or holds what :meth:`prepare` of this engine did not make.
         """
         if isinstance(prepared, Prepared) or not isinstance(prepared, Iterable):
             kind = type(prepared).__name__
             raise InputError(f"prepared is of type {kind}; it must be a list of what prepare() made")
-        return self._runner.run(list(prepared))
+        given = list(prepared)
+        for i, each in enumerate(given):
+            made_by = each.model if isinstance(each, Prepared) else None
+            if made_by is not None and made_by is not self._model:
+                raise InputError(f"prepared[{i}] was made by the engine of {made_by.name!r}; run it there")
+        return self._runner.run(given)
 
     @while_open
     def windows(

@@ -184,6 +184,8 @@ def test_what_is_refused(tiny, clock):
         InputError, lambda: engine.run([asked(engine, "b"), task.answer("a", "b")]), "prepared[1] is of type Call"
     )
     refused(InputError, lambda: engine.run(asked(engine, "b")), "prepared is of type Prepared", "a list")
+    twin = tiny()
+    refused(InputError, lambda: twin.run([asked(engine, "b")]), "prepared[0] was made by the engine of", twin.name)
     refused(InputError, lambda: engine.run(None), "prepared is of type NoneType")
     refused(InputError, lambda: engine.prepare("a"), "call is of type str", "as_task(AnswerTask).answer(...)")
     assert engine.run(iter([asked(engine, "b")])) == engine.run([asked(engine, "b")])

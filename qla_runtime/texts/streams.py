@@ -13,7 +13,7 @@ import lzma
 import os
 import zlib
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, cast
 
 from qla_runtime.errors import InputError
 from qla_runtime.texts.files import Path, open_regular, shown
@@ -104,5 +104,5 @@ def _decompressed(raw: IO[bytes], name: str) -> IO[bytes]:
     if suffix == ".xz":
         return lzma.open(raw)
     if suffix == ".gz":
-        return gzip.open(raw)
+        return cast(IO[bytes], gzip.open(raw))
     return raw

@@ -83,6 +83,13 @@ class Beginning(Protocol):
     def new_words(self) -> bool:
         """Whether the word embeddings are random numbers, which are trained whatever the loop's options say."""
 
+    def as_teacher(self) -> Checkpoint:
+        """The checkpoint as it is, to be learned from where no other teacher is given.
+
+        Raises:
+            InputError: it has nothing to teach.
+        """
+
     def load_model(self, seed: int) -> Model:
         """The model to train; ``seed`` decides what is random in it."""
 

@@ -25,7 +25,7 @@ from qla_runtime.texts.files import open_regular
 from qla_runtime.texts.text_encoder import TextEncoder
 from qla_runtime.texts.tokenizer import open_tokenizer
 from qla_runtime.training.corpus import Corpus, open_corpus
-from qla_runtime.training.start import check_same_tokens, fingerprint, text_encoder
+from qla_runtime.training.start import check_float, check_same_tokens, fingerprint, text_encoder
 
 _HEAD_KEYS = ("id2label", "label2id", "num_labels", "problem_type", "finetuning_task")
 """Keys of config.json that describe the teacher's head."""
@@ -106,6 +106,15 @@ class Distillation:
     def new_words(self) -> bool:
         """Whether the student's word embeddings are random numbers, which must be trained."""
         return self.copied is None and not self.given
+
+    def as_teacher(self) -> Checkpoint:
+        """The teacher.
+
+        Raises:
+            InputError: its weights were trained to be rounded.
+        """
+        check_float(self.source, "the teacher")
+        return self.source
 
     def load_model(self, seed: int) -> Model:
         """The student; ``seed`` decides random weights."""

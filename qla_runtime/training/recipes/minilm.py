@@ -139,7 +139,12 @@ class MiniLMOptions:
         self.heads(start.source.encoder, start.result.encoder)
         return start
 
-    def check(self, source: Checkpoint, live_teacher: bool) -> None:
+    @property
+    def live_teacher(self) -> bool:
+        """Always: relations are of every layer's inside."""
+        return True
+
+    def check(self, source: Checkpoint, teacher: Checkpoint | None, live_teacher: bool) -> None:
         """Raises InputError for a layer that the teacher does not have."""
         self.layer(source.encoder)
 
