@@ -3,7 +3,6 @@
 
 #include <memory>
 #include <string>
-#include <vector>
 
 #include "encoder/encoder.h"
 #include "kernels.h"
@@ -25,9 +24,6 @@ class Engine {
   const Package& package() const { return *package_; }
   int num_threads() const { return pool_.threads(); }
   int streams() const { return pool_.streams(); }
-  Isa isa() const { return isa_; }
-  const std::string& isa_source() const { return isa_source_; }
-  const std::string& threads_source() const { return threads_source_; }
   std::string explain() const;
 
  private:

@@ -1,6 +1,7 @@
 // Engine::explain(): which kernel runs, why, on how many threads, and where that number came from.
 #include <cstdarg>
 #include <cstdio>
+#include <cstring>
 
 #include "engine.h"
 
@@ -42,25 +43,52 @@ void add_isas(std::string* text, Isa chosen, const std::string& source) {
   }
 }
 
-void add_kernels(std::string* text, Isa isa) {
+// Whether some linear layer is of the format whose GEMM this is; other operations always run.
+bool runs(const Package& package, const char* operation) {
+  for (WeightFormat format : kAllWeightFormats) {
+    if (strcmp(operation, weight_format(format).gemm) != 0) continue;
+    for (const Layer& layer : package.weights.layers) {
+      for (const Linear* linear : layer.linears()) {
+        if (linear->format == format) return true;
+      }
+    }
+    return false;
+  }
+  return true;
+}
+
+void add_kernels(std::string* text, Isa isa, const Package& package) {
   KernelInfo lines[16];
   const int count = selected_kernels(isa, lines, 16);
   add(text, "kernels\n");
   for (int i = 0; i < count; ++i) {
+    if (!runs(package, lines[i].operation)) continue;
     add(text, "  %-14s %-22s %s\n", lines[i].operation, lines[i].name, lines[i].instructions);
   }
 }
 
 void add_linears(std::string* text, const Package& package) {
-  int fixed = 0, total = 0;
+  int fixed = 0, total = 0, of_format[kWeightFormats] = {};
   for (const Layer& layer : package.weights.layers) {
-    for (const Linear* linear : {&layer.qkv, &layer.output, &layer.ffn_in, &layer.ffn_out}) {
+    for (const Linear* linear : layer.linears()) {
       fixed += linear->static_activation;
+      ++of_format[static_cast<int>(linear->format)];
       ++total;
     }
   }
-  add(text, "  linear layers %d, w8a8: %d with per-token activation scales, %d static\n", total,
-      total - fixed, fixed);
+  // "w8a8", or "8 w8a8 + 16 w2a8"
+  std::string formats;
+  for (int i = 0; i < kWeightFormats; ++i) {
+    if (of_format[i] == 0) continue;
+    if (!formats.empty()) formats += " + ";
+    if (of_format[i] < total) formats += std::to_string(of_format[i]) + " ";
+    formats += kWeightFormatNames.begin()[i];
+  }
+  add(text, "  linear layers %d, %s: %d with per-token activation scales, %d static\n", total,
+      formats.c_str(), total - fixed, fixed);
+  if (package.encoder.word_embeddings == WordEmbeddings::kTernary) {
+    *text += "  word embeddings ternary, two bits a value\n";
+  }
 }
 
 }  // namespace
@@ -79,7 +107,7 @@ std::string Engine::explain() const {
   text += "  weights: " + p.weight_place + "\n";
   add_linears(&text, p);
   add_isas(&text, isa_, isa_source_);
-  add_kernels(&text, isa_);
+  add_kernels(&text, isa_, p);
   add(&text, "threads\n  %d per call (%s), %d stream%s, no pinning, workers sleep after %d us\n",
       num_threads(), threads_source_.c_str(), streams(), streams() == 1 ? "" : "s",
       kSpinMicroseconds);

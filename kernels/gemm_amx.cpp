@@ -10,6 +10,7 @@
 //
 #include "gemm_epilogue.h"
 #include "tiles.h"
+#include "weight_format_w2a8.h"
 #include "weight_format_w8a8.h"
 
 namespace qla {
@@ -20,12 +21,26 @@ constexpr int kBlock = 32;  // rows and columns
 template <typename Out>
 using BlockBefore = Unfinished<Out, kBlock, kBlock / 16>;
 
-// The products of one block, into tmm0..1 or (more than 16 rows) tmm0..3.
-template <typename Format, bool kBottom, typename Out>
-QLA_INLINE void multiply(const GemmArgs& g, int row, int col, BlockBefore<Out>& before) {
+// Where tiles find the weights of `col` and its neighbours, as w8a8.
+template <typename Format>
+const int8_t* columns(const GemmArgs& g, int col) {
+  if constexpr (!Format::kPacked) {
+    return Format::columns(g.b, g.k, col);
+  } else {
+    if (col % 64 == 0) {
+      Format::unpack(Format::columns(g.b, g.k, col), g.k, g.scratch);
+      publish_to_tiles();
+    }
+    return W8A8::columns(g.scratch, g.k, col % 64);
+  }
+}
+
+// The products of one block by the weights `b` of its columns, into tmm0..1 or (more than 16 rows)
+// tmm0..3.
+template <bool kBottom, typename Out>
+QLA_INLINE void multiply(const GemmArgs& g, const int8_t* b, int row, BlockBefore<Out>& before) {
   const uint8_t* a0 = g.a + static_cast<size_t>(row) * g.lda;
   const uint8_t* a1 = a0 + static_cast<size_t>(16) * g.lda;
-  const int8_t* b = Format::columns(g.b, g.k, col);
   const int64_t lda = g.lda;
   const int share = before.share(g.k / 64);
   _tile_zero(0);
@@ -34,11 +49,11 @@ QLA_INLINE void multiply(const GemmArgs& g, int row, int col, BlockBefore<Out>& 
     _tile_zero(2);
     _tile_zero(3);
   }
-  for (int k = 0; k < g.k; k += 64, b += Format::kBlockBytes) {
-    _tile_loadd(6, Format::panel(b, 0), Format::kQuadBytes);
+  for (int k = 0; k < g.k; k += 64, b += W8A8::kBlockBytes) {
+    _tile_loadd(6, W8A8::panel(b, 0), W8A8::kQuadBytes);
     _tile_loadd(4, a0 + k, lda);
     _tile_dpbusd(0, 4, 6);
-    _tile_loadd(7, Format::panel(b, 1), Format::kQuadBytes);
+    _tile_loadd(7, W8A8::panel(b, 1), W8A8::kQuadBytes);
     _tile_dpbusd(1, 4, 7);
     if constexpr (kBottom) {
       _tile_loadd(5, a1 + k, lda);
@@ -56,12 +71,13 @@ void gemm(const GemmArgs& g, const Out& out) {
   BlockBefore<Out> before(g, out, sums);
   publish_to_tiles();
   for (int col = g.first_col; col < g.last_col; col += kBlock) {
+    const int8_t* b = columns<Format>(g, col);
     for (int row = 0; row < g.rows; row += kBlock) {
       const int rows = g.rows - row < kBlock ? g.rows - row : kBlock;
       if (rows > 16) {
-        multiply<Format, true>(g, row, col, before);
+        multiply<true>(g, b, row, before);
       } else {
-        multiply<Format, false>(g, row, col, before);
+        multiply<false>(g, b, row, before);
       }
       _tile_stored(0, sums.row[0], kStride);
       _tile_stored(1, sums.row[0] + 16, kStride);
@@ -78,6 +94,7 @@ void gemm(const GemmArgs& g, const Out& out) {
 }  // namespace
 
 QLA_DEFINE_GEMM(gemm_u8s8_amx, W8A8)
+QLA_DEFINE_GEMM(gemm_u8s2_amx, W2A8)
 
 void load_tile_config() {
   static const TileConfig config;

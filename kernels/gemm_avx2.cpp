@@ -6,5 +6,6 @@
 namespace qla {
 
 QLA_DEFINE_GEMM(gemm_u8s8_avx2, W8A8)
+QLA_DEFINE_GEMM(gemm_u8s2_avx2, W2A8)
 
 }  // namespace qla

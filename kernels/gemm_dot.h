@@ -10,28 +10,39 @@
 #pragma once
 
 #include "gemm_epilogue.h"
+#include "weight_format_w2a8.h"
 #include "weight_format_w8a8.h"
 
 namespace qla {
 namespace {
 
+// Seven instructions unpack what 24 multiply by six rows. Where these compete for the same two
+// ports, the four stores of unpacking once pay from the third block of rows on. On Zen 5, which
+// multiplies on two of four ports, registers win by a tenth and more up to here.
+constexpr int kMostRowsInRegisters = 4 * kGemmRows;
+
 using Sums = BlockSums<kGemmRows, kGemmPanels>;
 template <typename Out>
 using BlockBefore = Unfinished<Out, kGemmRows, kGemmPanels>;
 
-// Leaves its sums in `sums`, where it finds those of the block before.
+// Rows from `row` on by the weights `b` of `col` and its neighbours. Leaves its sums in `sums`,
+// where it finds those of the block before.
 template <typename Format, int kRows, typename Out>
-void gemm_block(const GemmArgs& g, int row, int col, Sums& sums, BlockBefore<Out>& before) {
+void gemm_block(const GemmArgs& g, const int8_t* b, int row, int col, Sums& sums,
+                BlockBefore<Out>& before) {
   Dot16 sum[kRows][kGemmPanels];
   for (int m = 0; m < kRows; ++m) {
     for (int j = 0; j < kGemmPanels; ++j) sum[m][j] = dot_from(set1(0));
   }
   const uint8_t* a = g.a + static_cast<size_t>(row) * g.lda;
-  const int8_t* b = Format::columns(g.b, g.k, col);
   const int share = before.share(g.k / 64);
+  // The same quad of the next 64 columns. Only the first block of rows reads packed weights from
+  // memory; by fetching ahead, memory also works while the other blocks multiply.
+  const ptrdiff_t next = Format::kQuadBytes * static_cast<ptrdiff_t>(g.k / 4);
   for (int k = 0; k < g.k; k += 64) {
 #pragma GCC unroll 2
     for (int step = 0; step < 16; ++step, b += Format::kQuadBytes) {
+      if constexpr (Format::kPacked) __builtin_prefetch(b + next, 0, 2);
       Columns w[kGemmPanels];
 #pragma GCC unroll 4
       for (int j = 0; j < kGemmPanels; ++j) w[j] = Format::load(b, j);
@@ -54,11 +65,23 @@ void gemm_block(const GemmArgs& g, int row, int col, Sums& sums, BlockBefore<Out
 
 // A block of just `rows` rows, at most kRows.
 template <typename Format, int kRows = kGemmRows, typename Out>
-void gemm_rows(const GemmArgs& g, int row, int rows, int col, Sums& sums,
+void gemm_rows(const GemmArgs& g, const int8_t* b, int row, int rows, int col, Sums& sums,
                BlockBefore<Out>& before) {
   if constexpr (kRows > 0) {
-    if (rows == kRows) return gemm_block<Format, kRows>(g, row, col, sums, before);
-    gemm_rows<Format, kRows - 1>(g, row, rows, col, sums, before);
+    if (rows == kRows) return gemm_block<Format, kRows>(g, b, row, col, sums, before);
+    gemm_rows<Format, kRows - 1>(g, b, row, rows, col, sums, before);
+  }
+}
+
+// All rows by the weights `b` of `col` and its neighbours.
+template <typename Format, typename Out>
+void gemm_columns(const GemmArgs& g, const int8_t* b, int col, Sums& sums,
+                  BlockBefore<Out>& before) {
+  // Equal blocks: a single row below a full one would wait for its own few sums.
+  int blocks = (g.rows + kGemmRows - 1) / kGemmRows;
+  for (int row = 0, rows; blocks > 0; row += rows, --blocks) {
+    rows = (g.rows - row + blocks - 1) / blocks;
+    gemm_rows<Format>(g, b, row, rows, col, sums, before);
   }
 }
 
@@ -66,12 +89,19 @@ template <typename Format, typename Out>
 void gemm(const GemmArgs& g, const Out& out) {
   Sums sums;
   BlockBefore<Out> before(g, out, sums);
+  // Packed weights are unpacked once for all rows, or on the way to each block of them.
+  constexpr bool kInRegisters = !Format::kPacked || kGemmPanels == 4;
+  const bool unpacks = !kInRegisters || (Format::kPacked && g.rows > kMostRowsInRegisters);
   for (int col = g.first_col; col < g.last_col; col += 16 * kGemmPanels) {
-    // Equal blocks: a single row below a full one would wait for its own few sums.
-    int blocks = (g.rows + kGemmRows - 1) / kGemmRows;
-    for (int row = 0, rows; blocks > 0; row += rows, --blocks) {
-      rows = (g.rows - row + blocks - 1) / blocks;
-      gemm_rows<Format>(g, row, rows, col, sums, before);
+    const int8_t* b = Format::columns(g.b, g.k, col);
+    if constexpr (Format::kPacked) {
+      if (unpacks) {
+        if (col % 64 == 0) Format::unpack(b, g.k, g.scratch);
+        gemm_columns<W8A8>(g, W8A8::columns(g.scratch, g.k, col % 64), col, sums, before);
+      }
+    }
+    if constexpr (kInRegisters) {
+      if (!unpacks) gemm_columns<Format>(g, b, col, sums, before);
     }
   }
   before.finish(kGemmRows);

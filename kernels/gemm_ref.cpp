@@ -2,6 +2,7 @@
 #include "simd/ref.h"
 //
 #include "gemm_epilogue.h"
+#include "weight_format_w2a8.h"
 #include "weight_format_w8a8.h"
 
 namespace qla {
@@ -26,5 +27,6 @@ void gemm(const GemmArgs& g, const Out& out) {
 }  // namespace
 
 QLA_DEFINE_GEMM(gemm_u8s8_ref, W8A8)
+QLA_DEFINE_GEMM(gemm_u8s2_ref, W2A8)
 
 }  // namespace qla

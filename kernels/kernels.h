@@ -34,6 +34,7 @@ struct GemmArgs {
   const float* col_scale;   // (n)
   const float* bias;        // (n)
   const float* col_sum;     // (n)
+  int8_t* scratch;          // gemm_scratch_bytes(format, k), 64-byte aligned
 };
 
 // Where y goes, and what becomes of it on the way.

@@ -18,6 +18,7 @@ namespace {
 
 struct W8A8 {
   static constexpr const char* kGemm = "gemm_u8s8";
+  static constexpr bool kPacked = false;
   static constexpr size_t kBlockBytes = 64 * 64;
   static constexpr int kQuadBytes = 4 * 64;
 

@@ -8,13 +8,13 @@
 
 namespace qla {
 
-enum class WeightFormat { kW8A8 };
+enum class WeightFormat { kW8A8, kW2A8 };
 // The "type" of a linear layer in config.json.
-inline constexpr std::initializer_list<const char*> kWeightFormatNames = {"w8a8"};
-inline constexpr WeightFormat kAllWeightFormats[] = {WeightFormat::kW8A8};
+inline constexpr std::initializer_list<const char*> kWeightFormatNames = {"w8a8", "w2a8"};
+inline constexpr WeightFormat kAllWeightFormats[] = {WeightFormat::kW8A8, WeightFormat::kW2A8};
 inline constexpr int kWeightFormats = static_cast<int>(kWeightFormatNames.size());
 
-// [blocks of 64 columns][steps of k][64][bytes of a step]
+// [blocks of 64 columns][steps of k][columns: 64, or those that share bytes][bytes of a step]
 struct WeightShape {
   int column_blocks, steps, columns, bytes;
 };
@@ -22,6 +22,7 @@ struct WeightShape {
 // k and n are a linear layer's, both multiples of 64.
 struct WeightFormatInfo {
   const char* gemm;                    // the operation that multiplies by it, for explain()
+  bool packed;                         // a byte holds several weights, as two-bit codes
   size_t block_bytes;                  // of 64 k x 64 columns
   WeightShape (*shape)(int k, int n);  // of the tensor in model.safetensors
   // Sums of each column's weights over k.
@@ -34,5 +35,17 @@ inline size_t weight_bytes(WeightFormat format, int k, int n) {
   const size_t blocks = static_cast<size_t>(k / 64) * static_cast<size_t>(n / 64);
   return blocks * weight_format(format).block_bytes;
 }
+
+// Of GemmArgs::scratch: room for 64 columns, unpacked.
+inline size_t gemm_scratch_bytes(WeightFormat format, int k) {
+  return weight_format(format).packed ? size_t{64} * static_cast<size_t>(k) : 0;
+}
+
+// A ternary weight is stored as the code weight + 1, four to a byte. The first of `size` bytes that
+// holds a 3, or `size`.
+size_t find_no_weight(const int8_t* codes, size_t size);
+
+// A row of n weights, a multiple of 64: byte b of each 16 holds columns b, 16 + b, 32 + b, 48 + b.
+void unpack_row(const int8_t* codes, int n, int8_t* weights);
 
 }  // namespace qla

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -245,7 +247,7 @@ class Engine:
     @property
     def task_settings(self) -> dict[str, Any]:
         """The ``task`` object of the package's ``config.json`` (docs/file-format.md)."""
-        return dict(self._model.settings)
+        return copy.deepcopy(dict(self._model.settings))
 
     @property
     def text_encoder(self) -> TextEncoder:
@@ -806,17 +808,22 @@ class Engine:
             latency_ms: sugar for ``length=LatencyBudget(latency_ms)``.
 
         Raises:
-            InputError: an input or a length that does not fit.
+            InputError: an input or a length that does not fit, or what is no call.
             PackageError: the tokenizer cannot be read.
             UnsupportedError: ``length`` is a policy that it cannot follow.
         """
         began = perf_counter()
+        if not isinstance(call, Call):
+            raise InputError(
+                f"call is of type {type(call).__name__}; it must be what a method of as_task() gives, such as "
+                f"as_task({type(self._task).__name__}).{self._task.method}(...)"
+            )
         runs_once = call.runs_once or "prepare() is for one run"
         plan = self._runner.plan(length, latency_ms, call.count, runs_once)
-        return call.prepare().planned(plan, began)
+        return replace(call.prepare().planned(plan, began), model=self._model)
 
     @while_open
-    def run(self, prepared: Sequence[Prepared[Result]]) -> list[list[Result]]:
+    def run(self, prepared: Iterable[Prepared[Result]]) -> list[list[Result]]:
         """Runs the inputs of several calls as one batch.
 
         Each result is the same, bit for bit, as if its call ran alone with its length config. Where calls have
@@ -830,13 +837,21 @@ class Engine:
             Per Prepared its results, one per input, in order.
 
         Raises:
-            InputError: the list is empty, or holds what :meth:`prepare` did not make.
+            InputError: the list is empty, or holds what :meth:`prepare` of this engine did not make.
         """
-        return self._runner.run(prepared)
+        if isinstance(prepared, Prepared) or not isinstance(prepared, Iterable):
+            kind = type(prepared).__name__
+            raise InputError(f"prepared is of type {kind}; it must be a list of what prepare() made")
+        given = list(prepared)
+        for i, each in enumerate(given):
+            made_by = each.model if isinstance(each, Prepared) else None
+            if made_by is not None and made_by is not self._model:
+                raise InputError(f"prepared[{i}] was made by the engine of {made_by.name!r}; run it there")
+        return self._runner.run(given)
 
     @while_open
     def windows(
-        self, questions: Sequence[str], contexts: Sequence[str], doc_stride: int | None = None
+        self, questions: Iterable[str], contexts: Iterable[str], doc_stride: int | None = None
     ) -> QuestionWindows:
         """The windows that :meth:`answer` reads.
 
@@ -846,14 +861,11 @@ class Engine:
             doc_stride: context tokens that neighbouring windows share; None takes the package's.
 
         Raises:
-            InputError: a question that leaves no room for its context, or a context without a token.
+            InputError: what :meth:`answer` refuses of these arguments.
             PackageError: the tokenizer cannot be read.
             UnsupportedError: the model does not answer questions.
         """
-        self.as_task(AnswerTask, "windows")
-        stride: int = self._model.settings["doc_stride"] if doc_stride is None else doc_stride
-        names = [f"question[{i}]" for i in range(len(questions))]
-        return self._model.encoder.windows(questions, contexts, stride, names)
+        return self.as_task(AnswerTask, "windows").windows(questions, contexts, doc_stride)
 
 
 def _reopen(path: str, options: dict[str, Any]) -> Engine:

@@ -12,11 +12,24 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, Protocol, TypeVar, overload
 
 Value = TypeVar("Value")
 
-_locks: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()
+
+class Renewable(Protocol):
+    """What other threads may have left in a state that they would have to end."""
+
+    def renew(self) -> None:
+        """Called in a forked child, which has none of these threads."""
+
+
+_renewables: weakref.WeakSet[Renewable] = weakref.WeakSet()
+
+
+def renew_in_child(what: Renewable) -> None:
+    """Has ``what`` renewed in every child that is forked while it exists."""
+    _renewables.add(what)
 
 
 class ForkSafeLock:
@@ -28,7 +41,7 @@ class ForkSafeLock:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        _locks.add(self)
+        renew_in_child(self)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -47,7 +60,8 @@ class ForkSafeLock:
             if mine:
                 lock.release()
 
-    def _renew(self) -> None:
+    def renew(self) -> None:
+        """In a forked child: a new lock."""
         self._lock = threading.Lock()
 
 
@@ -80,8 +94,8 @@ class lazy(Generic[Value]):  # noqa: N801  used as a decorator, as property is
 
 def _after_in_child() -> None:
     _importing.release()
-    for lock in list(_locks):
-        lock._renew()
+    for each in list(_renewables):
+        each.renew()
 
 
 if hasattr(os, "register_at_fork"):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from qla_runtime.errors import InputError
+from qla_runtime.fork_safe import renew_in_child
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -22,6 +23,12 @@ class Lifetime:
     def __init__(self) -> None:
         self.closed = False
         self._calls: dict[int, int] = {}
+        renew_in_child(self)
+
+    def renew(self) -> None:
+        """After a fork: the calls of other threads do not run in the child, and so never end there."""
+        me = threading.get_ident()
+        self._calls = {me: self._calls[me]} if me in self._calls else {}
 
     def close(self) -> bool:
         """Refuses calls from now on. Returns True where no call is running: the engine may be released now."""

@@ -109,7 +109,8 @@ class Runner:
             return policies.within_loss(plan, self.table.distinct).plan(count)
         if isinstance(plan, LengthPlan):
             plan = self.table.with_accuracies(plan)
-            if count == 1 and (length is None or isinstance(length, str)):
+            # Names alone: of configs that are spelled out there is no end.
+            if count == 1 and (length is None or (isinstance(length, str) and length in self.table.configs)):
                 self._named_plans[length] = plan
         return plan
 
@@ -157,8 +158,11 @@ class Runner:
         """Runs everything as one batch; as ``Engine.run``."""
         if not prepared:
             raise InputError("there is nothing to run; give at least one of what prepare() made")
-        if any(each.plan is None and each.deadline is None for each in prepared):
-            raise InputError("one of what is to run has no length config and no deadline; make it with prepare()")
+        for i, each in enumerate(prepared):
+            if not isinstance(each, Prepared):
+                raise InputError(f"prepared[{i}] is of type {type(each).__name__}; give what prepare() made")
+            if each.plan is None and each.deadline is None:
+                raise InputError(f"prepared[{i}] has no length config and no deadline; make it with prepare()")
         settled, ran = self._settled(prepared)
         results = self._together(settled)
         ran()

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import amx_tools
 import cmake_tools
 import hostile_tools
 import pytest
@@ -34,6 +35,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where cost models are kept: a folder of the test's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "qla_runtime"
+
+
+@pytest.fixture(scope="session")
+def amx_emulator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library that computes AMX instructions, where the CPU has none."""
+    return amx_tools.build_emulator(tmp_path_factory.mktemp("emulator"))
 
 
 @pytest.fixture(scope="session")

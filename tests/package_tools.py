@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "length_configs.json")
-DTYPES = {np.dtype(np.int8): "I8", np.dtype(np.int32): "I32", np.dtype(np.float32): "F32"}
+DTYPES = {np.dtype(np.uint8): "U8", np.dtype(np.int8): "I8", np.dtype(np.int32): "I32"}
+DTYPES |= {np.dtype(np.float32): "F32"}
 
 
 # ---- CRC-32C ---------------------------------------------------------------------------------------
@@ -84,6 +85,24 @@ class TinyPackage:
         for name, weight in self.dense.items():
             older.tensors[f"{name}.weight"] = pack_as_version_0_1(weight)
         return older
+
+    def with_ternary_words_packed(self) -> TinyPackage:
+        """The same package with its word embeddings, which must be ternary, in two bits each."""
+        packed = self.copy()
+        packed.config["encoder"]["word_embeddings"] = "ternary"
+        packed.tensors["embeddings.word.weight"] = pack_words(self.tensors["embeddings.word.weight"])
+        return packed
+
+    def as_w2a8(self, only=lambda name: True) -> TinyPackage:
+        """The same package with linear layers, which must be ternary, as w2a8: those whose name
+        ("layers.0.qkv") `only` accepts."""
+        packed = self.copy()
+        for name, weight in self.dense.items():
+            if only(name):
+                _, layer, linear = name.split(".")
+                packed.config["linears"][int(layer)][linear]["type"] = "w2a8"
+                packed.tensors[f"{name}.weight"] = pack_w2a8(weight)
+        return packed
 
     def save(self, folder: Path | str) -> Path:
         folder = Path(folder)
@@ -159,6 +178,27 @@ def unpack(packed: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(packed.transpose(0, 2, 1, 3).reshape(blocks * 64, quads * 4))
 
 
+def pack_w2a8(weight: np.ndarray) -> np.ndarray:
+    """(N, K) of -1, 0, 1 -> (N/64, K/4, 16, 4) bytes of four columns' codes, by the definition, one by one."""
+    n, k = weight.shape
+    packed = np.zeros((n // 64, k // 4, 16, 4), np.uint8)
+    for column in range(n):
+        shift = 2 * (column % 64 // 16)
+        codes = (weight[column] + 1).astype(np.uint8).reshape(k // 4, 4)
+        packed[column // 64, :, column % 16] |= codes << shift
+    return packed
+
+
+def pack_words(table: np.ndarray) -> np.ndarray:
+    """(V, H) of -1, 0, 1 -> (V up to a multiple of 4, H/4) bytes, column by column."""
+    rows, columns = table.shape
+    packed = np.zeros((rows + -rows % 4, columns // 4), np.uint8)
+    for column in range(columns):
+        byte, shift = column // 64 * 16 + column % 16, 2 * (column % 64 // 16)
+        packed[:rows, byte] |= (table[:, column] + 1).astype(np.uint8) << shift
+    return packed
+
+
 def pack_as_version_0_1(weight: np.ndarray) -> np.ndarray:
     """(N, K) int8 -> (K/64, N/16, 16, 16, 4), the layout `k64n16k4`."""
     n, k = weight.shape
@@ -202,13 +242,15 @@ def tiny_package(
     max_positions: int = 64,
     max_length: int | None = None,
     activation: str = "per_token",
+    ternary: bool = False,
     seed: int = 0,
     **task_options,
 ) -> TinyPackage:
     """A valid package of any task ("span-qa", "sequence-classification", "token-classification",
     "embedding"), family ("bert", "roberta") and size. `task_options` override the task's own keys.
 
-    Activations stay of order one through the layers, and the attention is far from uniform.
+    Activations stay of order one through the layers, and the attention is far from uniform. `ternary`: weights
+    and word embeddings are -1, 0 and 1, in the formats of any others.
     """
     random = np.random.default_rng(seed)
     offset, types = {"bert": (0, 2), "roberta": (2, 1)}[family]
@@ -218,21 +260,27 @@ def tiny_package(
     def floats(*shape: int, scale: float = 1.0, mean: float = 0.0) -> np.ndarray:
         return (mean + scale * random.standard_normal(shape)).astype(np.float32)
 
+    most, deviation = (1, 0.816) if ternary else (127, 73.6)
+
+    def integers(*shape: int) -> np.ndarray:
+        return random.integers(-most, most + 1, shape, np.int8)
+
     def add_norm(prefix: str) -> None:
         tensors[prefix + ".weight"] = floats(hidden, scale=0.1, mean=1.0)
         tensors[prefix + ".bias"] = floats(hidden, scale=0.1)
 
     def add_linear(prefix: str, k: int, n: int) -> None:
-        weight = random.integers(-127, 128, (n, k), np.int8)
+        weight = integers(n, k)
         dense[prefix] = weight
         tensors[prefix + ".weight"] = pack(weight)
-        spread = 1.5 / (73.6 * k**0.5)  # 73.6 is the deviation of the integers above
+        spread = 1.5 / (deviation * k**0.5)
         tensors[prefix + ".scale"] = (spread * random.uniform(0.5, 1.5, n)).astype(np.float32)
         tensors[prefix + ".bias"] = floats(n, scale=0.1)
         tensors[prefix + ".column_sum"] = weight.sum(axis=1, dtype=np.int32)
 
-    tensors["embeddings.word.weight"] = random.integers(-127, 128, (vocab_size, hidden), np.int8)
-    tensors["embeddings.word.scale"] = pad16(random.uniform(0.01, 0.02, vocab_size).astype(np.float32))
+    tensors["embeddings.word.weight"] = integers(vocab_size, hidden)
+    scale = 73.6 / deviation * random.uniform(0.01, 0.02, vocab_size)
+    tensors["embeddings.word.scale"] = pad16(scale.astype(np.float32))
     tensors["embeddings.position.weight"] = floats(max_positions + offset, hidden, scale=0.3)
     tensors["embeddings.token_type.weight"] = floats(types, hidden, scale=0.3)
     add_norm("embeddings.norm")

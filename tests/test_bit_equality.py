@@ -7,11 +7,9 @@ tests/emulator, which traps AMX instructions and computes them by the rule in do
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import amx_tools
 import numpy as np
 import package_tools
 import pytest
@@ -105,37 +103,9 @@ def test_calls_over_the_chunk_size_equal_small_ones(case) -> None:
         assert raw.rows_of(got, big, position) == raw.rows_of(small, batch, order[position])
 
 
-@pytest.fixture(scope="session")
-def amx_emulator(tmp_path_factory) -> Path:
-    if "amx" in raw.available_isas():
-        pytest.skip("this CPU has AMX: the tests above ran on it")
-    source = Path(__file__).parent / "emulator" / "amx_emulator.cpp"
-    library = tmp_path_factory.mktemp("emulator") / "libamx_emulator.so"
-    command = ["g++", "-std=c++20", "-O2", "-shared", "-fPIC", "-o", str(library), str(source)]
-    subprocess.run(command, check=True)
-    return library
-
-
 def test_emulated_amx_gives_the_same_bits(case, amx_emulator: Path, tmp_path: Path) -> None:
-    if "avx512vnni" not in raw.available_isas():
-        pytest.skip("the AMX kernels need AVX-512 beside the tiles, and this CPU lacks it")
     path, batch, lengths, index = case
     want = raw.run(_core.Engine(path, isa="ref"), batch, lengths, index)
-    np.savez(tmp_path / "batch.npz", ids=batch[0], offsets=batch[1], types=batch[2], index=index)
-    script = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import numpy as np, raw
-from test_bit_equality import configs
-from qla_runtime import _core
-saved = np.load({str(tmp_path / "batch.npz")!r})
-engine = _core.Engine({path!r}, isa="amx", num_threads=2)
-batch = (saved["ids"], saved["offsets"], saved["types"])
-result = raw.run(engine, batch, configs(engine.info["layers"]), saved["index"])
-np.savez({str(tmp_path / "result.npz")!r}, **result)
-"""
-    environment = {**os.environ, "LD_PRELOAD": str(amx_emulator)}
-    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
-    got = np.load(tmp_path / "result.npz")
+    got = amx_tools.run(amx_emulator, path, batch, index, tmp_path)
     for name in want:
         assert got[name].tobytes() == want[name].tobytes(), name

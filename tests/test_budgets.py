@@ -14,11 +14,7 @@ from qla_runtime import Engine, LatencyBudget
 from qla_runtime.evaluation import squad as evaluate
 from qla_runtime.runner import Runner
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """A cache folder of the test's own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from pathlib import Path
 
@@ -117,6 +119,47 @@ def test_a_call_that_fails_does_not_keep_the_engine(package):
     with pytest.raises(ZeroDivisionError):
         engine.encode(TEXTS, progress=fail)
     assert not mapped(package)
+
+
+def test_a_forked_child_closes_although_calls_of_its_parent_run(package):
+    """The calls of other threads do not go on in the child: nothing keeps the memory there."""
+    engine = Engine(package)
+    inside, forked = threading.Event(), threading.Event()
+
+    def wait(_: int) -> None:
+        inside.set()
+        assert forked.wait(60)
+
+    caller = threading.Thread(target=lambda: engine.encode(TEXTS, progress=wait))
+    caller.start()
+    assert inside.wait(60)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        engine.encode("ada")
+        engine.close()
+        os._exit(int(mapped(package)))
+    forked.set()
+    caller.join(60)
+    assert os.waitpid(child, 0)[1] == 0
+    engine.close()
+    assert not mapped(package)
+
+
+def test_a_call_that_forks_closes_in_both_processes(package):
+    """The call of the thread that forks goes on in both."""
+    engine, children = Engine(package), []
+
+    def fork(_: int) -> None:
+        if not children:
+            children.append(os.fork())
+            engine.close()
+            assert mapped(package), "the call is running"
+
+    engine.encode(TEXTS, progress=fork)
+    if children[0] == 0:
+        os._exit(int(mapped(package)))
+    assert os.waitpid(children[0], 0)[1] == 0 and not mapped(package)
 
 
 def test_a_call_that_is_part_of_a_running_one_is_not_refused():

@@ -18,7 +18,7 @@ from package_tools import tiny_package
 
 import qla_runtime
 from qla_runtime import Engine, InputError, LengthConfig, UnsupportedError, _core, activations, hub
-from qla_runtime.texts import text_encoder, windows
+from qla_runtime.texts import text_encoder
 
 QUESTION = "Where was the analytical engine designed?"
 PASSAGE = "The analytical engine was designed by Charles Babbage in London."
@@ -105,58 +105,7 @@ def test_offsets_are_characters_of_the_original(engine):
     assert result["answer"] == "Warsaw" == context[result["start"] : result["end"]]
 
 
-# ---- windows --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("family", ["bert", "roberta"])
-def test_windows_are_hugging_face_s(tiny, family):
-    from tokenizers import Tokenizer
-
-    engine = tiny("span-qa", family, max_length=40, doc_stride=9)
-    reference = Tokenizer.from_file(str(engine.path / "tokenizer.json"))
-    reference.enable_truncation(40, stride=9, strategy="only_second")
-    questions = ["who?", "what is it, then?"] * 3
-    contexts = ["ab", "a bc, d. " * 3, "it is so. " * 30, "x" * 90, "a b c d e f " * 11, "so it goes on"]
-    made = engine.text_encoder.windows(questions, contexts, 9, questions)
-    w = 0
-    for q, encoding in enumerate(reference.encode_batch(list(zip(questions, contexts, strict=True)))):
-        expected = [encoding, *encoding.overflowing]
-        assert made.questions[q + 1] - made.questions[q] == len(expected)
-        for window in expected:
-            rows = slice(*made.batch.offsets[w : w + 2])
-            context = [i for i, sequence in enumerate(window.sequence_ids) if sequence == 1]
-            assert made.batch.ids[rows].tolist() == window.ids
-            if family == "bert":
-                assert made.batch.type_ids[rows].tolist() == window.type_ids
-            else:  # one token type: nothing to tell apart
-                assert made.batch.type_ids is None
-            assert np.flatnonzero(made.is_context[rows]).tolist() == context
-            assert made.tokens(q, w) == window.tokens
-            for token in context:
-                assert made.characters(q, w, token, token) == window.offsets[token]
-            w += 1
-    assert w == made.batch.count
-
-
-def test_a_question_that_leaves_less_than_the_stride_still_advances(tiny):
-    engine = tiny("span-qa", max_length=40, doc_stride=20)
-    made = engine.text_encoder.windows(["a" * 30], ["b" * 31], 20, ["question"])
-    lengths = np.diff(made.batch.offsets)
-    assert lengths.max() == 40 and made.batch.count > 3
-    assert engine.answer("a" * 30, "b" * 31)["answer"]
-
-
-def test_windows_for_others_are_those_that_answers_come_from(tiny):
-    engine = tiny("span-qa", max_length=40, doc_stride=9)
-    questions, contexts = ["who?", "x"], ["it is so. " * 30, "ada"]
-    for stride in (None, 3):
-        answers = engine.answer(questions, contexts, details=True, doc_stride=stride)
-        made = engine.windows(questions, contexts, stride)
-        assert np.diff(made.questions).tolist() == [answer["windows"] for answer in answers]
-    with pytest.raises(InputError, match=r"question\[1\] takes 53 tokens"):
-        engine.windows(["who?", "a" * 50], contexts)
-    with pytest.raises(UnsupportedError, match=r"windows\(\) needs a span-qa model"):
-        tiny("embedding").windows(questions, contexts)
+# ---- what an engine tells -----------------------------------------------------------------------
 
 
 def test_what_an_engine_tells_cannot_be_changed(tiny):
@@ -164,14 +113,9 @@ def test_what_an_engine_tells_cannot_be_changed(tiny):
     assert engine.info["layers"] == engine.layers and engine.task_settings["max_length"] == engine.max_length
     engine.info["layers"] = engine.task_settings["max_length"] = 0
     assert engine.layers == 2 and engine.max_length > 0
-
-
-@pytest.mark.parametrize("length", [1, 9, 10, 11, 18, 57])
-def test_window_ranges_cover_everything(length):
-    ranges = list(windows.window_ranges(length, 10, 4))
-    assert ranges[0][0] == 0 and ranges[-1][1] == length
-    assert all(stop - start <= 10 for start, stop in ranges)
-    assert all(a[1] - b[0] == 4 for a, b in zip(ranges[:-1], ranges[1:], strict=True))
+    tagger = tiny("token-classification")
+    tagger.task_settings["labels"].append("more")
+    assert "more" not in tagger.labels
 
 
 # ---- bounded chunks -------------------------------------------------------------------------------

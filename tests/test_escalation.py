@@ -14,11 +14,7 @@ from qla_runtime.evaluation.escalation import calibrate_escalation, escalation_t
 from qla_runtime.evaluation.questions import Question, word_f1
 from qla_runtime.lengths import policies
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """A cache folder of the test's own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

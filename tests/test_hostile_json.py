@@ -81,7 +81,7 @@ def test_config_rules(victim, path, value, rule):
         ("encoder.norm", "pre"),
         ("encoder.activation", "swiglu"),
         ("encoder.positions", "rotary"),
-        ("linears.0.output.type", "w2a8"),
+        ("linears.0.output.type", "w4a8"),
         ("linears.0.output.activation", "per_group"),
         ("task.kind", "summarization"),
     ],

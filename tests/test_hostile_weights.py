@@ -29,7 +29,7 @@ def test_header_lengths(victim, length):
         ("layers.0.qkv.bias", "shape", [96], r"768 bytes, which is not what F32 \(96\) takes"),
         ("layers.0.qkv.bias", "shape", [2, 96], r"is F32 \(2, 96\); by config.json it must be F32 \(192\)"),
         ("layers.0.qkv.bias", "dtype", "I32", r"is I32 \(192\); by config.json it must be F32 \(192\)"),
-        ("layers.0.qkv.bias", "dtype", "BF16", "dtype is 'BF16'; it must be I8, I32 or F32"),
+        ("layers.0.qkv.bias", "dtype", "BF16", "dtype is 'BF16'; it must be U8, I8, I32 or F32"),
         ("layers.1.output.weight", "shape", [64, 64], r"it must be I8 \(1, 16, 64, 4\)"),
         ("head.weight", "shape", [64, 2], r"it must be F32 \(2, 64\)"),
         ("head.weight", "stride", [1], "unknown key 'stride' in head.weight"),

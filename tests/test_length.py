@@ -134,6 +134,22 @@ def test_macs_are_what_the_engine_counts(tmp_path, task, options, config):
     assert output.macs.tolist() == counted
 
 
+@pytest.mark.parametrize("tokens", [0, -1, 2.5, True, None, "3"])
+def test_macs_of_what_is_no_number_of_tokens(tmp_path, tokens):
+    engine = Engine(tiny_package("embedding").save(tmp_path / "package"))
+    with pytest.raises(InputError, match="whole number of at least 1"):
+        engine.macs(tokens)
+
+
+def test_lengths_that_are_spelled_out_are_not_kept(tmp_path):
+    """A service may ask for ever new ones."""
+    engine = Engine(tiny_package("embedding").save(tmp_path / "package"))
+    for i in range(20):
+        engine.encode("ada", f"ratio(1, {0.5 + i / 100})")
+        engine.encode("ada", None if i % 2 else "fast")
+    assert engine._runner._named_plans.keys() == {None, "fast"}
+
+
 # ---- resolving a call -----------------------------------------------------------------------------
 
 

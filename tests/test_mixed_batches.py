@@ -22,12 +22,7 @@ from qla_runtime.tasks.tag import TagTask
 
 LONG = "it is the sea. " * 20
 HALVES = LengthConfig.ratio((0.5, 0.5))
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """A cache folder of the test's own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture
@@ -184,7 +179,16 @@ def test_what_is_refused(tiny, clock):
     policy = Escalate("fast", "full")
     refused(UnsupportedError, lambda: engine.prepare(task.answer("a", "b"), policy), "prepare() is for one run")
     refused(InputError, lambda: engine.run([]), "nothing to run")
-    refused(InputError, lambda: engine.run([task.answer("a", "b").prepare()]), "prepare()")
+    refused(InputError, lambda: engine.run([task.answer("a", "b").prepare()]), "prepared[0] has no length config")
+    refused(
+        InputError, lambda: engine.run([asked(engine, "b"), task.answer("a", "b")]), "prepared[1] is of type Call"
+    )
+    refused(InputError, lambda: engine.run(asked(engine, "b")), "prepared is of type Prepared", "a list")
+    twin = tiny()
+    refused(InputError, lambda: twin.run([asked(engine, "b")]), "prepared[0] was made by the engine of", twin.name)
+    refused(InputError, lambda: engine.run(None), "prepared is of type NoneType")
+    refused(InputError, lambda: engine.prepare("a"), "call is of type str", "as_task(AnswerTask).answer(...)")
+    assert engine.run(iter([asked(engine, "b")])) == engine.run([asked(engine, "b")])
     prepared = asked(engine, "b")
     assert engine.prepare(task.answer("a", "b"), LatencyBudget(5)).deadline == 0.005
     engine.close()

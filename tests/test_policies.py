@@ -15,12 +15,7 @@ from qla_runtime.lengths.cost_model import CostModel
 from qla_runtime.lengths.table import LengthTable
 
 INFO = {"hidden": 64, "intermediate": 128, "layers": 2, "outputs": 2}
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """A cache folder of the test's own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

@@ -5,13 +5,14 @@ The models are tiny and random; none of this says anything about accuracy.
 
 from __future__ import annotations
 
+import argparse
 import importlib.machinery
 import json
 import os
 import subprocess
 import sys
 import types
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,8 @@ from qla_runtime.checkpoints.reader import open_checkpoint  # noqa: E402
 from qla_runtime.errors import InputError  # noqa: E402
 from qla_runtime.lengths.configs import LengthConfig  # noqa: E402
 from qla_runtime.model.float_model import Model  # noqa: E402
-from qla_runtime.training import assess, loop  # noqa: E402
+from qla_runtime.settings import add_arguments  # noqa: E402
+from qla_runtime.training import assess, command, loop  # noqa: E402
 from qla_runtime.training.device import Device  # noqa: E402
 from qla_runtime.training.options import LoopOptions  # noqa: E402
 from qla_runtime.training.recipe import ParameterGroup  # noqa: E402
@@ -288,6 +290,22 @@ def test_smallest_that_is_no_ratio(checkpoint, data, tmp_path, values, message):
     command = qla_train(checkpoint, data, tmp_path / "run", "--steps", 1, "--smallest", values)
     refused = subprocess.run(command, capture_output=True, env=environment, timeout=120)
     assert refused.returncode == 2 and message in refused.stderr and len(refused.stderr.splitlines()) == 1
+
+
+class WithoutTeacher(LengthDropOptions):
+    """A recipe that learns from no teacher, and so has no option for one."""
+
+    @classmethod
+    def add_arguments(cls, group):
+        names = [field.name for field in fields(cls) if field.name != "batch_tokens"]
+        add_arguments(group, cls, *names)
+
+
+def test_a_recipe_need_not_know_teachers(checkpoint, data, tmp_path):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser, WithoutTeacher)
+    arguments = [checkpoint, data, tmp_path / "run", "--steps", 1, "--layer-drop", 0.5]
+    assert command.run(parser.parse_args(list(map(str, arguments))), str)["steps"] == 1
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,12 @@
 #include "encoder/ragged_shape.h"
 #include "encoder/work_split.h"
 #include "kernels.h"
-#include "package/spec.h"
+#include "package/package.h"
 #include "workspace.h"
 
 namespace qla {
+
+constexpr int kMaximaLanes = 16;  // of GeluOut::row_max, by row
 
 // What a run of rows needs on its way through a layer: the block that one thread has in hand, or
 // all rows of the chunk while the threads share out columns.
@@ -22,8 +24,9 @@ struct RowScratch {
   float* y;              // normalized attention output: (rows, hidden)
   float* scale;          // (rows)
   float* zero;           // (rows)
-  float* gelu_max;       // (column shares, rows, 16)
+  float* gelu_max;       // (column shares, rows, kMaximaLanes)
   const float** rows;    // (rows): what is quantized
+  int8_t* words;         // (rows, hidden) word embeddings, where the package packs them
   EmbedRow* embed_rows;  // (rows)
   NormRow* norm_rows;    // (rows)
   uint16_t** qkv_row;    // (rows)
@@ -39,7 +42,7 @@ class Buffers {
  public:
   // `restored`: where the encoder's result goes, (rows of layer 0, hidden); null: an array of our
   // own. Throws std::bad_alloc.
-  Buffers(const EncoderSpec& spec, const RaggedShape& shape, const WorkSplit& split, int threads,
+  Buffers(const Package& package, const RaggedShape& shape, const WorkSplit& split, int threads,
           float* restored, Workspace& workspace);
 
   // Where a row of `hidden` floats begins.
@@ -79,9 +82,10 @@ class Buffers {
   RowScratch& block(int member) { return blocks_[static_cast<size_t>(member)]; }
   RowScratch& all_rows() { return all_rows_; }  // of layers that share out columns
   void* attention_scratch(int member) const { return attention_[static_cast<size_t>(member)]; }
+  int8_t* gemm_scratch(int member) const { return gemm_[static_cast<size_t>(member)]; }
 
  private:
-  void cut(Arena& arena, const EncoderSpec& spec, const WorkSplit& split, float* restored);
+  void cut(Arena& arena, const Package& package, const WorkSplit& split, float* restored);
   size_t padded_start(int layer, int sequence) const {
     return static_cast<size_t>(shape_.start(layer, sequence)) + 16 * static_cast<size_t>(sequence);
   }
@@ -101,6 +105,7 @@ class Buffers {
   int32_t* kept_;                   // (layers, rows of layer 0)
   std::vector<RowScratch> blocks_;  // by member
   std::vector<void*> attention_;    // by member
+  std::vector<int8_t*> gemm_;       // by member
   RowScratch all_rows_;
 };
 

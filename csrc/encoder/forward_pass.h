@@ -26,8 +26,8 @@ struct ForwardPass {
         program(block_program),
         chunk(given),
         shape(given.tokens, given.num_sequences, spec.layers),
-        split(spec, isa, team.size()),
-        buffers(spec, shape, split, team.size(), given.out.last_hidden, workspace),
+        split(opened.weights.most_layer_bytes(), isa, team.size()),
+        buffers(opened, shape, split, team.size(), given.out.last_hidden, workspace),
         loops(team, *given.stop, kLoopsPerLayer * spec.layers + kOtherLoops) {}
 
   const Layer& weights(int layer) const {

@@ -27,11 +27,10 @@ Product<QkvOut> qkv_product(const Linear& linear, int rows, const RowScratch& t,
 
 // The whole product on one thread.
 template <typename Out>
-void multiply(const ForwardPass& pass, const Product<Out>& product) {
+void multiply(const ForwardPass& pass, Product<Out> product, const Member& m) {
+  product.args.scratch = pass.buffers.gemm_scratch(m.index);
   pass.kernels.gemm(product.format)(product.args, product.out);
 }
-
-constexpr int kMaximaLanes = 16;  // of GeluOut::row_max, by row
 
 // The columns of the product shared out among the team. Each share of a gelu_product has maxima of
 // its own: join_maxima, behind the next barrier, gives some of the rows those of all their columns.
@@ -45,7 +44,7 @@ void multiply_by_columns(ForwardPass& pass, const Product<Out>& whole, Member& m
     if constexpr (std::is_same_v<Out, GeluOut>) {
       share.out.row_max += static_cast<size_t>(i) * kMaximaLanes * whole.args.rows;
     }
-    multiply(pass, share);
+    multiply(pass, share, m);
   });
 }
 void join_maxima(const ForwardPass& pass, const Linear& linear, int rows, Rows in_hand,

@@ -14,6 +14,14 @@ void fetch_row(const float* x, int hidden) {
   for (int i = 0; i < hidden; i += 16) __builtin_prefetch(x + i, 0, kToL2);
 }
 
+// Values of one row of word embeddings: where they lie, or unpacked to `scratch`.
+const int8_t* word_row(const ForwardPass& pass, int id, int8_t* scratch) {
+  const int8_t* rows = pass.package.weights.embeddings.word;
+  if (pass.spec.word_embeddings == WordEmbeddings::kS8) return rows + pass.buffers.row(id);
+  unpack_row(rows + pass.buffers.row(id) / 4, pass.spec.hidden, scratch);
+  return scratch;
+}
+
 void embed(ForwardPass& pass, int layer, Rows in_hand, RowScratch& t) {
   const auto [first, count, at] = in_hand;
   const Buffers& b = pass.buffers;
@@ -25,8 +33,9 @@ void embed(ForwardPass& pass, int layer, Rows in_hand, RowScratch& t) {
     while (r >= pass.shape.start(layer, s + 1)) ++s;
     const int position = r - pass.shape.start(layer, s) + pass.spec.position_offset;
     const int id = chunk.ids[r], type = chunk.types ? chunk.types[r] : 0;
-    t.embed_rows[at + i] = {e.word + b.row(id), e.word_scale[id], e.position + b.row(position),
-                            e.token_type + b.row(type), b.state(layer, r)};
+    t.embed_rows[at + i] = {word_row(pass, id, t.words + b.row(at + i)), e.word_scale[id],
+                            e.position + b.row(position), e.token_type + b.row(type),
+                            b.state(layer, r)};
   }
   pass.kernels.embed_norm(t.embed_rows + at, count, pass.norm_args(e.norm), pass.spec.hidden);
 }

@@ -65,17 +65,17 @@ void finish_by_rows(ForwardPass& pass, int layer, Member& m) {
   pass.loops.run(m, blocks.count(), [&](int i) {
     const Rows rows = block_in_hand(blocks, i);
     pass.program.leave_attention(pass, layer, rows, t);
-    multiply(pass, bias_product(w.output, rows.count, t));
+    multiply(pass, bias_product(w.output, rows.count, t), m);
     pass.program.enter_feed_forward(pass, layer, rows, t);
     m.clock.lap(QLA_STAGE_OUTPUT);
-    multiply(pass, gelu_product(w.ffn_in, rows.count, t));
+    multiply(pass, gelu_product(w.ffn_in, rows.count, t), m);
     enter_ffn_out(pass, layer, rows, t);
-    multiply(pass, bias_product(w.ffn_out, rows.count, t));
+    multiply(pass, bias_product(w.ffn_out, rows.count, t), m);
     leave_layer(pass, layer, rows, t);
     m.clock.lap(QLA_STAGE_FFN);
     if (layer + 1 == pass.spec.layers) return;
     enter_attention(pass, layer + 1, rows, t);
-    multiply(pass, qkv_of(pass, layer + 1, rows.count, t));
+    multiply(pass, qkv_of(pass, layer + 1, rows.count, t), m);
     m.clock.lap(QLA_STAGE_QKV);
   });
 }
@@ -141,7 +141,7 @@ void enter_encoder(ForwardPass& pass, Member& m) {
     embed(pass, rows, t);
     m.clock.lap(QLA_STAGE_EMBED);
     enter_attention(pass, 0, rows, t);
-    multiply(pass, qkv_of(pass, 0, rows.count, t));
+    multiply(pass, qkv_of(pass, 0, rows.count, t), m);
     m.clock.lap(QLA_STAGE_QKV);
   });
 }

@@ -13,14 +13,13 @@ int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multi
 
 }  // namespace
 
-WorkSplit::WorkSplit(const EncoderSpec& spec, Isa isa, int threads)
+WorkSplit::WorkSplit(size_t layer_bytes, Isa isa, int threads)
     : threads_(threads),
       preferred_rows_(preferred_row_block(isa)),
       row_granularity_(row_granularity(isa)),
       most_block_rows_(round_up(preferred_rows_, kRowPadding)),
-      most_rows_by_columns_(threads > 1 && layer_weight_bytes(spec) >= kBytesByColumns
-                                ? threads * kRowsByColumns
-                                : 0) {}
+      most_rows_by_columns_(threads > 1 && layer_bytes >= kBytesByColumns ? threads * kRowsByColumns
+                                                                          : 0) {}
 
 Runs WorkSplit::row_blocks(int rows) const {
   const int wanted = round_up((rows + preferred_rows_ - 1) / preferred_rows_, threads_);

@@ -8,7 +8,6 @@
 #include <algorithm>
 
 #include "kernels.h"
-#include "package/spec.h"
 
 namespace qla {
 
@@ -22,7 +21,8 @@ struct Runs {
 
 class WorkSplit {
  public:
-  WorkSplit(const EncoderSpec& spec, Isa isa, int threads);
+  // `layer_bytes`: of the linear layers' weights, in one layer.
+  WorkSplit(size_t layer_bytes, Isa isa, int threads);
 
   // Whether a layer of so many rows shares out columns instead of rows.
   bool by_columns(int rows) const { return rows <= most_rows_by_columns_; }

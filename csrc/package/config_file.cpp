@@ -34,9 +34,10 @@ float read_positive_float(const JsonEntry& entry) {
 }
 
 EncoderSpec read_encoder(const JsonEntry& entry) {
-  entry.check_keys({"norm", "activation", "positions", "position_offset", "layers", "hidden",
-                    "heads", "intermediate", "vocab_size", "max_positions", "type_vocab_size",
-                    "norm_eps"});
+  entry.check_keys(
+      {"norm", "activation", "positions", "position_offset", "layers", "hidden", "heads",
+       "intermediate", "vocab_size", "max_positions", "type_vocab_size", "norm_eps"},
+      {"word_embeddings"});
   EncoderSpec spec;
   spec.norm = static_cast<NormPlacement>(entry["norm"].one_of({"post"}));
   entry["activation"].one_of({"gelu_erf"});
@@ -56,11 +57,17 @@ EncoderSpec read_encoder(const JsonEntry& entry) {
   spec.type_vocab_size = read_int(entry["type_vocab_size"], 1, kMaxTypes);
   spec.norm_eps = read_positive_float(entry["norm_eps"]);
   if (spec.norm_eps > 0.1f) entry["norm_eps"].bad("at most 0.1");
+  if (entry.has("word_embeddings")) {
+    const int how = entry["word_embeddings"].one_of({"s8", "ternary"});
+    spec.word_embeddings = static_cast<WordEmbeddings>(how);
+  }
   return spec;
 }
 
-// How the layer's activations are quantized; the rest of `linear` comes from the tensors.
-void read_linear_type(const JsonEntry& entry, Linear& linear) {
+// The shape, the format and how activations are quantized; the rest comes from the tensors.
+void read_linear_type(const JsonEntry& entry, int k, int n, Linear& linear) {
+  linear.k = k;
+  linear.n = n;
   linear.format = static_cast<WeightFormat>(entry["type"].one_of(kWeightFormatNames));
   linear.static_activation = entry["activation"].one_of({"per_token", "static"}) == 1;
   if (!linear.static_activation) return entry.check_keys({"type", "activation"});
@@ -69,7 +76,8 @@ void read_linear_type(const JsonEntry& entry, Linear& linear) {
   linear.input_zero_point = read_int(entry["zero_point"], 0, 255);
 }
 
-std::vector<Layer> read_layer_types(const JsonEntry& entry, int count) {
+std::vector<Layer> read_layer_types(const JsonEntry& entry, const EncoderSpec& encoder) {
+  const int count = encoder.layers, hidden = encoder.hidden, wide = encoder.intermediate;
   const auto items = entry.items();
   if (items.size() != static_cast<size_t>(count)) {
     entry.bad("an array with one entry per layer (" + std::to_string(count) + ", not " +
@@ -78,10 +86,10 @@ std::vector<Layer> read_layer_types(const JsonEntry& entry, int count) {
   std::vector<Layer> layers(items.size());
   for (size_t i = 0; i < items.size(); ++i) {
     items[i].check_keys({"qkv", "output", "ffn_in", "ffn_out"});
-    read_linear_type(items[i]["qkv"], layers[i].qkv);
-    read_linear_type(items[i]["output"], layers[i].output);
-    read_linear_type(items[i]["ffn_in"], layers[i].ffn_in);
-    read_linear_type(items[i]["ffn_out"], layers[i].ffn_out);
+    read_linear_type(items[i]["qkv"], hidden, 3 * hidden, layers[i].qkv);
+    read_linear_type(items[i]["output"], hidden, hidden, layers[i].output);
+    read_linear_type(items[i]["ffn_in"], hidden, wide, layers[i].ffn_in);
+    read_linear_type(items[i]["ffn_out"], wide, hidden, layers[i].ffn_out);
   }
   return layers;
 }
@@ -193,7 +201,7 @@ ConfigFile read_config_file(std::string_view text) {
   ConfigFile file;
   file.name = config["name"].text();
   file.encoder = read_encoder(config["encoder"]);
-  file.layers = read_layer_types(config["linears"], file.encoder.layers);
+  file.layers = read_layer_types(config["linears"], file.encoder);
   file.task = read_task(config["task"], file.encoder);
   if (config.has("text")) check_text_rules(config["text"]);
   return file;

@@ -1,6 +1,5 @@
 #include "package/lengths_file.h"
 
-#include <cmath>
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <set>

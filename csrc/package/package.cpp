@@ -67,7 +67,7 @@ struct PackageReader {
     FileBytes& weights = files.find(kWeightsFile)->second;
     check_weights_size(weights, package->encoder, package->task);
     check_checksum(files, listed, kWeightsFile, stop);
-    place_weights(weights, layout, placement, *package);
+    place_weights(weights, layout, placement, config.layers, *package);
     package->weights = read_weights_file(weights, layout, package->encoder, package->task,
                                          std::move(config.layers), package->resident_.get(), stop);
     package->weight_bytes = weights.size();
@@ -82,9 +82,9 @@ struct PackageReader {
  private:
   // Decides where the linear layers' weights will lie; makes room where that is not the file.
   static void place_weights(FileBytes& file, WeightLayout layout, WeightPlacement placement,
-                            Package& package) {
-    const size_t bytes =
-        static_cast<size_t>(package.encoder.layers) * layer_weight_bytes(package.encoder);
+                            const std::vector<Layer>& layers, Package& package) {
+    size_t bytes = 0;
+    for (const Layer& layer : layers) bytes += layer.weight_bytes();
     const size_t cache = last_level_cache_bytes();
     const bool streamed = bytes > cache;  // from memory, at every call
     std::string why;

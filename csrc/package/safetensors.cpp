@@ -41,10 +41,10 @@ std::string_view header_text(const uint8_t* data, size_t size, const char* file)
 
 Dtype read_dtype(const JsonEntry& entry) {
   const std::string& name = entry.text();
-  for (const Dtype dtype : {Dtype::kI8, Dtype::kI32, Dtype::kF32}) {
+  for (const Dtype dtype : {Dtype::kU8, Dtype::kI8, Dtype::kI32, Dtype::kF32}) {
     if (name == dtype_name(dtype)) return dtype;
   }
-  entry.bad("I8, I32 or F32");
+  entry.bad("U8, I8, I32 or F32");
 }
 
 std::vector<int64_t> read_shape(const JsonEntry& entry) {
@@ -56,7 +56,7 @@ std::vector<int64_t> read_shape(const JsonEntry& entry) {
 
 // Bytes a tensor of this type and shape takes, or 0 when no size_t can say it.
 size_t byte_size(Dtype dtype, const std::vector<int64_t>& shape) {
-  size_t bytes = dtype == Dtype::kI8 ? 1 : 4;
+  size_t bytes = dtype == Dtype::kU8 || dtype == Dtype::kI8 ? 1 : 4;
   for (const int64_t dimension : shape) {
     if (__builtin_mul_overflow(bytes, static_cast<size_t>(dimension), &bytes)) return 0;
   }
@@ -107,7 +107,17 @@ void check_coverage(std::vector<Range>& ranges, size_t data_size, const char* fi
 }  // namespace
 
 const char* dtype_name(Dtype dtype) {
-  return dtype == Dtype::kI8 ? "I8" : dtype == Dtype::kI32 ? "I32" : "F32";
+  switch (dtype) {
+    case Dtype::kU8:
+      return "U8";
+    case Dtype::kI8:
+      return "I8";
+    case Dtype::kI32:
+      return "I32";
+    case Dtype::kF32:
+      break;
+  }
+  return "F32";
 }
 
 std::string shape_text(const std::vector<int64_t>& shape) {

@@ -12,7 +12,7 @@ namespace qla {
 
 constexpr size_t kMaxSafetensorsHeader = size_t{1} << 20;  // 64 layers need 170 KB
 
-enum class Dtype { kI8, kI32, kF32 };
+enum class Dtype { kU8, kI8, kI32, kF32 };
 const char* dtype_name(Dtype dtype);
 
 struct Tensor {

@@ -10,18 +10,16 @@ namespace qla {
 // Where LayerNorms stand in a block.
 enum class NormPlacement { kPost };  // behind each residual
 
+// How rows of word embeddings are stored: a byte a value, or two bits.
+enum class WordEmbeddings { kS8, kTernary };
+
 struct EncoderSpec {
   NormPlacement norm = NormPlacement::kPost;
   int layers = 0, hidden = 0, heads = 0, head_dim = 0, intermediate = 0;
   int vocab_size = 0, max_positions = 0, position_offset = 0, type_vocab_size = 0;
   float norm_eps = 0.0f;
+  WordEmbeddings word_embeddings = WordEmbeddings::kS8;
 };
-
-// Bytes of the linear layers' weights, in one layer.
-inline size_t layer_weight_bytes(const EncoderSpec& spec) {
-  const size_t hidden = static_cast<size_t>(spec.hidden);
-  return hidden * (4 * hidden + 2 * static_cast<size_t>(spec.intermediate));
-}
 
 struct TaskSpec {
   qla_task kind = QLA_TASK_EMBEDDING;

@@ -1,6 +1,8 @@
 // A model's parameters: pointers into the file that holds them, or into a copy of it.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -13,7 +15,7 @@ struct alignas(64) Floats16 {
   float value[16];
 };
 
-// One linear layer: y = (u8 activations . s8 weights) * scales + bias; see docs/numerics.md.
+// One linear layer: y = (u8 activations . weights) * scales + bias; see docs/numerics.md.
 struct Linear {
   int k = 0, n = 0;
   WeightFormat format = WeightFormat::kW8A8;
@@ -34,10 +36,20 @@ struct Norm {
 struct Layer {
   Linear qkv, output, ffn_in, ffn_out;
   Norm attention_norm, ffn_norm;
+
+  std::array<const Linear*, 4> linears() const { return {&qkv, &output, &ffn_in, &ffn_out}; }
+  // Of their weights.
+  size_t weight_bytes() const {
+    size_t bytes = 0;
+    for (const Linear* linear : linears()) {
+      bytes += qla::weight_bytes(linear->format, linear->k, linear->n);
+    }
+    return bytes;
+  }
 };
 
 struct Embeddings {
-  const int8_t* word = nullptr;       // (vocab, hidden)
+  const int8_t* word = nullptr;       // (vocab, hidden); ternary: (vocab, hidden / 4) codes
   const float* word_scale = nullptr;  // (vocab)
   const float* position = nullptr;    // (max_positions + position_offset, hidden)
   const float* token_type = nullptr;  // (type_vocab, hidden)
@@ -51,6 +63,23 @@ struct Weights {
   const float* pooler_bias = nullptr;
   const float* head_weight = nullptr;  // (outputs, hidden)
   const float* head_bias = nullptr;
+
+  // Of the linear layers' weights, in the layer that has most.
+  size_t most_layer_bytes() const {
+    size_t most = 0;
+    for (const Layer& layer : layers) most = std::max(most, layer.weight_bytes());
+    return most;
+  }
+  // What any of their products needs (GemmArgs::scratch).
+  size_t most_gemm_scratch_bytes() const {
+    size_t most = 0;
+    for (const Layer& layer : layers) {
+      for (const Linear* linear : layer.linears()) {
+        most = std::max(most, gemm_scratch_bytes(linear->format, linear->k));
+      }
+    }
+    return most;
+  }
 };
 
 }  // namespace qla

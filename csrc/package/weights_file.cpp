@@ -51,6 +51,28 @@ class TensorReader {
     return reinterpret_cast<const int8_t*>(take(name, Dtype::kI8, shape).data);
   }
 
+  // Two-bit codes of ternary weights.
+  const int8_t* codes(const std::string& name, const Shape& shape) {
+    const Tensor tensor = take(name, Dtype::kU8, shape);
+    const auto* bytes = reinterpret_cast<const int8_t*>(tensor.data);
+    const size_t found = find_no_weight(bytes, tensor.size);
+    if (found < tensor.size) {
+      bad(name, "'s byte " + std::to_string(found) + " has the code 3; codes are 0, 1 and 2");
+    }
+    return bytes;
+  }
+
+  // `count` bytes of codes, then zeros.
+  const int8_t* padded_codes(const std::string& name, const Shape& shape, int64_t count) {
+    const int8_t* bytes = codes(name, shape);
+    const int8_t* end = bytes + shape[0] * shape[1];
+    const int8_t* found = std::find_if(bytes + count, end, [](int8_t byte) { return byte != 0; });
+    if (found != end) {
+      bad(name, "'s byte " + std::to_string(found - bytes) + " must be zero, being padding");
+    }
+    return bytes;
+  }
+
   std::vector<Floats16> column_sum(const std::string& name, const Linear& linear) {
     const auto* given = reinterpret_cast<const int32_t*>(take(name, Dtype::kI32, {linear.n}).data);
     std::vector<int32_t> sums(static_cast<size_t>(linear.n));
@@ -74,12 +96,10 @@ class TensorReader {
     return norm;
   }
 
-  void linear(const std::string& prefix, int k, int n, Linear& linear) {
-    linear.k = k;
-    linear.n = n;
+  void linear(const std::string& prefix, Linear& linear) {
     linear.weight = weight(prefix + ".weight", linear);
-    linear.scale = padded_scales(prefix + ".scale", n);
-    linear.bias = floats(prefix + ".bias", {n});
+    linear.scale = padded_scales(prefix + ".scale", linear.n);
+    linear.bias = floats(prefix + ".bias", {linear.n});
     linear.column_sum = column_sum(prefix + ".column_sum", linear);
   }
 
@@ -90,11 +110,14 @@ class TensorReader {
  private:
   const int8_t* weight(const std::string& name, const Linear& linear) {
     const int k = linear.k, n = linear.n;
+    const WeightFormatInfo& format = weight_format(linear.format);
     if (layout_ == WeightLayout::kK64N16K4) {
+      if (format.packed) bad(name, " is packed; packages of version 0.1 hold w8a8 alone");
       return resident_->add_reordered(bytes(name, {k / 64, n / 16, 16, 16, 4}), k, n);
     }
-    const auto [blocks, steps, columns, step_bytes] = weight_format(linear.format).shape(k, n);
-    const int8_t* in_file = bytes(name, {blocks, steps, columns, step_bytes});
+    const auto [blocks, steps, columns, step_bytes] = format.shape(k, n);
+    const Shape shape = {blocks, steps, columns, step_bytes};
+    const int8_t* in_file = format.packed ? codes(name, shape) : bytes(name, shape);
     return resident_ ? resident_->add(in_file, weight_bytes(linear.format, k, n)) : in_file;
   }
 
@@ -129,10 +152,20 @@ class TensorReader {
   ResidentWeights* const resident_;
 };
 
+const int8_t* word_embeddings(TensorReader& tensors, const EncoderSpec& spec) {
+  const char* name = "embeddings.word.weight";
+  if (spec.word_embeddings == WordEmbeddings::kS8) {
+    return tensors.bytes(name, {spec.vocab_size, spec.hidden});
+  }
+  // Four rows of a multiple of 16 bytes end at a multiple of 64.
+  const int64_t row_bytes = spec.hidden / 4, rows = (spec.vocab_size + 3) / 4 * 4;
+  return tensors.padded_codes(name, {rows, row_bytes}, spec.vocab_size * row_bytes);
+}
+
 Embeddings read_embeddings(TensorReader& tensors, const EncoderSpec& spec) {
   const int64_t positions = spec.max_positions + spec.position_offset;
   Embeddings out;
-  out.word = tensors.bytes("embeddings.word.weight", {spec.vocab_size, spec.hidden});
+  out.word = word_embeddings(tensors, spec);
   out.word_scale = tensors.padded_scales("embeddings.word.scale", spec.vocab_size);
   out.position = tensors.floats("embeddings.position.weight", {positions, spec.hidden});
   out.token_type =
@@ -143,13 +176,12 @@ Embeddings read_embeddings(TensorReader& tensors, const EncoderSpec& spec) {
 
 void read_layer(TensorReader& tensors, const EncoderSpec& spec, size_t index, Layer& layer) {
   const std::string prefix = "layers." + std::to_string(index) + ".";
-  const int hidden = spec.hidden, intermediate = spec.intermediate;
-  tensors.linear(prefix + "qkv", hidden, 3 * hidden, layer.qkv);
-  tensors.linear(prefix + "output", hidden, hidden, layer.output);
-  tensors.linear(prefix + "ffn_in", hidden, intermediate, layer.ffn_in);
-  tensors.linear(prefix + "ffn_out", intermediate, hidden, layer.ffn_out);
-  layer.attention_norm = tensors.norm(prefix + "attention_norm", hidden);
-  layer.ffn_norm = tensors.norm(prefix + "ffn_norm", hidden);
+  tensors.linear(prefix + "qkv", layer.qkv);
+  tensors.linear(prefix + "output", layer.output);
+  tensors.linear(prefix + "ffn_in", layer.ffn_in);
+  tensors.linear(prefix + "ffn_out", layer.ffn_out);
+  layer.attention_norm = tensors.norm(prefix + "attention_norm", spec.hidden);
+  layer.ffn_norm = tensors.norm(prefix + "ffn_norm", spec.hidden);
 }
 
 }  // namespace

@@ -148,6 +148,31 @@ QLA_INLINE i32x16 interleave_bytes(i32x16 a, i32x16 b, i32x16 c, i32x16 d) {
   return {interleave_bytes(a.lo, b.lo, c.lo, d.lo), interleave_bytes(a.hi, b.hi, c.hi, d.hi)};
 }
 
+struct Bytes64 {
+  __m256i lo, hi;
+};
+QLA_INLINE __m256i load_bytes(const int8_t* p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+QLA_INLINE Bytes64 low_halves(const int8_t* p) {
+  const __m256i mask = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(load_bytes(p), mask), _mm256_and_si256(load_bytes(p + 32), mask)};
+}
+QLA_INLINE Bytes64 high_halves(const int8_t* p) {
+  const __m256i mask = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(_mm256_srli_epi16(load_bytes(p), 4), mask),
+          _mm256_and_si256(_mm256_srli_epi16(load_bytes(p + 32), 4), mask)};
+}
+QLA_INLINE Bytes64 look_up(const int8_t (&table)[16], Bytes64 index) {
+  const __m128i entries = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+  const __m256i twice = _mm256_broadcastsi128_si256(entries);
+  return {_mm256_shuffle_epi8(twice, index.lo), _mm256_shuffle_epi8(twice, index.hi)};
+}
+QLA_INLINE void store(int8_t* p, Bytes64 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.lo);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), a.hi);
+}
+
 struct Magnitudes {
   __m256i lo, hi;
 };

@@ -44,6 +44,24 @@ QLA_INLINE Columns load_columns(const int8_t* p) { return {_mm512_loadu_si512(p)
 QLA_INLINE void accumulate(Dot16& sum, Quad x, const Columns& w) {
   sum.v = _mm512_dpbusd_epi32(sum.v, x.v, w.v);
 }
+
+struct Bytes64 {
+  __m512i v;
+};
+QLA_INLINE Bytes64 low_halves(const int8_t* p) {
+  return {_mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(15))};
+}
+QLA_INLINE Bytes64 high_halves(const int8_t* p) {
+  const __m512i words = _mm512_srli_epi16(_mm512_loadu_si512(p), 4);
+  return {_mm512_and_si512(words, _mm512_set1_epi8(15))};
+}
+QLA_INLINE Bytes64 look_up(const int8_t (&table)[16], Bytes64 index) {
+  const __m128i entries = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+  return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(entries), index.v)};
+}
+QLA_INLINE void store(int8_t* p, Bytes64 a) { _mm512_storeu_si512(p, a.v); }
+QLA_INLINE Columns columns_of(Bytes64 a) { return {a.v}; }
+
 QLA_INLINE i32x16 total(const Dot16& sum) { return {sum.v}; }
 QLA_INLINE Dot16 dot_from(i32x16 start) { return {start.v}; }
 

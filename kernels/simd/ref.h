@@ -171,6 +171,27 @@ QLA_INLINE float reduce_max(Magnitudes a) {
 }
 QLA_INLINE void store(uint16_t* p, Magnitudes a) { memcpy(p, a.v, sizeof a.v); }
 
+// Sixty-four bytes: the low or high four bits of those at p; what a table has for such numbers.
+struct Bytes64 {
+  int8_t v[64];
+};
+QLA_INLINE Bytes64 low_halves(const int8_t* p) {
+  Bytes64 r;
+  for (int l = 0; l < 64; ++l) r.v[l] = p[l] & 15;
+  return r;
+}
+QLA_INLINE Bytes64 high_halves(const int8_t* p) {
+  Bytes64 r;
+  for (int l = 0; l < 64; ++l) r.v[l] = p[l] >> 4 & 15;
+  return r;
+}
+QLA_INLINE Bytes64 look_up(const int8_t (&table)[16], const Bytes64& index) {
+  Bytes64 r;
+  for (int l = 0; l < 64; ++l) r.v[l] = table[index.v[l]];
+  return r;
+}
+QLA_INLINE void store(int8_t* p, const Bytes64& a) { memcpy(p, a.v, sizeof a.v); }
+
 // Four u8 activations, the same for all columns; 16 columns of 4 s8 weights; their running sums.
 struct Quad {
   const uint8_t* v;

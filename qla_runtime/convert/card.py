@@ -8,7 +8,7 @@ from typing import Any
 from qla_runtime.checkpoints.reader import Checkpoint
 from qla_runtime.convert.report import sentence, table
 from qla_runtime.lengths.configs import LengthConfig
-from qla_runtime.model.card import Provenance, length_section
+from qla_runtime.model.card import Provenance, length_section, weights_in_words, words_in_words
 
 _ACTIVATIONS = {
     "per_token": "scale and zero point of each row come from the row itself",
@@ -27,7 +27,7 @@ _USES = {
 
 def write_card(
     *,
-    name: str,
+    config: Mapping[str, Any],
     source: Checkpoint,
     activations: str,
     scales: str,
@@ -37,7 +37,7 @@ def write_card(
     report: dict[str, Any],
 ) -> str:
     """The card as Markdown. It holds no date: the same inputs give the same package."""
-    encoder, task = source.encoder, source.task
+    name, encoder, task = config["name"], source.encoder, source.task
     license = provenance.license or "not stated by the checkpoint; ask its authors"
     calibrated = report["calibration_samples"] > 0
     calibration = f"{provenance.calibration_data}; {report['calibration_samples']} samples"
@@ -82,10 +82,11 @@ def write_card(
         "",
         "## Quantization",
         "",
-        "Linear layers of the encoder: weights signed 8 bit, one scale per output channel; activations",
+        f"Linear layers of the encoder: weights {weights_in_words(config)}, one scale per output channel; "
+        "activations",
         f"unsigned 8 bit, `{activations}`: {_ACTIVATIONS[activations]}.",
         *how,
-        "Word embeddings: signed 8 bit, one scale per row. Attention products: 8 bit, scales found",
+        f"Word embeddings: {words_in_words(config)}, one scale per row. Attention products: 8 bit, scales found",
         "per sequence at run time. Everything else: float32.",
         *_correction(report["correction_samples"]),
         "",

@@ -216,7 +216,7 @@ def convert(
             "notes": list(source.notes),
         }
         card = write_card(
-            name=name,
+            config=package_config(name, source, found if activations == "static" else None),
             source=source,
             activations=activations,
             scales=scale_source,

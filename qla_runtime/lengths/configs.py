@@ -365,11 +365,15 @@ def count_macs(info: Mapping[str, Any], task: Mapping[str, Any], length: int, co
         task: the ``task`` object of the package's ``config.json``.
         length: the number of the sequence's tokens, special tokens included.
         config: the length config.
+
+    Raises:
+        InputError: ``length`` is below 1.
     """
+    kept = config.kept(length)
     hidden, intermediate, outputs = info["hidden"], info["intermediate"], info["outputs"]
     macs = hidden * length  # the embedding's LayerNorm; a LayerNorm counts one MAC per element
     before = length
-    for after in config.kept(length):
+    for after in kept:
         macs += 4 * before * hidden * hidden + 2 * before * before * hidden + 2 * after * hidden * intermediate
         macs += hidden * (before + after)
         before = after

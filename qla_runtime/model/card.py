@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from qla_runtime.lengths.configs import LengthConfig
 
@@ -50,6 +52,21 @@ def front_matter(card: str) -> dict[str, str]:
         elif item and key:
             found[key].append(item[1])
     return {key: ", ".join(value.strip(" \"'") for value in values) for key, values in found.items() if values}
+
+
+def weights_in_words(config: Mapping[str, Any]) -> str:
+    """How a package's linear layers store their weights, by its ``config.json``: ``signed 8 bit``, ``ternary (2
+    bit)``, or how many are which."""
+    words = {"w8a8": "signed 8 bit", "w2a8": "ternary (2 bit)"}
+    count = Counter(linear["type"] for layer in config["linears"] for linear in layer.values())
+    if len(count) == 1:
+        return words[next(iter(count))]
+    return " and ".join(f"{words[type]} in {count[type]} of {count.total()}" for type in words if count[type])
+
+
+def words_in_words(config: Mapping[str, Any]) -> str:
+    """How a package stores its word embeddings, by its ``config.json``."""
+    return {"s8": "signed 8 bit", "ternary": "ternary (2 bit)"}[config["encoder"].get("word_embeddings", "s8")]
 
 
 def length_section(configs: Mapping[str, LengthConfig]) -> str:

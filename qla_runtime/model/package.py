@@ -28,7 +28,12 @@ LENGTHS, CARD = "length_configs.json", "README.md"
 LISTED = (CONFIG, WEIGHTS, TOKENIZER, LENGTHS)
 """The files that a manifest lists: all but itself and the card."""
 
-_DTYPES = {np.dtype(np.int8): "I8", np.dtype(np.int32): "I32", np.dtype(np.float32): "F32"}
+_DTYPES = {
+    np.dtype(np.uint8): "U8",
+    np.dtype(np.int8): "I8",
+    np.dtype(np.int32): "I32",
+    np.dtype(np.float32): "F32",
+}
 
 
 def crc32c(data: bytes) -> int:
@@ -73,7 +78,7 @@ def write_package(
     Args:
         folder: exists and is empty.
         config: ``config.json``.
-        tensors: name -> packed and padded array, int8, int32 or float32.
+        tensors: name -> packed and padded array, uint8 (codes of ternary weights), int8, int32 or float32.
         tokenizer_json: ``tokenizer.json``, truncation and padding off.
         length_configs: ``length_configs.json``.
     """

@@ -26,6 +26,8 @@ class EncoderSpec:
     norm_eps: float
     position_offset: int = 0
     """Row of the first token's position: 0 for BERT, pad id + 1 for RoBERTa."""
+    word_embeddings: str = "s8"
+    """How the package stores them: ``s8``, or ``ternary`` (two bits a value)."""
 
     @property
     def head_dim(self) -> int:
@@ -34,6 +36,8 @@ class EncoderSpec:
     def to_json(self) -> dict[str, Any]:
         """The ``encoder`` object."""
         values = asdict(self)
+        if self.word_embeddings == "s8":
+            del values["word_embeddings"]  # which packages of before lack
         return {**_ARITHMETIC, "position_offset": values.pop("position_offset"), **values}
 
 

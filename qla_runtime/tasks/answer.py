@@ -52,17 +52,23 @@ class AnswerTask(Task):
         """
         check_switch("details", details)
         chosen = AnswerOptions.checked(self.model.settings, **options)
-        questions, single = check_texts(question, "question")
-        contexts, single_context = check_texts(context, "context")
-        if single_context and not single:
-            contexts, single_context = contexts * len(questions), False
-        if single != single_context or len(questions) != len(contexts):
-            raise InputError(
-                f"question is {amount(questions, single)} and context {amount(contexts, single_context)}; pass "
-                "two texts, or two lists of the same length, or a list of questions and one context for all"
-            )
-        pairs = list(zip(questions, contexts, strict=True))
+        pairs, single = _checked_pairs(question, context)
         return Call(pairs, "question", single, partial(self.prepare, options=chosen, details=details))
+
+    def windows(
+        self, questions: Iterable[str], contexts: Iterable[str], doc_stride: int | None = None
+    ) -> QuestionWindows:
+        """Checks the arguments of :meth:`qla_runtime.Engine.windows`, and cuts the windows.
+
+        Raises:
+            InputError: an argument that :meth:`answer` refuses.
+            PackageError: the tokenizer fails.
+        """
+        stride = AnswerOptions.checked(self.model.settings, doc_stride=doc_stride).doc_stride
+        pairs, _ = _checked_pairs(questions, contexts)
+        names = [f"question[{i}]" for i in range(len(pairs))]
+        asked, read = zip(*pairs, strict=True)
+        return self.model.encoder.windows(asked, read, stride, names)
 
     def prepare(
         self,
@@ -85,6 +91,22 @@ class AnswerTask(Task):
             return _results(windows, contexts, options, details, arrays, plan)
 
         return Prepared(windows.batch, windows.questions, frozenset(want), read)
+
+
+def _checked_pairs(
+    question: str | Iterable[str], context: str | Iterable[str]
+) -> tuple[list[tuple[str, str]], bool]:
+    """Each question with its context, and whether the caller passed a single question."""
+    questions, single = check_texts(question, "question")
+    contexts, single_context = check_texts(context, "context")
+    if single_context and not single:
+        contexts, single_context = contexts * len(questions), False
+    if single != single_context or len(questions) != len(contexts):
+        raise InputError(
+            f"question is {amount(questions, single)} and context {amount(contexts, single_context)}; pass "
+            "two texts, or two lists of the same length, or a list of questions and one context for all"
+        )
+    return list(zip(questions, contexts, strict=True)), single
 
 
 def _results(

@@ -76,6 +76,7 @@ class Prepared(Generic[Result]):
         read: makes the results, one per input, from the arrays of these sequences and the plan that ran.
         plan: the length config of each input; None leaves it to the engine to choose one that meets the deadline.
         deadline: ``time.perf_counter()`` at which the call's latency budget ends; None: there is no budget.
+        model: whose tokenizer made ``batch``; None: token ids, which are of no model.
     """
 
     batch: Ragged
@@ -84,6 +85,7 @@ class Prepared(Generic[Result]):
     read: Callable[[Arrays, LengthPlan], list[Result]]
     plan: LengthPlan | None = None
     deadline: float | None = None
+    model: OpenedModel | None = None
 
     @property
     def count(self) -> int:
@@ -93,7 +95,7 @@ class Prepared(Generic[Result]):
     def planned(self, plan: LengthPlan | LatencyBudget, began: float) -> Prepared[Result]:
         """The same with its plan; for a budget that began at ``perf_counter`` = ``began``, with its deadline."""
         settled, deadline = (plan, None) if isinstance(plan, LengthPlan) else (None, plan.deadline(began))
-        return Prepared(self.batch, self.inputs, self.want, self.read, settled, deadline)
+        return Prepared(self.batch, self.inputs, self.want, self.read, settled, deadline, self.model)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from qla_runtime import settings
 from qla_runtime.errors import InputError
 from qla_runtime.lengths.configs import LengthConfig
 from qla_runtime.training.options import LoopOptions
-from qla_runtime.training.recipe import RecipeOptions
+from qla_runtime.training.recipe import BringsData, RecipeOptions
 
 EPILOG = """\
 The same command continues a run that was interrupted (Ctrl-C and SIGTERM write a checkpoint first), and ends
@@ -27,30 +27,42 @@ def add_arguments(parser: argparse.ArgumentParser, recipe: type[RecipeOptions]) 
     parser.set_defaults(recipe=recipe)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="fine-tuned checkpoint or pretrained encoder")
-    parser.add_argument(
-        "data",
-        metavar="DATA",
-        help="SQuAD .json; GLUE-like .tsv, .csv or .jsonl; or .txt with a sentence per line (embeddings)",
-    )
+    brings_data = issubclass(recipe, BringsData)
+    if brings_data:
+        parser.add_argument("checkpoint", metavar="TEACHER", help="any checkpoint that the runtime can run")
+        parser.add_argument(
+            "data", metavar="TEXT", nargs="+",
+            help="plain text, .txt, .txt.xz or .txt.gz, with empty lines between documents; one file or several",
+        )  # fmt: skip
+    else:
+        parser.add_argument("checkpoint", metavar="CHECKPOINT", help="fine-tuned checkpoint or pretrained encoder")
+        parser.add_argument(
+            "data",
+            metavar="DATA",
+            help="SQuAD .json; GLUE-like .tsv, .csv or .jsonl; or .txt with a sentence per line (embeddings)",
+        )
     parser.add_argument("out", metavar="OUT", help="folder of the run; OUT/final will hold the trained checkpoint")
 
     until = parser.add_mutually_exclusive_group(required=True)
     settings.add_arguments(until, LoopOptions, "steps", "epochs", "minutes")
 
     model = parser.add_argument_group("model")
-    model.add_argument(
-        "--task",
-        choices=("span-qa", "sequence-classification", "embedding"),
-        help="where the checkpoint does not say",
-    )
-    model.add_argument("--max-length", type=int, metavar="N", help="tokens of a sequence (span-qa: 384)")
-    model.add_argument("--new-head", action="store_true", help="replace a head made for another task")
-    model.add_argument(
-        "--skip-bad-rows",
-        action="store_true",
-        help="leave out rows of the data that cannot be read, and count them",
-    )
+    if brings_data:
+        parser.set_defaults(task=None, new_head=False, skip_bad_rows=False, teacher=None, live_teacher=False)
+        model.add_argument("--max-length", type=int, metavar="N", help="tokens of a sequence")
+    else:
+        model.add_argument(
+            "--task",
+            choices=("span-qa", "sequence-classification", "embedding"),
+            help="where the checkpoint does not say",
+        )
+        model.add_argument("--max-length", type=int, metavar="N", help="tokens of a sequence (span-qa: 384)")
+        model.add_argument("--new-head", action="store_true", help="replace a head made for another task")
+        model.add_argument(
+            "--skip-bad-rows",
+            action="store_true",
+            help="leave out rows of the data that cannot be read, and count them",
+        )
     settings.add_arguments(model, LoopOptions, "train_word_embeddings")
 
     recipe.add_arguments(parser.add_argument_group(recipe.title))
@@ -101,8 +113,8 @@ def run(arguments: argparse.Namespace, read_length: Callable[[str], str | Length
         max_length=arguments.max_length,
         new_head=arguments.new_head,
         skip_bad_rows=arguments.skip_bad_rows,
-        teacher=arguments.teacher,
-        live_teacher=arguments.live_teacher,
+        teacher=getattr(arguments, "teacher", None),  # options of recipes that learn from one
+        live_teacher=getattr(arguments, "live_teacher", False),
         precision=arguments.precision,
         assess_file=arguments.assess_file,
         assess_lengths={text: _config(text, read_length) for text in arguments.assess_lengths},

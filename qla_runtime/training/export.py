@@ -74,7 +74,8 @@ def _copy_companions(source: Checkpoint, new: Path) -> Path:
     was before.
     """
     root, pooled = source.folder, source.task.kind == "embedding"
-    dropped = () if pooled else ("modules.json",) if _has_own_head(source) else _SENTENCE_FILES
+    headless = pooled and task_of_architecture(source.config) is None
+    dropped = () if headless else ("modules.json",) if _has_own_head(source) else _SENTENCE_FILES
     if pooled and not (root / "modules.json").is_file() and (root.parent / "modules.json").is_file():
         root = root.parent  # sentence-transformers, with the transformer in a folder of its own
     for path in [*root.glob("*"), *root.glob("*/*")] if pooled else root.glob("*"):

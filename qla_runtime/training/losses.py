@@ -6,6 +6,7 @@ classification and regression, (B, H) for embeddings. Everything is computed in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -143,6 +144,36 @@ def hidden_distance(
         target = target.float() * alive
         total = total + ((state.float() * alive - target) ** 2).sum() / (target**2).sum()
     return total / max(1, len(kept))  # LayerDrop may leave every layer out
+
+
+def relation_distance(
+    student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], heads: int, mask: Tensor
+) -> Tensor:
+    """KL(teacher || student) of how tokens relate to each other: softmax(X Y^T / sqrt(d)), head by head.
+
+    Padding is out of the softmax, and its rows do not count. Every head and every token of a sequence weighs the
+    same, and so does every sequence of the batch.
+
+    Args:
+        student: X and Y, (B, n, H) each; X alone twice relates a projection to itself.
+        teacher: the same; H may be another, and gets no gradient.
+        heads: parts that H is cut into, of d = H / heads.
+        mask: (B, n) bool, True on tokens.
+
+    Returns:
+        A scalar.
+    """
+    ours, theirs = (_relation(*pair, heads, mask) for pair in (student, teacher))
+    distance = F.kl_div(ours, theirs.detach(), reduction="none", log_target=True).sum(-1).mean(1)
+    return ((distance * mask).sum(1) / mask.sum(1)).mean()
+
+
+def _relation(left: Tensor, right: Tensor, heads: int, mask: Tensor) -> Tensor:
+    """(B, heads, n, n) float32: logarithms of a relation, of keys in the last dimension."""
+    with torch.autocast(left.device.type, enabled=False):
+        x, y = (part.float().unflatten(-1, (heads, -1)).transpose(1, 2) for part in (left, right))
+        logits = x @ y.transpose(-1, -2) / math.sqrt(x.shape[-1])
+        return logits.masked_fill(~mask[:, None, None, :], _NEVER).log_softmax(-1)
 
 
 def span_logits(outputs: Tensor, mask: Tensor) -> Tensor:

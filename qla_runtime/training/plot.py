@@ -14,7 +14,7 @@ from qla_runtime.training.run_folder import read_log
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_NO_LOSS = {"step", "epoch", "seconds", "learning_rate", "gradient_norm", "tokens_per_second"}
+_NO_LOSS = {"step", "epoch", "seconds", "seconds_left", "learning_rate", "gradient_norm", "tokens_per_second"}
 SMOOTHED = 9
 """Points of the log in a running mean."""
 

@@ -16,7 +16,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from qla_runtime.checkpoints.reader import Checkpoint
     from qla_runtime.model.float_model import ForwardRecord, Model
     from qla_runtime.model.spec import TaskSpec
+    from qla_runtime.texts.text_encoder import TextEncoder
     from qla_runtime.training.data import Batch, Features
     from qla_runtime.training.device import Device
 
@@ -64,6 +66,41 @@ class Teacher(Protocol):
 
     def __call__(self, batch: Batch, want: Collection[str] = ()) -> ForwardRecord:
         """What it makes of a batch, shaped like the student's: ``outputs`` in float32, and what is wanted."""
+
+
+class Beginning(Protocol):
+    """What a run starts from: :class:`~qla_runtime.training.start.Start`, or what a :class:`BringsData` opens."""
+
+    @property
+    def source(self) -> Checkpoint:
+        """What the settings are checked against, and the teacher where no other is given."""
+
+    @property
+    def result(self) -> Checkpoint:
+        """Whose family, config and companions the trained checkpoint has."""
+
+    @property
+    def new_words(self) -> bool:
+        """Whether the word embeddings are random numbers, which are trained whatever the loop's options say."""
+
+    def as_teacher(self) -> Checkpoint:
+        """The checkpoint as it is, to be learned from where no other teacher is given.
+
+        Raises:
+            InputError: it has nothing to teach.
+        """
+
+    def load_model(self, seed: int) -> Model:
+        """The model to train; ``seed`` decides what is random in it."""
+
+    def tokenizer(self, folder: Path) -> TextEncoder:
+        """The tokenizer, of which ``folder`` gets a copy."""
+
+    def features(self, encoder: TextEncoder, progress: bool, folder: Path) -> Any:
+        """The data, tokenized, for :meth:`RecipeOptions.make`; ``folder`` keeps what is too large for memory."""
+
+    def settings(self) -> dict[str, Any]:
+        """What a run's result depends on here."""
 
 
 class Recipe(Protocol):
@@ -114,7 +151,8 @@ class RecipeOptions(Protocol):
 
     @classmethod
     def add_arguments(cls, group: argparse._ActionsContainer) -> None:
-        """Adds all its fields but ``batch_tokens``, ``--teacher`` and ``--live-teacher`` to a parser."""
+        """Adds all its fields but ``batch_tokens`` to a parser; and ``--teacher`` and ``--live-teacher``, where it
+        learns from a teacher."""
 
     def settings(self) -> dict[str, Any]:
         """What the result depends on, by name, in JSON's types: a run continues only where it is the same."""
@@ -134,6 +172,19 @@ class RecipeOptions(Protocol):
             device: runs the passes.
             teacher: a frozen model to learn from, if there is one.
         """
+
+
+@runtime_checkable
+class BringsData(Protocol):
+    """Settings of a recipe that trains another model than the checkpoint, on other data than its task's.
+
+    Its teacher is the checkpoint itself, and runs live.
+    """
+
+    def start(
+        self, checkpoint: str | Path, data: str | Path | Sequence[str | Path], max_length: int | None
+    ) -> Beginning:
+        """Reads all but weights and texts; arguments as of :func:`qla_runtime.training.run.train`."""
 
 
 def matrices_decay(model: Model) -> list[ParameterGroup]:

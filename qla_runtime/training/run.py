@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from qla_runtime.training.device import Device
 from qla_runtime.training.export import export
 from qla_runtime.training.loop import Loop
 from qla_runtime.training.options import LoopOptions
-from qla_runtime.training.recipe import RecipeOptions, Teacher
+from qla_runtime.training.recipe import Beginning, BringsData, RecipeOptions, Teacher
 from qla_runtime.training.run_folder import TrainingFolder
 from qla_runtime.training.start import Start, fingerprint, open_teacher
 from qla_runtime.training.teacher import FixedTeacher, LiveTeacher
@@ -22,7 +23,7 @@ from qla_runtime.training.teacher import FixedTeacher, LiveTeacher
 
 def train(
     checkpoint: str | Path,
-    data: str | Path,
+    data: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     options: RecipeOptions,
@@ -44,12 +45,13 @@ def train(
     Args:
         checkpoint: a fine-tuned Hugging Face checkpoint, or a pretrained encoder, which gets a new head.
         data: SQuAD json (span QA), a GLUE-like table (classification, regression), or sentences, one per line or
-            in a table (embeddings).
+            in a table (embeddings). For a recipe that brings its own data, what it takes: one or several files.
         out: the run's folder; ``out/final`` will hold the trained checkpoint.
         options: the recipe and its settings, such as
             :class:`~qla_runtime.training.recipes.length_drop.LengthDropOptions`.
         loop: duration, learning rate and the like.
-        task, max_length, new_head, skip_bad_rows: see :meth:`qla_runtime.training.start.Start.open`.
+        task, max_length, new_head, skip_bad_rows: see :meth:`qla_runtime.training.start.Start.open`. Of these, a
+            recipe that brings its own data takes ``max_length`` alone.
         teacher: a checkpoint to learn from; None leaves it to the recipe, which may take the starting model.
         live_teacher: run the teacher batch by batch instead of over all data beforehand; some recipes always do.
         precision: ``auto``, ``bf16`` or ``fp32``.
@@ -69,9 +71,19 @@ def train(
         KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint was written.
     """
     device = Device.choose(precision)
-    start = Start.open(
-        checkpoint, data, task=task, max_length=max_length, new_head=new_head, skip_bad_rows=skip_bad_rows
-    )
+    start: Beginning
+    if isinstance(options, BringsData):
+        if task or new_head or skip_bad_rows or teacher is not None:
+            raise InputError(f"{options.recipe} takes no task, new_head, skip_bad_rows or teacher; leave them out")
+        start = options.start(checkpoint, data, max_length)
+    elif isinstance(data, (str, Path)):
+        start = Start.open(
+            checkpoint, data, task=task, max_length=max_length, new_head=new_head, skip_bad_rows=skip_bad_rows
+        )
+    else:
+        raise InputError(f"{options.recipe} takes one file of data; join them first")
+    if start.new_words:
+        loop = dataclasses.replace(loop, train_word_embeddings=True)
     live_teacher = live_teacher or options.live_teacher
     taught_by = _teacher(teacher, live_teacher, start, options)
     options.check(start.source, taught_by, live_teacher)
@@ -88,7 +100,7 @@ def train(
     }
     with TrainingFolder(out, settings) as folder:
         encoder = start.tokenizer(folder.path)
-        features = start.features(encoder, progress)
+        features = start.features(encoder, progress, folder.path)
         frozen: Teacher | None = None
         if taught_by is not None and live_teacher:
             frozen = LiveTeacher(taught_by, device)
@@ -103,7 +115,7 @@ def train(
         recipe = options.make(model, features, device, frozen)
         steps = Loop(recipe, device, folder, loop, assess, progress).run()
         final = folder.path / "final"
-        export(model, start.source, final)
+        export(model, start.result, final)
     return {
         "checkpoint": str(final),
         "steps": steps,
@@ -113,7 +125,7 @@ def train(
     }
 
 
-def _teacher(given: str | Path | None, live: bool, start: Start, options: RecipeOptions) -> Checkpoint | None:
+def _teacher(given: str | Path | None, live: bool, start: Beginning, options: RecipeOptions) -> Checkpoint | None:
     """The checkpoint to learn from, if any."""
     if given is not None:
         return open_teacher(given, start)

@@ -5,6 +5,7 @@
 ``log.jsonl``                 one line per report: losses, learning rate, accuracy
 ``checkpoints/step-NNNNNNN/`` ``model.safetensors`` (float32), ``state.pt`` (optimizer, random state, place)
 ``teacher.npy``               a fixed teacher's outputs
+``corpus/``                   the shards of a corpus
 ``final/``                    the trained model, a Hugging Face folder
 ============================= ==============================================================================
 
@@ -170,6 +171,7 @@ class TrainingFolder(RunFolder):
             self.steps = None
             for name in ("teacher.npy", "log.jsonl"):
                 (self.path / name).unlink(missing_ok=True)
+            shutil.rmtree(self.path / "corpus", ignore_errors=True)
             self._write_facts()
         elif changed:
             raise InputError(

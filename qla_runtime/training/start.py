@@ -19,6 +19,7 @@ from qla_runtime.texts.squad import SpanQuestion, read_spans
 from qla_runtime.texts.text_encoder import TextEncoder
 from qla_runtime.training.data import Features, encode_labels, span_features, text_features
 from qla_runtime.training.losses import check_task
+from qla_runtime.training.recipe import Beginning
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,16 @@ class Start:
         encode_labels(items, source.task, path)  # refuse labels that do not fit now
         return cls(source, fresh, path, items)
 
+    @property
+    def result(self) -> Checkpoint:
+        """Whose family, config and companions the trained checkpoint has."""
+        return self.source
+
+    @property
+    def new_words(self) -> bool:
+        """Whether the word embeddings are random numbers, which must be trained: never."""
+        return False
+
     def as_teacher(self) -> Checkpoint:
         """The checkpoint as it is, to be learned from.
 
@@ -98,7 +109,7 @@ class Start:
                 f"{self.source.source} gets a new head, which has nothing to teach. Fine-tune it first (qla train "
                 "length-drop), or give a teacher (teacher=, --teacher)"
             )
-        _check_float(self.source, "it")
+        check_float(self.source, "it")
         return self.source
 
     def load_model(self, seed: int) -> Model:
@@ -112,18 +123,10 @@ class Start:
 
     def tokenizer(self, folder: Path) -> TextEncoder:
         """The checkpoint's tokenizer, of which ``folder`` gets a copy."""
-        (folder / "tokenizer.json").write_text(self.source.tokenizer_json, encoding="utf-8")
-        return TextEncoder(
-            self.source.tokenizer_json.encode,
-            self.source.task.max_length,
-            cut=self.source.task.kind != "span-qa",
-            vocab_size=self.source.encoder.vocab_size,
-            type_vocab_size=self.source.encoder.type_vocab_size,
-            rules=self.source.text,
-        )
+        return text_encoder(self.source, folder)
 
-    def features(self, encoder: TextEncoder, progress: bool) -> Features:
-        """The data, tokenized."""
+    def features(self, encoder: TextEncoder, progress: bool, folder: Path | None = None) -> Features:
+        """The data, tokenized. Nothing of it is kept in ``folder``."""
         spec, task = self.source.encoder, self.source.task
         if task.kind == "span-qa":
             return span_features(self.items, encoder, spec, task, progress)
@@ -142,7 +145,7 @@ class Start:
         }
 
 
-def open_teacher(checkpoint: str | Path, start: Start) -> Checkpoint:
+def open_teacher(checkpoint: str | Path, start: Beginning) -> Checkpoint:
     """A fixed teacher for a run.
 
     Raises:
@@ -152,17 +155,36 @@ def open_teacher(checkpoint: str | Path, start: Start) -> Checkpoint:
     teacher = open_checkpoint(checkpoint, task=task.kind, max_length=task.max_length)
     if _own_task(teacher) not in (None, task.kind) or teacher.task.labels != task.labels:
         raise InputError(f"teacher {teacher.source}: its head does not give what the student's does")
-    _check_float(teacher, f"teacher {teacher.source}")
-    ours, theirs = json.loads(start.source.tokenizer_json), json.loads(teacher.tokenizer_json)
+    check_float(teacher, f"teacher {teacher.source}")
+    check_same_tokens(start.source, teacher)
+    return teacher
+
+
+def check_same_tokens(student: Checkpoint, teacher: Checkpoint) -> None:
+    """Raises InputError where a teacher reads other tokens than its student."""
+    ours, theirs = json.loads(student.tokenizer_json), json.loads(teacher.tokenizer_json)
     if any(ours.get(part) != theirs.get(part) for part in ("model", "normalizer", "pre_tokenizer")):
         raise InputError(
             f"teacher {teacher.source}: its tokenizer is not the student's, so its outputs belong to other "
             "tokens. Give a teacher with the same vocabulary"
         )
-    return teacher
 
 
-def _check_float(teacher: Checkpoint, name: str) -> None:
+def text_encoder(source: Checkpoint, folder: Path) -> TextEncoder:
+    """A checkpoint's tokenizer, of which ``folder`` gets a copy."""
+    (folder / "tokenizer.json").write_text(source.tokenizer_json, encoding="utf-8")
+    return TextEncoder(
+        source.tokenizer_json.encode,
+        source.task.max_length,
+        cut=source.task.kind != "span-qa",
+        vocab_size=source.encoder.vocab_size,
+        type_vocab_size=source.encoder.type_vocab_size,
+        rules=source.text,
+    )
+
+
+def check_float(teacher: Checkpoint, name: str) -> None:
+    """Raises InputError for a checkpoint whose weights were trained to be rounded."""
     if teacher.format is not None:
         raise InputError(
             f"{name} was trained with roundings (qla train qat), without which its weights mean little. Give the "

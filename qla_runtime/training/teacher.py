@@ -88,15 +88,18 @@ class LiveTeacher:
     Args:
         source: the teacher.
         device: where it runs.
+
+    Attributes:
+        model: the frozen model, on the device.
     """
 
     def __init__(self, source: Checkpoint, device: Device) -> None:
-        self._model, self._device = source.load_model().to(device.device), device
+        self.model, self._device = source.load_model().to(device.device), device
 
     @torch.no_grad()
     def __call__(self, batch: Batch, want: Collection[str] = ()) -> ForwardRecord:
         """What the model makes of a batch, padding included; ``outputs`` in float32."""
-        record = self._device.run(self._model, batch, want=want)
+        record = self._device.run(self.model, batch, want=want)
         record.outputs = record.outputs.float()
         return record
 

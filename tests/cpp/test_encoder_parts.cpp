@@ -45,12 +45,8 @@ TEST(RaggedShape, KnowsWhichLayersDropAndWhoIsLongest) {
   EXPECT_FALSE(middle.drops(1));
 }
 
-EncoderSpec spec_of(int hidden) {
-  EncoderSpec spec;
-  spec.hidden = hidden;
-  spec.intermediate = 4 * hidden;
-  return spec;
-}
+// Of a w8a8 layer, its feed-forward part four times as wide.
+size_t layer_bytes(int hidden) { return 12 * static_cast<size_t>(hidden) * hidden; }
 
 int sum_of_lengths(const Runs& runs) {
   int sum = 0;
@@ -65,7 +61,7 @@ int sum_of_lengths(const Runs& runs) {
 TEST(WorkSplit, EveryRowAndColumnIsDoneOnce) {
   for (const Isa isa : kAllIsas) {
     for (const int threads : {1, 2, 3, 16}) {
-      const WorkSplit split(spec_of(384), isa, threads);
+      const WorkSplit split(layer_bytes(384), isa, threads);
       for (int rows = 1; rows < 700; ++rows) {
         const Runs blocks = split.row_blocks(rows);
         ASSERT_EQ(sum_of_lengths(blocks), rows);
@@ -87,7 +83,7 @@ TEST(WorkSplit, EveryRowAndColumnIsDoneOnce) {
 
 TEST(WorkSplit, ColumnsAreSharedForFewRowsOfWideModels) {
   const auto by_columns = [](int hidden, int threads, int rows) {
-    return WorkSplit(spec_of(hidden), Isa::kAvx2, threads).by_columns(rows);
+    return WorkSplit(layer_bytes(hidden), Isa::kAvx2, threads).by_columns(rows);
   };
   EXPECT_TRUE(by_columns(768, 2, 1));
   EXPECT_TRUE(by_columns(768, 2, 32));

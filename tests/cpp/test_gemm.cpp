@@ -25,6 +25,15 @@ std::vector<int8_t> pack(WeightFormat format, const std::vector<int8_t>& weight,
               weight[static_cast<size_t>(c) * k + i];
         }
       }
+      break;
+    case WeightFormat::kW2A8:
+      for (int c = 0; c < n; ++c) {
+        for (int i = 0; i < k; ++i) {
+          packed[static_cast<size_t>(c / 64) * 16 * k + i / 4 * 64 + c % 16 * 4 + i % 4] |=
+              static_cast<int8_t>((weight[static_cast<size_t>(c) * k + i] + 1)
+                                  << (c % 64 / 16 * 2));
+        }
+      }
   }
   return packed;
 }
@@ -43,10 +52,12 @@ struct Problem {
     Random random(seed);
     const size_t padded = static_cast<size_t>((rows + kRowPadding - 1) / kRowPadding * kRowPadding);
     a = random.ints<uint8_t>(padded * k, extreme ? 255 : 0, 255);
-    weight = random.ints<int8_t>(static_cast<size_t>(n) * k, extreme ? 127 : -127, 127);
+    const bool ternary = format == WeightFormat::kW2A8;
+    const int most = ternary ? 1 : 127, least = ternary ? -1 : extreme ? -128 : -127;
+    weight = random.ints<int8_t>(static_cast<size_t>(n) * k, extreme ? most : least, most);
     if (extreme) {
       for (size_t i = 0; i < weight.size(); i += 2 * static_cast<size_t>(k)) {
-        for (int j = 0; j < k; ++j) weight[i + j] = -128;
+        for (int j = 0; j < k; ++j) weight[i + j] = static_cast<int8_t>(least);
       }
     }
     packed = pack(format, weight, k, n);
@@ -120,6 +131,8 @@ Output run(const Problem& p, Isa isa, Epilogue epilogue, int share = 0) {
   g.col_scale = p.col_scale.data();
   g.bias = p.bias.data();
   g.col_sum = p.col_sum.data();
+  std::vector<int8_t> scratch(gemm_scratch_bytes(p.format, p.k) + 16, 77);  // 16 guards
+  g.scratch = scratch.data();
   const Gemm gemm = select_kernels(isa).gemm(p.format);
   const KernelRegion region(isa);
   const int columns = share ? share : p.n;
@@ -134,6 +147,7 @@ Output run(const Problem& p, Isa isa, Epilogue epilogue, int share = 0) {
       out.row_max[i] = g.first_col == 0 ? row_max[i] : std::max(out.row_max[i], row_max[i]);
     }
   }
+  for (size_t i = scratch.size() - 16; i < scratch.size(); ++i) EXPECT_EQ(scratch[i], 77);
   return out;
 }
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from qla_runtime.training.recipe import RecipeOptions
 from qla_runtime.training.recipes.length_drop import LengthDropOptions
+from qla_runtime.training.recipes.minilm import MiniLMOptions
 from qla_runtime.training.recipes.qat import QatOptions
 
-RECIPES: dict[str, type[RecipeOptions]] = {options.recipe: options for options in (LengthDropOptions, QatOptions)}
+_ALL: tuple[type[RecipeOptions], ...] = (LengthDropOptions, MiniLMOptions, QatOptions)
+
+RECIPES = {options.recipe: options for options in _ALL}
 """By the name on the command line."""
