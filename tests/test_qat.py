@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'qla_runtime[train]')")
 pytest.importorskip("transformers", reason="transformers is not installed")
 
-from checkpoint_tools import save_checkpoint  # noqa: E402
+from checkpoint_tools import add_sentence_layout, save_checkpoint  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 from training_tools import LOOP, assert_same_run, lines, squad, table, train  # noqa: E402
 
@@ -233,7 +233,8 @@ def test_other_tasks(kind, tmp_path):
     if kind == "span-qa":
         start, data = save_checkpoint(tmp_path / "s", "Bert", kind), squad(tmp_path / "train.json")
     elif kind == "embedding":
-        start, data = save_checkpoint(tmp_path / "s", "Roberta", kind), lines(tmp_path / "t.txt")
+        start = add_sentence_layout(save_checkpoint(tmp_path / "s", "Roberta", kind))
+        data = lines(tmp_path / "t.txt")
     else:
         start = save_checkpoint(tmp_path / "s", "Bert", "sequence-classification", num_labels=1)
         data = table(tmp_path / "t.tsv", labels=("0.5", "2.5", "4"))
@@ -270,9 +271,11 @@ def test_other_settings_are_refused(classifier, data, whole_run):
 
 
 def test_divergence_is_named(classifier, data, tmp_path):
-    with pytest.raises(Diverged, match=r"step \d+: .* \(batch \d+, epoch 0; features .*checkpoint"):
-        train(classifier, data, tmp_path / "run", options=QAT, loop=replace(LOOP, learning_rate=1.0, clip=1e30,
-              warmup=0.0, steps=60), precision="fp32")  # fmt: skip
+    """A weight that sends the gradient beyond float32."""
+    options = replace(QAT, losses=(("hidden", 3e38),))
+    words = r"step 1: gradient norm is (inf|nan) \(batch 1, epoch 0; features .*checkpoint"
+    with pytest.raises(Diverged, match=words):
+        train(classifier, data, tmp_path / "run", options=options)
 
 
 # ------------------------------------------------------------------------------------------- refusals
@@ -283,6 +286,13 @@ def test_a_trained_checkpoint_is_not_calibrated_away(whole_run, data, tmp_path):
         with pytest.raises(InputError, match="qla train qat.*would replace them.*per_token.*float checkpoint"):
             convert(whole_run / "final", tmp_path / "package", data, progress=False, **arguments)
     assert not (tmp_path / "package").exists()
+
+
+def test_the_papers_points_are_noted(classifier, data, tmp_path):
+    out = train(classifier, data, tmp_path / "run", options=replace(QAT, quantizers="paper"))["checkpoint"]
+    assert ["as in the paper" in note for note in open_checkpoint(out).notes] == [True]
+    report = convert(out, tmp_path / "package", progress=False)
+    assert report["modes"]["per_token"]["hidden_cosine_mean"] > 0.9
 
 
 def test_a_trained_checkpoint_teaches_only_in_float(whole_run, classifier, data, tmp_path):
@@ -311,7 +321,7 @@ def test_settings_are_refused(classifier, data, tmp_path):
         tmp_path / "deep", "Bert", "sequence-classification", num_labels=2, num_hidden_layers=4,
         id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1},
     )  # fmt: skip
-    sentences = save_checkpoint(tmp_path / "sentences", "Bert", "embedding")
+    sentences = add_sentence_layout(save_checkpoint(tmp_path / "sentences", "Bert", "embedding"))
     labels = replace(QAT, losses=(("labels", 1.0),))
     for start, file, options, teacher, words in (
         (classifier, data, replace(QAT, keep_w8a8=("4",)), None, "keep_w8a8 holds '4'.*from 1 to 3"),

@@ -217,6 +217,7 @@ def open_checkpoint(
     )
     settings = read_settings(root, config, spec, encoder.hidden, activation)
     rows = position_rows(config)
+    format = ModelFormat.from_json(config[formats.KEY], encoder.layers) if formats.KEY in config else None
     accounted = account(weights.tensors, family_of(config), encoder, spec, rows, new_head=new_head)
     card = root / "README.md"
     return Checkpoint(
@@ -230,9 +231,9 @@ def open_checkpoint(
         config=with_defaults(config),
         weights=weights,
         account=accounted,
-        notes=(*left_beside, *_config_notes(config, encoder, rows), *accounted.notes),
+        notes=(*left_beside, *_config_notes(config, encoder, rows), *_format_notes(format), *accounted.notes),
         settings=settings,
-        format=ModelFormat.from_json(config[formats.KEY], encoder.layers) if formats.KEY in config else None,
+        format=format,
     )
 
 
@@ -252,6 +253,15 @@ def _config_notes(config: dict[str, Any], encoder: EncoderSpec, rows: int) -> li
             f"(at most {limits.MAX_POSITIONS}; --max-length says how many)"
         )
     return notes
+
+
+def _format_notes(format: ModelFormat | None) -> list[str]:
+    if format is None or format.quantizers == "engine":
+        return []
+    return [
+        f"config.json: {formats.KEY}: activations were rounded as in the {format.quantizers}, with one scale per "
+        "tensor. The engine rounds them more finely, and so computes something else than was trained"
+    ]
 
 
 def _find(checkpoint: str | Path) -> Path:

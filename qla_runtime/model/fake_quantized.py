@@ -10,9 +10,10 @@ rounds (docs/numerics.md):
   relative to their row's largest (kernels/attention.h).
 
 Products are those of whole numbers, in float32 or, under autocast, in bfloat16, which holds each factor exactly.
-What the engine approximates in float32 (the exponential, GELU, the order of sums) is not repeated here.
+The engine's polynomials for the exponential and GELU are here as well, as they move
+values to other codes. Only the order of sums in float32 differs.
 
-Gradients pass straight through every rounding, and are zero where a value was clipped.
+Gradients pass straight through every rounding and every polynomial, and are zero where a value was clipped.
 """
 
 from __future__ import annotations
@@ -25,13 +26,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qla_runtime.model.float_model import Layer, Model, Products
+from qla_runtime.model.float_model import Arithmetic, Layer, Model
 from qla_runtime.model.formats import LinearFormat, ModelFormat, WordFormat
 
 LEAST_GELU = -0.1712
 """The engine's stand-in for the least input of FFN 2: kLeastGelu of kernels/kernels.h."""
 _NO_RANGE = 1e-30
 """Rows whose range is no larger have scale 0, and their codes are 0."""
+_EXPONENTIAL = tuple(map(float.fromhex, ("-0x1.b24c66p+4", "0x1.68d00cp+7", "-0x1.5f36a4p+8", "0x1.c4c822p+8")))
+"""Of m = 1 + f: 255 * 2^f / m, highest power first (kernels/attention.h)."""
+_MOST_WEIGHT = sum(_EXPONENTIAL)
+"""The largest weight of a row, nearly 255: the polynomial at m = 1."""
+_LEAST_EXPONENT = -200.0
+"""Of 2: such a weight is 0 in float32."""
+_GELU = tuple(
+    map(float.fromhex, ("0x1.59e0f6p-17", "-0x1.accd0ep-12", "0x1.b47018p-8", "-0x1.e88cc2p-5", "0x1.939276p-2"))
+)
+"""Of z^2: (Phi(z) - 1/2) / z, highest power first (kernels/gemm_epilogue.h)."""
+_GELU_BOUND = 3.42
 PAPER_CLIP = 2.5
 """Activations are clipped to +- this at the paper's points."""
 
@@ -59,7 +71,7 @@ def fake_quantize(model: Model, format: ModelFormat, first_token: int | None = N
         for name, linear_format in formats.items():
             rounding: Rounding = per_tensor if paper else after_gelu if name == "ffn_out" else per_token
             setattr(layer, name, _Linear(getattr(layer, name), linear_format, rounding))
-        layer.products = _PaperProducts() if paper else _EngineProducts()
+        layer.arithmetic = _PaperArithmetic() if paper else _EngineArithmetic()
     model.format = format
     return model
 
@@ -157,6 +169,13 @@ def per_tensor(x: Tensor) -> tuple[Tensor, Tensor]:
     return _symmetric(x, x.detach().abs().amax())
 
 
+def _polynomial(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
+    total = torch.full_like(x, coefficients[0])
+    for coefficient in coefficients[1:]:
+        total = total * x + coefficient
+    return total
+
+
 def _symmetric(x: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
     """s8 by the largest magnitude, which broadcasts against ``x``."""
     with torch.no_grad():
@@ -171,13 +190,22 @@ def _bfloat16(x: Tensor) -> Tensor:
     return _straight_through(x.float(), x.detach().bfloat16().float())
 
 
-class _EngineProducts(Products):
-    """Both products of whole numbers, as the engine takes them."""
+class _EngineArithmetic(Arithmetic):
+    """As the engine has it."""
 
     def logits(self, query: Tensor, key: Tensor) -> Tensor:
         (q, q_scale), (k, k_scale) = (_per_row(_bfloat16(x)) for x in (query, key))
         scale = q_scale / math.sqrt(query.shape[-1]) * k_scale.transpose(-1, -2)
         return (q @ k.transpose(-1, -2)).float() * scale
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        with torch.no_grad():
+            exponent = ((logits - logits.amax(-1, keepdim=True)) * math.log2(math.e)).clamp_min(_LEAST_EXPONENT)
+            whole = exponent.floor()
+            mantissa = 1.0 + (exponent - whole)
+            weights = torch.exp2(whole) * mantissa * _polynomial(_EXPONENTIAL, mantissa)
+            found = weights / weights.sum(-1, keepdim=True)
+        return _straight_through(logits.softmax(-1), found)
 
     def context(self, probabilities: Tensor, value: Tensor, real: Tensor | None) -> Tensor:
         probabilities, value = probabilities.float(), _bfloat16(value)
@@ -186,16 +214,23 @@ class _EngineProducts(Products):
         v, v_scale = _symmetric(value, value.detach().abs().amax(-2, keepdim=True))
         with torch.no_grad():
             largest = probabilities.amax(-1, keepdim=True)
-            codes = (probabilities * (255.0 / largest)).round()
-        weights = _straight_through(probabilities * (255.0 / largest), codes)
-        return (weights @ v).float() * (largest / 255.0 * v_scale)
+            codes = (probabilities * (_MOST_WEIGHT / largest)).round()
+        weights = _straight_through(probabilities * (_MOST_WEIGHT / largest), codes)
+        return (weights @ v).float() * (largest / _MOST_WEIGHT * v_scale)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        x = x.float()
+        with torch.no_grad():
+            bounded = x.clamp(-_GELU_BOUND, _GELU_BOUND)
+            found = x * (bounded * _polynomial(_GELU, bounded * bounded) + 0.5)
+        return _straight_through(F.gelu(x), found)
 
 
 def _per_row(x: Tensor) -> tuple[Tensor, Tensor]:
     return _symmetric(x, x.detach().abs().amax(-1, keepdim=True))
 
 
-class _PaperProducts(Products):
+class _PaperArithmetic(Arithmetic):
     """Q, K, probabilities and V with one scale per tensor."""
 
     def logits(self, query: Tensor, key: Tensor) -> Tensor:

@@ -105,17 +105,25 @@ class Embeddings(nn.Module):
         return self.norm(self.word(input_ids) + self.position(positions) + self.token_type(token_type_ids))
 
 
-class Products:
-    """The two products of attention."""
+class Arithmetic:
+    """What a layer computes besides linear modules and norms: a quantized model has roundings here."""
 
     def logits(self, query: Tensor, key: Tensor) -> Tensor:
         """(B, heads, n, n), query by key, from (B, heads, n, d) each; divided by sqrt(d)."""
         # Training spends its time in passes over (B, heads, n, n): so the scale goes to the query.
         return (query / math.sqrt(query.shape[-1])) @ key.transpose(-1, -2)
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The softmax over keys, in the logits' shape."""
+        return logits.softmax(-1)
+
     def context(self, probabilities: Tensor, value: Tensor, real: Tensor | None) -> Tensor:
         """(B, heads, n, d), from (B, heads, n, n) and (B, heads, n, d); ``real`` as in :meth:`Layer.attend`."""
         return probabilities.to(value.dtype) @ value
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """Between the two linear modules of the feed-forward part."""
+        return F.gelu(x)
 
 
 class Layer(nn.Module):
@@ -125,7 +133,7 @@ class Layer(nn.Module):
         spec: the encoder's shape.
     """
 
-    products = Products()
+    arithmetic = Arithmetic()
 
     def __init__(self, spec: EncoderSpec):
         super().__init__()
@@ -155,13 +163,13 @@ class Layer(nn.Module):
         batch, n, hidden = x.shape
         qkv = self.qkv(x).view(batch, n, 3, self.heads, hidden // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        logits = self.products.logits(query, key)
+        logits = self.arithmetic.logits(query, key)
         if real is not None:
             # PAD keys are masked by an addition in place, for which the backward pass has nothing to do.
             pads = torch.zeros_like(real, dtype=logits.dtype).masked_fill_(~real, -torch.inf)
             logits += pads[:, None, None, :]
-        probabilities = logits.softmax(-1)
-        context = self.products.context(probabilities, value, real)
+        probabilities = self.arithmetic.probabilities(logits)
+        context = self.arithmetic.context(probabilities, value, real)
         context = context.transpose(1, 2).reshape(batch, n, hidden)
         y = self.attention_norm(x + self.output(context))
         record.note(query=query, key=key, value=value, attention_logits=logits)
@@ -175,7 +183,7 @@ class Layer(nn.Module):
         return y, votes.sum(1)
 
     def feed_forward(self, y: Tensor) -> Tensor:
-        return self.ffn_norm(y + self.ffn_out(F.gelu(self.ffn_in(y))))
+        return self.ffn_norm(y + self.ffn_out(self.arithmetic.gelu(self.ffn_in(y))))
 
 
 class Encoder(nn.Module):
