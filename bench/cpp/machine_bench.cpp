@@ -66,8 +66,8 @@ double bytes_per_second(int threads) {
   void* const map =
       mmap(nullptr, kBytes + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (map == MAP_FAILED) return 0;
-  auto* const first = reinterpret_cast<uint64_t*>(
-      (reinterpret_cast<uintptr_t>(map) + kPage - 1) / kPage * kPage);
+  auto* const first =
+      reinterpret_cast<uint64_t*>((reinterpret_cast<uintptr_t>(map) + kPage - 1) / kPage * kPage);
   madvise(first, kBytes, MADV_HUGEPAGE);
   const size_t words = kBytes / sizeof(uint64_t);
   for (size_t i = 0; i < words; ++i) first[i] = i;
@@ -103,6 +103,7 @@ int main(int count, char** arguments) {
   for (Isa isa : kAllIsas) {
     if (isa_status(isa).usable) best = isa;
   }
-  printf("{\"isa\": \"%s\", \"threads\": %d, \"macs_per_second\": %.4g, \"bytes_per_second\": %.4g}\n",
-         isa_name(best), threads, macs_per_second(best, threads), bytes_per_second(threads));
+  printf(
+      "{\"isa\": \"%s\", \"threads\": %d, \"macs_per_second\": %.4g, \"bytes_per_second\": %.4g}\n",
+      isa_name(best), threads, macs_per_second(best, threads), bytes_per_second(threads));
 }
