@@ -16,15 +16,18 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 from checkpoint_tools import add_sentence_layout, save_checkpoint  # noqa: E402
 from minilm_tools import LOOP, V1, V2, corpus, distil  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
-from training_tools import SANDWICH, batch_of, saved, squad, table, train  # noqa: E402
+from training_tools import SANDWICH, batch_of, lines, saved, squad, table, train  # noqa: E402
 
+from qla_runtime import Engine  # noqa: E402
 from qla_runtime.checkpoints.reader import open_checkpoint  # noqa: E402
+from qla_runtime.convert import convert  # noqa: E402
 from qla_runtime.errors import InputError, UnsupportedError  # noqa: E402
 from qla_runtime.training import losses, run  # noqa: E402
 from qla_runtime.training.device import Device  # noqa: E402
 from qla_runtime.training.loop import Diverged  # noqa: E402
 from qla_runtime.training.plot import draw  # noqa: E402
 from qla_runtime.training.recipes.minilm import MiniLMOptions  # noqa: E402
+from qla_runtime.training.recipes.qat import QatOptions  # noqa: E402
 from qla_runtime.training.run_folder import read_log  # noqa: E402
 from qla_runtime.training.student import Distillation, StudentShape  # noqa: E402
 from qla_runtime.training.teacher import LiveTeacher  # noqa: E402
@@ -177,9 +180,13 @@ def test_the_distance_falls(teacher, text, tmp_path, options):
     for name in names:
         values = [entry[name] for entry in entries]
         assert np.mean(values[-8:]) < 0.8 * np.mean(values[:8]), name
-    pytest.importorskip("matplotlib")
+
+
+def test_the_plot_shows_losses_alone(teacher, text, tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    distil(teacher, text, tmp_path / "run", options=V2)
     legend = draw(read_log(tmp_path / "run")).axes[0].get_legend()
-    assert {text.get_text() for text in legend.get_texts()} == names
+    assert {label.get_text() for label in legend.get_texts()} == {"queries", "keys", "values"}
 
 
 @pytest.mark.parametrize("family", ["Roberta", "Electra"])
@@ -201,7 +208,19 @@ def test_a_sentence_encoders_student_is_one(text, tmp_path):
     final = distil(source, text, tmp_path / "run", options=options)["checkpoint"]
     student = open_checkpoint(final)
     assert (student.task.kind, student.task.normalize, student.encoder.layers) == ("embedding", True, 2)
-    student.load_model()
+    quantized = QatOptions(bits="w2a8", batch_tokens=256)
+    trained = train(Path(final), lines(tmp_path / "t.txt"), tmp_path / "qat", loop=LOOP, options=quantized)
+    assert open_checkpoint(trained["checkpoint"]).format is not None
+    with pytest.raises(InputError, match="the teacher was trained with roundings"):
+        distil(trained["checkpoint"], text, tmp_path / "again", options=options)
+
+
+def test_convert_opens_the_student(text, tmp_path):
+    source = add_sentence_layout(save_checkpoint(tmp_path / "t", "Bert", "embedding"))
+    final = distil(source, text, tmp_path / "run", options=V2)["checkpoint"]
+    convert(final, tmp_path / "package", scales="max-abs", progress=False)
+    engine = Engine.from_pretrained(tmp_path / "package")
+    assert engine.encode(["w5 w6 w7"]).shape == (1, 128)
 
 
 def test_length_drop_opens_the_student(teacher, text, tmp_path):

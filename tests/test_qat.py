@@ -24,7 +24,7 @@ from qla_runtime.convert import convert  # noqa: E402
 from qla_runtime.errors import InputError  # noqa: E402
 from qla_runtime.model.fake_quantized import fake_quantize  # noqa: E402
 from qla_runtime.model.formats import KEY, LINEARS, LinearFormat, ModelFormat, WordFormat  # noqa: E402
-from qla_runtime.model.pack import unpack  # noqa: E402
+from qla_runtime.model.pack import unpack, unpack_ternary, unpack_ternary_rows  # noqa: E402
 from qla_runtime.training.loop import Diverged, Loop  # noqa: E402
 from qla_runtime.training.recipes.qat import LOSSES, QatOptions  # noqa: E402
 from qla_runtime.training.run_folder import read_log  # noqa: E402
@@ -154,10 +154,16 @@ def test_the_engine_computes_what_was_trained(classifier, data, tmp_path, option
     for i, layer in enumerate(source.format.linears):
         for name in LINEARS:
             codes, scale = layer[name].quantize(state[f"encoder.layers.{i}.{name}.weight"])
-            np.testing.assert_array_equal(unpack(stored[f"layers.{i}.{name}.weight"]), codes)
+            packed = stored[f"layers.{i}.{name}.weight"]
+            assert packed.dtype == (np.uint8 if layer[name].type == "w2a8" else np.int8)
+            unpacked = unpack_ternary(packed) if packed.dtype == np.uint8 else unpack(packed)
+            np.testing.assert_array_equal(unpacked, codes)
             np.testing.assert_array_equal(stored[f"layers.{i}.{name}.scale"], scale[:, 0])
     codes, _ = source.format.words.quantize(state["encoder.embeddings.word.weight"])
-    np.testing.assert_array_equal(stored["embeddings.word.weight"], codes)
+    words = stored["embeddings.word.weight"]
+    if options.ternary_embeddings:
+        words = unpack_ternary_rows(words, len(codes))
+    np.testing.assert_array_equal(words, codes)
     assert set(np.unique(codes)) <= {-1, 0, 1} or not options.ternary_embeddings
     assert (state["encoder.layers.0.qkv.weight"].astype(np.float16) != state["encoder.layers.0.qkv.weight"]).any()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,14 @@ from numpy.typing import NDArray
 
 from qla_runtime.checkpoints.reader import Checkpoint
 from qla_runtime.convert.scales import Scales
-from qla_runtime.model.formats import INT8_WORDS, LINEARS, WordFormat
+from qla_runtime.model.formats import INT8_WORDS, LINEARS, ModelFormat, WordFormat
 from qla_runtime.model.limits import check_values
-from qla_runtime.model.pack import exact_first_token, pack, pad16
+from qla_runtime.model.pack import exact_first_token, pack, pack_ternary, pack_ternary_rows, pad16
 from qla_runtime.model.package import FORMAT_VERSION
 from qla_runtime.model.spec import EncoderSpec
+
+_WORDS = {"int8": "s8", "ternary": "ternary"}
+"""``encoder.word_embeddings`` of config.json, by the type of a :class:`WordFormat`."""
 
 
 def package_bytes(source: Checkpoint) -> int:
@@ -52,8 +56,9 @@ def packed_tensors(
     word = state["encoder.embeddings.word.weight"]
     codes, scale = words.quantize(word)
     word_scale = scale[:, 0]
+    word_codes = codes.astype(np.int8)
     tensors = {
-        "embeddings.word.weight": codes.astype(np.int8),
+        "embeddings.word.weight": pack_ternary_rows(word_codes) if words.type == "ternary" else word_codes,
         "embeddings.word.scale": pad16(word_scale),
     }
     for name in ("position.weight", "token_type.weight", "norm.weight", "norm.bias"):
@@ -63,14 +68,15 @@ def packed_tensors(
             tensors["embeddings.position.weight"],
             encoder.position_offset,
             word[first],
-            tensors["embeddings.word.weight"][first],
+            word_codes[first],
             word_scale[first],
         )
     for i in range(encoder.layers):
         prefix = f"layers.{i}"
         for linear in LINEARS:
             weight = scales[i, linear].codes(state[f"encoder.{prefix}.{linear}.weight"])
-            tensors[f"{prefix}.{linear}.weight"] = pack(weight)
+            ternary = scales[i, linear].format.type == "w2a8"
+            tensors[f"{prefix}.{linear}.weight"] = pack_ternary(weight) if ternary else pack(weight)
             tensors[f"{prefix}.{linear}.scale"] = scales[i, linear].weight_scale
             tensors[f"{prefix}.{linear}.bias"] = state[f"encoder.{prefix}.{linear}.bias"]
             tensors[f"{prefix}.{linear}.column_sum"] = weight.sum(axis=1, dtype=np.int32)
@@ -97,18 +103,21 @@ def package_config(name: str, source: Checkpoint, scales: Scales | None) -> dict
         scales: with the ranges of static activations; None for per-token ones.
     """
 
-    def linear(key: tuple[int, str]) -> dict[str, Any]:
+    layers = source.encoder.layers
+    format = source.format or ModelFormat.of(layers, "w8a8")
+
+    def linear(layer: int, name: str) -> dict[str, Any]:
         if scales is None:
-            return {"type": "w8a8", "activation": "per_token"}
-        found = scales[key]
+            return {"type": format.linears[layer][name].type, "activation": "per_token"}
+        found = scales[layer, name]
         static = {"scale": found.input_scale, "zero_point": found.input_zero_point}
         return {"type": "w8a8", "activation": "static", **static}
 
     config = {
         "format_version": FORMAT_VERSION,
         "name": name,
-        "encoder": source.encoder.to_json(),
-        "linears": [{name: linear((i, name)) for name in LINEARS} for i in range(source.encoder.layers)],
+        "encoder": replace(source.encoder, word_embeddings=_WORDS[format.words.type]).to_json(),
+        "linears": [{name: linear(i, name) for name in LINEARS} for i in range(layers)],
         "task": source.task.to_json(),
         **source.settings.to_json(),
     }

@@ -141,7 +141,7 @@ class MiniLMOptions:
 
     @property
     def live_teacher(self) -> bool:
-        """Always: relations are of every layer's inside."""
+        """Always: queries, keys and values of a corpus are too large to be kept."""
         return True
 
     def check(self, source: Checkpoint, teacher: Checkpoint | None, live_teacher: bool) -> None:
