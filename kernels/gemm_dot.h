@@ -21,13 +21,19 @@ namespace {
 // multiplies on two of four ports, registers win by a tenth and more up to here.
 constexpr int kMostRowsInRegisters = 4 * kGemmRows;
 
+// From this depth on, 64 columns of weights fill L1, and several blocks of rows pass over them
+// while memory idles, unless the next columns are asked for meanwhile. A single block of rows reads
+// from front to back, as the hardware's prefetchers expect.
+constexpr int kLeastDepthAhead = 512;
+
 using Sums = BlockSums<kGemmRows, kGemmPanels>;
 template <typename Out>
 using BlockBefore = Unfinished<Out, kGemmRows, kGemmPanels>;
 
 // Rows from `row` on by the weights `b` of `col` and its neighbours. Leaves its sums in `sums`,
-// where it finds those of the block before.
-template <typename Format, int kRows, typename Out>
+// where it finds those of the block before. kAhead: asks for the same quads of the next columns, so
+// that memory also works while the other blocks of rows multiply.
+template <typename Format, bool kAhead, int kRows, typename Out>
 void gemm_block(const GemmArgs& g, const int8_t* b, int row, int col, Sums& sums,
                 BlockBefore<Out>& before) {
   Dot16 sum[kRows][kGemmPanels];
@@ -36,13 +42,16 @@ void gemm_block(const GemmArgs& g, const int8_t* b, int row, int col, Sums& sums
   }
   const uint8_t* a = g.a + static_cast<size_t>(row) * g.lda;
   const int share = before.share(g.k / 64);
-  // The same quad of the next 64 columns. Only the first block of rows reads packed weights from
-  // memory; by fetching ahead, memory also works while the other blocks multiply.
   const ptrdiff_t next = Format::kQuadBytes * static_cast<ptrdiff_t>(g.k / 4);
   for (int k = 0; k < g.k; k += 64) {
 #pragma GCC unroll 2
     for (int step = 0; step < 16; ++step, b += Format::kQuadBytes) {
-      if constexpr (Format::kPacked) __builtin_prefetch(b + next, 0, 2);
+      if constexpr (kAhead) {
+#pragma GCC unroll 4
+        for (int line = 0; line < Format::kQuadBytes && line < 64 * kGemmPanels; line += 64) {
+          __builtin_prefetch(b + next + line, 0, 2);
+        }
+      }
       Columns w[kGemmPanels];
 #pragma GCC unroll 4
       for (int j = 0; j < kGemmPanels; ++j) w[j] = Format::load(b, j);
@@ -64,24 +73,24 @@ void gemm_block(const GemmArgs& g, const int8_t* b, int row, int col, Sums& sums
 }
 
 // A block of just `rows` rows, at most kRows.
-template <typename Format, int kRows = kGemmRows, typename Out>
+template <typename Format, bool kAhead, int kRows = kGemmRows, typename Out>
 void gemm_rows(const GemmArgs& g, const int8_t* b, int row, int rows, int col, Sums& sums,
                BlockBefore<Out>& before) {
   if constexpr (kRows > 0) {
-    if (rows == kRows) return gemm_block<Format, kRows>(g, b, row, col, sums, before);
-    gemm_rows<Format, kRows - 1>(g, b, row, rows, col, sums, before);
+    if (rows == kRows) return gemm_block<Format, kAhead, kRows>(g, b, row, col, sums, before);
+    gemm_rows<Format, kAhead, kRows - 1>(g, b, row, rows, col, sums, before);
   }
 }
 
 // All rows by the weights `b` of `col` and its neighbours.
-template <typename Format, typename Out>
+template <typename Format, bool kAhead, typename Out>
 void gemm_columns(const GemmArgs& g, const int8_t* b, int col, Sums& sums,
                   BlockBefore<Out>& before) {
   // Equal blocks: a single row below a full one would wait for its own few sums.
   int blocks = (g.rows + kGemmRows - 1) / kGemmRows;
   for (int row = 0, rows; blocks > 0; row += rows, --blocks) {
     rows = (g.rows - row + blocks - 1) / blocks;
-    gemm_rows<Format>(g, b, row, rows, col, sums, before);
+    gemm_rows<Format, kAhead>(g, b, row, rows, col, sums, before);
   }
 }
 
@@ -92,16 +101,18 @@ void gemm(const GemmArgs& g, const Out& out) {
   // Packed weights are unpacked once for all rows, or on the way to each block of them.
   constexpr bool kInRegisters = !Format::kPacked || kGemmPanels == 4;
   const bool unpacks = !kInRegisters || (Format::kPacked && g.rows > kMostRowsInRegisters);
+  const bool ahead = Format::kPacked || (g.rows > kGemmRows && g.k > kLeastDepthAhead);
   for (int col = g.first_col; col < g.last_col; col += 16 * kGemmPanels) {
     const int8_t* b = Format::columns(g.b, g.k, col);
     if constexpr (Format::kPacked) {
       if (unpacks) {
         if (col % 64 == 0) Format::unpack(b, g.k, g.scratch);
-        gemm_columns<W8A8>(g, W8A8::columns(g.scratch, g.k, col % 64), col, sums, before);
+        gemm_columns<W8A8, false>(g, W8A8::columns(g.scratch, g.k, col % 64), col, sums, before);
       }
     }
     if constexpr (kInRegisters) {
-      if (!unpacks) gemm_columns<Format>(g, b, col, sums, before);
+      if (!unpacks && ahead) gemm_columns<Format, true>(g, b, col, sums, before);
+      if (!unpacks && !ahead) gemm_columns<Format, false>(g, b, col, sums, before);
     }
   }
   before.finish(kGemmRows);
