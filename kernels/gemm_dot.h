@@ -101,7 +101,9 @@ void gemm(const GemmArgs& g, const Out& out) {
   // Packed weights are unpacked once for all rows, or on the way to each block of them.
   constexpr bool kInRegisters = !Format::kPacked || kGemmPanels == 4;
   const bool unpacks = !kInRegisters || (Format::kPacked && g.rows > kMostRowsInRegisters);
-  const bool ahead = Format::kPacked || (g.rows > kGemmRows && g.k > kLeastDepthAhead);
+  // One panel of four at a time is no reading from front to back, whatever the rows.
+  const bool sequential = kGemmPanels == 4 && g.rows <= kGemmRows;
+  const bool ahead = Format::kPacked || (g.k > kLeastDepthAhead && !sequential);
   for (int col = g.first_col; col < g.last_col; col += 16 * kGemmPanels) {
     const int8_t* b = Format::columns(g.b, g.k, col);
     if constexpr (Format::kPacked) {
