@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from qla_runtime.model.float_model import ForwardRecord, Model
     from qla_runtime.model.spec import TaskSpec
     from qla_runtime.texts.text_encoder import TextEncoder
+    from qla_runtime.training.corpus import Corpus
     from qla_runtime.training.data import Batch, Features
     from qla_runtime.training.device import Device
 
@@ -194,3 +195,30 @@ def matrices_decay(model: Model) -> list[ParameterGroup]:
         ParameterGroup([parameter for parameter in trained if parameter.ndim > 1]),
         ParameterGroup([parameter for parameter in trained if parameter.ndim <= 1], weight_decay=0.0),
     ]
+
+
+class OverFeatures:
+    """What recipes over tokenized features share: the usual groups, and batches of about so many tokens.
+
+    Args:
+        model: what is trained, on the device.
+        features: what it is trained on.
+        device: runs the passes.
+        batch_tokens: tokens of a batch, padding included.
+    """
+
+    def __init__(self, model: Model, features: Features | Corpus, device: Device, batch_tokens: int) -> None:
+        self.model = model
+        self._features, self._device, self._batch_tokens = features, device, batch_tokens
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Everything, as usual."""
+        return matrices_decay(self.model)
+
+    def plan(self, draw: np.random.Generator) -> list[NDArray[np.int64]]:
+        """The batches of an epoch."""
+        return self._features.plan(self._batch_tokens, draw)
+
+    def batch(self, rows: NDArray[np.int64]) -> Batch:
+        """A batch on the device."""
+        return self._features.batch(rows).to(self._device.device)

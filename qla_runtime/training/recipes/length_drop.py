@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from qla_runtime.errors import InputError
 from qla_runtime.lengths.configs import LengthConfig
 from qla_runtime.settings import add_arguments, between, check_limits, setting
-from qla_runtime.training.recipe import ParameterGroup, Pass, Teacher, matrices_decay
+from qla_runtime.training.recipe import OverFeatures, Pass, Teacher
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -209,7 +209,7 @@ def _sub_model(shares: NDArray[np.float64], skip: frozenset[int], keep_cls: bool
     return SubModel(LengthConfig.ratio(ratios.tolist(), keep_cls=keep_cls), skip)
 
 
-class LengthDrop:
+class LengthDrop(OverFeatures):
     """The recipe.
 
     Args:
@@ -229,20 +229,8 @@ class LengthDrop:
         options: LengthDropOptions,
         teacher: Teacher | None = None,
     ) -> None:
-        self.model = model
-        self._features, self._device, self._options, self._teacher = features, device, options, teacher
-
-    def parameter_groups(self) -> list[ParameterGroup]:
-        """Everything, as usual."""
-        return matrices_decay(self.model)
-
-    def plan(self, draw: np.random.Generator) -> list[NDArray[np.int64]]:
-        """The batches of an epoch."""
-        return self._features.plan(self._options.batch_tokens, draw)
-
-    def batch(self, rows: NDArray[np.int64]) -> Batch:
-        """A batch on the device."""
-        return self._features.batch(rows).to(self._device.device)
+        super().__init__(model, features, device, options.batch_tokens)
+        self._options, self._teacher = options, teacher
 
     def losses(self, batch: Batch, draw: np.random.Generator) -> Iterator[Pass]:
         """Full, smallest, random passes, or whose turn it is: [ L(full) + sum over sub-models of KL ] / passes.

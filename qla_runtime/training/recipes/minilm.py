@@ -24,12 +24,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qla_runtime.errors import InputError
 from qla_runtime.model.spec import EncoderSpec, TaskSpec
 from qla_runtime.settings import add_arguments, between, check_limits, one_of, setting, whole
-from qla_runtime.training.recipe import ParameterGroup, Pass, Teacher, matrices_decay
+from qla_runtime.training.recipe import OverFeatures, Pass, Teacher
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -196,7 +195,7 @@ class MiniLMOptions:
         return heads
 
 
-class MiniLM:
+class MiniLM(OverFeatures):
     """The recipe.
 
     Args:
@@ -210,22 +209,10 @@ class MiniLM:
     def __init__(
         self, model: Model, features: Features | Corpus, device: Device, options: MiniLMOptions, teacher: Model
     ) -> None:
-        self.model = model
-        self._features, self._device, self._options, self._teacher = features, device, options, teacher
+        super().__init__(model, features, device, options.batch_tokens)
+        self._options, self._teacher = options, teacher
         self._layer = options.layer(teacher.encoder.spec)
         self._heads = options.heads(teacher.encoder.spec, model.encoder.spec)
-
-    def parameter_groups(self) -> list[ParameterGroup]:
-        """Everything, as usual."""
-        return matrices_decay(self.model)
-
-    def plan(self, draw: np.random.Generator) -> list[NDArray[np.int64]]:
-        """The batches of an epoch."""
-        return self._features.plan(self._options.batch_tokens, draw)
-
-    def batch(self, rows: NDArray[np.int64]) -> Batch:
-        """A batch on the device."""
-        return self._features.batch(rows).to(self._device.device)
 
     def losses(self, batch: Batch, draw: np.random.Generator) -> Iterator[Pass]:
         """One pass. v1: the sum over both relations, v2: the mean over three. Nothing is random."""

@@ -19,13 +19,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qla_runtime.errors import InputError
 from qla_runtime.lengths.configs import LengthConfig
 from qla_runtime.model.formats import BITS, GRANULARITIES, QUANTIZERS, ModelFormat
 from qla_runtime.settings import add_arguments, between, check_limits, one_of, setting
-from qla_runtime.training.recipe import ParameterGroup, Pass, Teacher, matrices_decay
+from qla_runtime.training.recipe import OverFeatures, Pass, Teacher
 from qla_runtime.training.recipes import length_drop as sub_models
 from qla_runtime.training.recipes.length_drop import LengthDropOptions
 
@@ -234,7 +233,7 @@ class QatOptions:
         )
 
 
-class Qat:
+class Qat(OverFeatures):
     """The recipe.
 
     Args:
@@ -250,20 +249,9 @@ class Qat:
     ) -> None:
         from qla_runtime.model.fake_quantized import fake_quantize
 
-        self.model = fake_quantize(model, options.format(model.encoder.spec.layers), features.first_token)
-        self._features, self._device, self._options, self._teacher = features, device, options, teacher
-
-    def parameter_groups(self) -> list[ParameterGroup]:
-        """Everything, as usual."""
-        return matrices_decay(self.model)
-
-    def plan(self, draw: np.random.Generator) -> list[NDArray[np.int64]]:
-        """The batches of an epoch."""
-        return self._features.plan(self._options.batch_tokens, draw)
-
-    def batch(self, rows: NDArray[np.int64]) -> Batch:
-        """A batch on the device."""
-        return self._features.batch(rows).to(self._device.device)
+        rounded = fake_quantize(model, options.format(model.encoder.spec.layers), features.first_token)
+        super().__init__(rounded, features, device, options.batch_tokens)
+        self._options, self._teacher = options, teacher
 
     def losses(self, batch: Batch, draw: np.random.Generator) -> Iterator[Pass]:
         """The pass with every token, by all losses; then sub-models, by their outputs' distance alone."""
