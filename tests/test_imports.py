@@ -25,7 +25,7 @@ ROOMS = (
     ("checkpoints",),
     ("tasks",),
     ("engine",),
-    ("evaluation", "trace"),
+    ("evaluation", "trace", "integrations"),
     ("convert", "search", "training"),
     ("cli",),
     ("bench", "recipes"),
@@ -44,12 +44,13 @@ BY_NAME = ("qla_runtime.cli.commands.bench", "bench.command")
 # What `pip install qla_runtime` brings, and who may need more than that as soon as it is imported.
 RUNTIME = {"numpy", "tokenizers", "tqdm"}
 NEED_AN_EXTRA = (
-    "qla_runtime.convert.neural_compressor", "qla_runtime.model.fake_quantized", "qla_runtime.model.float_model",
-    "qla_runtime.training",
+    "qla_runtime.convert.neural_compressor", "qla_runtime.integrations.",
+    "qla_runtime.model.fake_quantized", "qla_runtime.model.float_model", "qla_runtime.training",
 )  # fmt: skip
 # Other people's names that have no public spelling.
 NO_PUBLIC_WAY = {
-    "_ActionsContainer", "_SubParsersAction", "_actions", "_dynamo", "_getframe", "_inductor",
+    "_ActionsContainer", "_SubParsersAction", "_actions", "_dynamo", "_getframe", "_inductor", "_model_card_text",
+    "_similarity_fn_name",
 }  # fmt: skip
 
 

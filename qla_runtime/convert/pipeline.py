@@ -34,6 +34,7 @@ from qla_runtime.convert.scale_sources import (
     trained_source,
 )
 from qla_runtime.convert.scales import ALGORITHMS
+from qla_runtime.convert.sentence_files import sentence_files
 from qla_runtime.errors import InputError
 from qla_runtime.lengths.configs import LengthConfig
 from qla_runtime.lengths.table import LengthTable
@@ -215,8 +216,9 @@ def convert(
             "correction_samples": len(corrections),
             "notes": list(source.notes),
         }
+        config = package_config(name, source, found if activations == "static" else None)
         card = write_card(
-            config=package_config(name, source, found if activations == "static" else None),
+            config=config,
             source=source,
             activations=activations,
             scales=scale_source,
@@ -225,7 +227,8 @@ def convert(
             provenance=provenance,
             report=report,
         )
-        write_file(stage / activations / CARD, card.encode())
+        for file, data in {**sentence_files(config), CARD: card.encode()}.items():
+            write_file(stage / activations / file, data)
         publish(stage / activations, target)
     if progress and reference is not None:
         print(f"{sentence(report)}:\n{table(report)}", file=sys.stderr)

@@ -64,6 +64,17 @@ class TextEncoder:
         self._with_types = type_vocab_size > 1 and self._rules.token_types
         self._tokenizer: Tokenizer | None = None
 
+    def cut_at(self, max_length: int) -> TextEncoder:
+        """The same tokenizer, which truncates single texts and pairs at another ``max_length``."""
+        return TextEncoder(
+            self._read,
+            max_length,
+            cut=True,
+            vocab_size=self._vocab_size,
+            type_vocab_size=self._type_vocab_size,
+            rules=self._rules,
+        )
+
     def encode(self, texts: Sequence[str] | Sequence[tuple[str, str]], *, with_offsets: bool = False) -> Encoded:
         """Texts or pairs of texts -> one sequence each.
 
