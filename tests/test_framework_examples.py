@@ -1,5 +1,4 @@
-"""The examples for LangChain, LlamaIndex, Haystack, mteb and FastAPI run, and give what the engine gives. Those for
-deployment start `qla serve` with flags that it has."""
+"""The examples for frameworks give what the engine gives. Those for deployment start `qla serve` with its flags."""
 
 from __future__ import annotations
 
@@ -177,7 +176,7 @@ def test_mteb_prints_what_eval_prints(length):
     if not data.is_file():
         pytest.skip(f"needs {data} (QLA_DATA says where)")
     module = example("mteb_sts", "mteb", "sentence_transformers")
-    from qla_runtime.evaluation import sts
+    from qla_runtime.evaluation.sts import sts
 
     expected = sts(Engine.from_pretrained("all-minilm-l6-v2"), data, length).spearman
     assert round(module.evaluate(data, length), 3) == round(expected, 3)
