@@ -226,6 +226,12 @@ class Engine:
         return self._model.prompts.default
 
     @property
+    def matryoshka_dims(self) -> tuple[int, ...]:
+        """Widths that vectors were trained to be cut at, largest first: good values of ``truncate_dim``. Empty
+        where the checkpoint names none, and for other tasks."""
+        return tuple(self._model.settings.get("matryoshka_dims", ()))
+
+    @property
     def layers(self) -> int:
         """The model's layers: how many entries a LengthConfig needs."""
         layers: int = self._info["layers"]

@@ -218,7 +218,7 @@ def _task(kind: str, max_length: int, options: dict) -> dict:
         "token-classification": {"labels": _TAGS},
         "embedding": {"pooling": "mean", "normalize": True},
     }[kind]
-    optional = {"similarity", "truncate_dim"} if kind == "embedding" else set()
+    optional = {"similarity", "truncate_dim", "matryoshka_dims"} if kind == "embedding" else set()
     unknown = set(options) - set(keys) - optional
     assert not unknown, f"{kind} has no {unknown}"
     return {

@@ -208,6 +208,26 @@ def test_settings_reach_the_package(tmp_path, bare):
     assert source.task.to_json()["similarity"] == "dot" and source.task.to_json()["truncate_dim"] == 16
 
 
+def test_matryoshka_widths_reach_the_engine(tmp_path, bare):
+    """From the config, else from the card, whose form is that of sentence-transformers' own template."""
+    from qla_runtime.checkpoints.reader import open_checkpoint
+
+    folder = sentence_folder(bare, tmp_path / "m")
+    loss = {"loss": "MultipleNegativesRankingLoss", "matryoshka_dims": [512, 16, 32], "n_dims_per_step": -1}
+    (folder / "README.md").write_text(
+        f"* Loss: MatryoshkaLoss\n  ```json\n  {json.dumps(loss, indent=4)}\n  ```\n"
+    )
+    source = open_checkpoint(folder)
+    assert source.task.matryoshka_dims == (32, 16)  # 512 is wider than the model
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"matryoshka_dimensions": [8, 64, 8, "x"]}))
+    source = open_checkpoint(folder)
+    assert source.task.to_json()["matryoshka_dims"] == [64, 8]
+    assert not any("matryoshka" in note for note in source.notes)
+    assert encoder(tmp_path / "e", matryoshka_dims=[64, 8]).matryoshka_dims == (64, 8)
+    assert encoder(tmp_path / "none").matryoshka_dims == ()
+
+
 @pytest.mark.parametrize(
     "saved",
     [

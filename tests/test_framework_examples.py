@@ -1,4 +1,4 @@
-"""The examples for frameworks give what the engine gives. Those for deployment start `qla serve` with its flags."""
+"""The examples for frameworks give what the engine gives. Those for deployment call `qla serve` with its flags."""
 
 from __future__ import annotations
 

@@ -361,6 +361,15 @@ def test_packages_of_another_task_are_refused(packages):
         QlaRanker(packages["sequence-classification"])
 
 
+def test_modules_of_another_model_are_refused(tmp_path):
+    with pytest.raises(UnsupportedError, match="QlaRanker is for CrossEncoder, and this is a SentenceTransformer"):
+        SentenceTransformer(modules=[QlaRanker(ranker(tmp_path / "r"))])
+    with pytest.raises(
+        UnsupportedError, match="QlaEncoder is for SentenceTransformer, and this is a CrossEncoder"
+    ):
+        CrossEncoder(modules=[QlaEncoder("all-minilm-l6-v2")])
+
+
 @pytest.mark.parametrize("missing", ["torch", "sentence_transformers", "sentence_transformers.base.modules"])
 def test_a_missing_library_is_named(missing):
     program = f"""

@@ -126,6 +126,13 @@ void check_vector_use(const JsonEntry& entry, int hidden) {
     entry["similarity"].one_of({"cosine", "dot", "euclidean", "manhattan"});
   }
   if (entry.has("truncate_dim")) read_int(entry["truncate_dim"], 1, hidden);
+  if (!entry.has("matryoshka_dims")) return;
+  const JsonEntry widths = entry["matryoshka_dims"];
+  const size_t count = widths.size();
+  if (count < 1 || count > static_cast<size_t>(hidden)) {
+    widths.bad("an array of 1 to " + std::to_string(hidden) + " widths");
+  }
+  for (const JsonEntry& item : widths.items()) read_int(item, 1, hidden);
 }
 
 // The texts that callers put before inputs, by name, and the name of the usual one.
@@ -170,7 +177,7 @@ TaskSpec read_task(const JsonEntry& entry, const EncoderSpec& encoder) {
       break;
     case QLA_TASK_EMBEDDING:
       entry.check_keys({"kind", "max_length", "keep_cls", "pooling", "normalize"},
-                       {"similarity", "truncate_dim"});
+                       {"similarity", "truncate_dim", "matryoshka_dims"});
       check_vector_use(entry, encoder.hidden);
       task.mean_pooling = entry["pooling"].one_of({"mean", "cls"}) == 0;
       task.normalize = entry["normalize"].boolean();

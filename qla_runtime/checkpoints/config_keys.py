@@ -17,6 +17,8 @@ _UNDERSTOOD = {
     *("model_type", "architectures", "id2label", "label2id", "num_labels", "problem_type"),
     # How a cross-encoder's score is finished.
     *("sentence_transformers", "sbert_ce_default_activation_function"),
+    # How embeddings may be used.
+    "matryoshka_dimensions",
     formats.KEY,
 }
 """Keys that are read, besides those of the family's defaults."""

@@ -6,6 +6,7 @@ Read as sentence-transformers 6 reads it, so that a package gives what the folde
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ _MODEL_TYPES = {"embedding": "SentenceTransformer", "sequence-classification": "
 _ROLES = {"embedding": ("query", "document"), "sequence-classification": ()}
 """Prompt names that sentence-transformers gives every model of a kind, with an empty text."""
 
+_DIMS_OF_CARD = re.compile(r'"matryoshka_dims":\s*\[([\d,\s]{1,1000})\]')
+
 _TORCH_CLASSES = {
     "Identity": "identity", "Sigmoid": "sigmoid", "Tanh": "tanh", "ReLU": "relu", "ReLU6": "relu6",
     "LeakyReLU": "leaky_relu", "ELU": "elu", "GELU": "gelu", "SiLU": "silu", "Softplus": "softplus",
@@ -41,6 +44,7 @@ class SentenceSettings:
         default_prompt: the name of the one that is used where the caller asks for none.
         similarity: how vectors are compared, one of :data:`qla_runtime.vectors.SIMILARITIES`.
         truncate_dim: how many leading numbers of a vector ``encode`` gives.
+        matryoshka_dims: widths that vectors were trained to be cut at, largest first.
         activation: what makes a cross-encoder's score of its logit, one of
             :data:`qla_runtime.activations.ACTIVATIONS`.
         notes: what was not used, one sentence each.
@@ -50,6 +54,7 @@ class SentenceSettings:
     default_prompt: str | None = None
     similarity: str | None = None
     truncate_dim: int | None = None
+    matryoshka_dims: tuple[int, ...] = ()
     activation: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -61,7 +66,11 @@ class SentenceSettings:
     def of_task(self, task: TaskSpec) -> TaskSpec:
         """The task with what belongs to it."""
         return dataclasses.replace(
-            task, similarity=self.similarity, truncate_dim=self.truncate_dim, activation=self.activation
+            task,
+            similarity=self.similarity,
+            truncate_dim=self.truncate_dim,
+            matryoshka_dims=self.matryoshka_dims,
+            activation=self.activation,
         )
 
 
@@ -124,6 +133,7 @@ def read_settings(
         default_prompt=default_prompt,
         similarity=_similarity(saved) if embedding else None,
         truncate_dim=_truncate_dim(saved, hidden) if embedding else None,
+        matryoshka_dims=_matryoshka_dims(root, config, hidden) if embedding else (),
         activation=activation,
         notes=tuple(notes),
     )
@@ -178,6 +188,18 @@ def _truncate_dim(saved: Mapping[str, Any], hidden: int) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InputError(f"{SETTINGS_FILE}: truncate_dim is {value!r}; it must be an integer of at least 1")
     return value if value < hidden else None
+
+
+def _matryoshka_dims(root: Path, config: Mapping[str, Any], hidden: int) -> tuple[int, ...]:
+    """Widths by ``config.json``, else by the card that sentence-transformers wrote after a MatryoshkaLoss."""
+    found = config.get("matryoshka_dimensions")
+    card = root / "README.md"
+    if found is None and card.is_file():
+        listed = _DIMS_OF_CARD.search(card.read_text(encoding="utf-8", errors="replace"))
+        found = [int(number) for number in re.findall(r"\d+", listed[1])] if listed else []
+    widths = found if isinstance(found, list) else []
+    usable = {width for width in widths if type(width) is int and 1 <= width <= hidden}
+    return tuple(sorted(usable, reverse=True))
 
 
 def _activation(saved: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, list[str]]:

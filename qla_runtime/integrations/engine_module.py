@@ -161,7 +161,15 @@ class EngineModule(InputModule):
         """Gives the model around this module the package's own settings, where its caller gave none.
 
         A model that is opened by its path has them from ``config_sentence_transformers.json``.
+
+        Raises:
+            UnsupportedError: this module is for another kind of model.
         """
+        if model.model_type != self.opened_as:
+            raise UnsupportedError(
+                f"{type(self).__name__} is for {self.opened_as}, and this is a {model.model_type}; open the "
+                f"package {self.engine.name!r} with {self.opened_as}"
+            )
         if self.settings_from_folder:
             return
         for name, text in self.engine.prompts.items():

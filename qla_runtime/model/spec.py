@@ -58,6 +58,8 @@ class TaskSpec:
     normalize: bool = False
     similarity: str | None = None
     truncate_dim: int | None = None
+    matryoshka_dims: tuple[int, ...] = ()
+    """Widths that vectors were trained to be cut at, largest first."""
     activation: str | None = None
     doc_stride: int = 128
     max_answer_tokens: int = 30
@@ -89,7 +91,11 @@ class TaskSpec:
                 **common,
                 "pooling": self.pooling,
                 "normalize": self.normalize,
-                **_given(similarity=self.similarity, truncate_dim=self.truncate_dim),
+                **_given(
+                    similarity=self.similarity,
+                    truncate_dim=self.truncate_dim,
+                    matryoshka_dims=list(self.matryoshka_dims) or None,
+                ),
             }
         if self.kind == "token-classification":
             return {**common, "labels": list(self.labels)}
