@@ -26,7 +26,7 @@ ROOMS = (
     ("tasks",),
     ("engine",),
     ("evaluation", "trace"),
-    ("convert", "search", "training"),
+    ("convert", "search", "serve", "training"),
     ("cli",),
     ("bench", "recipes"),
 )
@@ -45,7 +45,7 @@ BY_NAME = ("qla_runtime.cli.commands.bench", "bench.command")
 RUNTIME = {"numpy", "tokenizers", "tqdm"}
 NEED_AN_EXTRA = (
     "qla_runtime.convert.neural_compressor", "qla_runtime.model.fake_quantized", "qla_runtime.model.float_model",
-    "qla_runtime.training",
+    "qla_runtime.serve", "qla_runtime.training",
 )  # fmt: skip
 # Other people's names that have no public spelling.
 NO_PUBLIC_WAY = {
