@@ -25,6 +25,7 @@ from qla_runtime.serve.operations import (
     EMBEDS,
     RANKS,
     TAGS,
+    WANTS,
     Ability,
     Asked,
     Reply,
@@ -39,6 +40,9 @@ from qla_runtime.tasks.results import Answer, Spans, TaggedToken
 from qla_runtime.tasks.tag import TagTask
 
 TAG = "The model's own task"
+
+
+_LIST = {"type": "array"}
 
 
 @dataclass(frozen=True)
@@ -62,20 +66,19 @@ class Own:
 
 def own_tasks(options: ServeOptions) -> list[Own]:
     """Every kind of model, the more special first."""
-    embedding = Either((tei.similarity_body(options), _embedding_body(options)))
     labels = _labels_body(options)
     return [
-        Own(EMBEDS, embedding, _embed, {"type": "array"}, "Vectors of texts, or how near texts are to one."),
+        Own(EMBEDS, _embedding_body(options), _embed, _LIST, "Vectors of texts, or how near they are to one."),
         Own(ANSWERS, _answer_body(options), _answer, _ANSWERS, "Answers to a question in a context."),
         Own(TAGS, _tag_body(options), _tag, _SPANS, "Labelled spans of texts."),
         Own(
             RANKS,
             Either((rerank.rerank_body(options).kinds[0], labels)),
             _rank,
-            {"type": "array"},
+            _LIST,
             "Texts by how well they answer a query, or labels of texts.",
         ),
-        Own(CLASSIFIES, labels, _label, {"type": "array"}, "Labels of texts."),
+        Own(CLASSIFIES, labels, _label, _LIST, "Labels of texts."),
     ]
 
 
@@ -83,16 +86,28 @@ def own_tasks(options: ServeOptions) -> list[Own]:
 
 
 def _embedding_body(options: ServeOptions) -> Record:
-    """Feature extraction sends its parameters beside ``inputs``."""
-    more = {
-        "encoding_format": Field(Text(choices=("float",)), None, "Numbers; base64 is for /v1/embeddings."),
-        "parameters": Field(Record({}), None, "Empty."),
-    }
-    return tei.embed_body(options).with_fields(more)
+    """Feature extraction sends its parameters beside ``inputs``, sentence similarity sends none."""
+    alone = tei.embed_body(options)
+    compared = tei.similarity_body(options).fields["inputs"].kind
+    of_texts = texts(options)
+    inputs = Either((compared, *of_texts.kinds), of_texts.refuse)
+    own = {name: field for name, field in alone.fields.items() if name not in ("inputs", "model", *WANTS)}
+    optional = {name: replace(field, default=None) for name, field in own.items()}
+    return alone.with_fields(
+        {
+            "inputs": replace(alone.fields["inputs"], kind=inputs),
+            "encoding_format": Field(Text(choices=("float",)), None, "Numbers; base64 is for /v1/embeddings."),
+            "parameters": Field(Record(optional), None, "The same fields; they win over those beside `inputs`."),
+        }
+    )
 
 
 async def _embed(asked: Asked) -> Reply:
-    return await (tei.similarity(asked) if isinstance(asked.body["inputs"], dict) else tei.embed(asked))
+    parameters = {name: value for name, value in (asked.body["parameters"] or {}).items() if value is not None}
+    body = {**asked.body, **parameters}
+    if isinstance(body["inputs"], dict):
+        return await tei.similarity(replace(asked, body={"inputs": body["inputs"], "parameters": body}))
+    return await tei.embed(replace(asked, body=body))
 
 
 # ----------------------------------------------------------------------------------- question answering
