@@ -21,5 +21,6 @@ def create_app(models: Models, options: ServeOptions) -> ASGIApp:
     from starlette.applications import Starlette
 
     from qla_runtime.serve import app
+    from qla_runtime.serve.limits import Limits
 
-    return Starlette(routes=app.routes(models, options))
+    return Limits(Starlette(routes=app.routes(models, options)), models, options)

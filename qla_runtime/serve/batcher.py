@@ -12,25 +12,21 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
 from queue import SimpleQueue
 from time import perf_counter
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 
 from qla_runtime.engine import Engine
-from qla_runtime.errors import InputError
-from qla_runtime.lengths.configs import Length
+from qla_runtime.serve import metrics
+from qla_runtime.serve.jobs import Job, Lane, Outcome, Piece
 from qla_runtime.serve.options import ServeOptions
-from qla_runtime.serve.refusals import Overloaded, QueueTimeout, Stopping
-from qla_runtime.tasks.prepared import Call, Prepared
-from qla_runtime.tasks.results import fact
+from qla_runtime.serve.refusals import ClientGone, Overloaded, QueueTimeout, Stopping
+from qla_runtime.tasks.prepared import Call
 
-Result = TypeVar("Result")
+__all__ = ["Batcher", "Outcome", "overloaded"]
 
 LONG_CHARACTERS = 50_000
 """A request of more characters is tokenized on a thread of its own, so that it holds up none but its like."""
@@ -38,144 +34,9 @@ LONG_CHARACTERS = 50_000
 RATE_SHARE = 0.2
 """The weight of the latest batch in the measured tokens per second."""
 
-
-@dataclass(frozen=True)
-class Outcome(Generic[Result]):
-    """What a request gave.
-
-    Attributes:
-        results: one per input, as the engine's methods give them (:mod:`qla_runtime.tasks.results`).
-        lengths: the name of the length config that each input ran with.
-        tokens: of all inputs, special tokens included.
-        kept_macs: multiply-accumulates that ran.
-        full_macs: those of the same inputs with every token kept.
-        tokenization_s: seconds of checking and tokenizing.
-        queue_s: seconds of waiting, before tokenization and after it.
-        inference_s: seconds of the batches that it was in.
-        total_s: seconds from :meth:`ServedModel.run` to here.
-    """
-
-    results: list[Result]
-    lengths: list[str]
-    tokens: int
-    kept_macs: int
-    full_macs: int
-    tokenization_s: float
-    queue_s: float
-    inference_s: float
-    total_s: float
-
-
-@dataclass(eq=False)
-class Job(Generic[Result]):
-    """One request.
-
-    Attributes:
-        lane: of its model.
-        make: gives the checked call.
-        length: as the engine takes it; None: the model's own choice.
-        latency_ms: of the whole request, its time in the queue included.
-        gone: whether the client has left.
-        future: of the event loop ``loop``; gets the :class:`Outcome`.
-    """
-
-    lane: Lane
-    make: Callable[[], Call[Result]]
-    length: Length
-    latency_ms: float | None
-    gone: Callable[[], bool]
-    loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[Outcome[Result]]
-    arrived: float = field(default_factory=perf_counter)
-    tokenized_s: float = 0.0
-    inference_s: float = 0.0
-    tokens: int = 0
-    parts: list[list[Result] | None] = field(default_factory=list)
-    full_macs: int = 0
-
-    @property
-    def dropped(self) -> bool:
-        """Whether nobody waits for it any more."""
-        return self.future.done() or self.gone()
-
-    def outcome(self) -> Outcome[Result]:
-        """Once all parts have run."""
-        results = [result for part in self.parts for result in part or ()]
-        total = perf_counter() - self.arrived
-        return Outcome(
-            results,
-            [fact(result, "length") for result in results],
-            self.tokens,
-            sum(fact(result, "macs") for result in results),
-            self.full_macs,
-            self.tokenized_s,
-            max(0.0, total - self.tokenized_s - self.inference_s),
-            self.inference_s,
-            total,
-        )
-
-
-@dataclass(eq=False)
-class Piece(Generic[Result]):
-    """What runs in one batch of a job: all of it, unless that is more than a batch may hold."""
-
-    job: Job[Result]
-    number: int
-    prepared: Prepared[Result]
-    tokens: int
-
-
-class Lane:
-    """The queue of one model.
-
-    Attributes:
-        engine: its engine.
-        ready: pieces that may run.
-        used: seconds of batches that it has had, for fairness among models.
-    """
-
-    def __init__(self, engine: Engine, max_batch_tokens: int, max_request_tokens: int | None) -> None:
-        self.engine = engine
-        self.ready: deque[Piece[Any]] = deque()
-        self.used = 0.0
-        self._most, self._most_of_request = max_batch_tokens, max_request_tokens
-        self._full: dict[int, int] = {}
-
-    def pieces(self, job: Job[Result], call: Call[Result]) -> list[Piece[Result]]:
-        """Tokenizes a job.
-
-        Raises:
-            QlaError: what the task or the engine refuses, or more tokens than a request may have.
-        """
-        prepared = self._prepare(job, call)
-        lengths = np.diff(prepared.batch.offsets)
-        job.tokens = int(lengths.sum())
-        if self._most_of_request is not None and job.tokens > self._most_of_request:
-            raise InputError(
-                f"the request has {job.tokens} tokens, and this server takes {self._most_of_request} "
-                "(--max-request-tokens); send fewer or shorter texts at once"
-            )
-        job.full_macs = sum(map(self._full_macs, lengths.tolist()))
-        if job.tokens <= self._most or call.count == 1:
-            made = [prepared]
-        else:
-            of_input = np.add.reduceat(lengths, prepared.inputs[:-1])
-            made = [self._prepare(job, call.only(part)) for part in _cut(of_input.tolist(), self._most)]
-        job.parts = [None] * len(made)
-        return [Piece(job, i, each, len(each.batch.ids)) for i, each in enumerate(made)]
-
-    def _prepare(self, job: Job[Result], call: Call[Result]) -> Prepared[Result]:
-        if job.latency_ms is None:
-            return self.engine.prepare(call, job.length)
-        # The budget began when the request came.
-        left = job.latency_ms - 1e3 * (perf_counter() - job.arrived)
-        return self.engine.prepare(call, latency_ms=max(0.0, left))
-
-    def _full_macs(self, tokens: int) -> int:
-        found = self._full.get(tokens)
-        if found is None:
-            found = self._full[tokens] = self.engine.macs(tokens)
-        return found
+BUDGET_SHARE = 0.5
+"""A batch with a latency budget grows while it is predicted, with every token kept, to end within this share of
+the time that is left. The other half is for surprises, and so that company seldom costs a request tokens."""
 
 
 class Batcher:
@@ -193,17 +54,24 @@ class Batcher:
         self._changed = threading.Condition()
         self._closed = False
         self._tokens_per_s = 0.0
-        self._threads = [threading.Thread(target=self._tokenize, name="qla-tokenize", daemon=True)]
-        self._threads += [threading.Thread(target=self._tokenize_long, name="qla-tokenize-long", daemon=True)]
+        self._tokenizers = [
+            threading.Thread(target=self._tokenize, name="qla-tokenize", daemon=True),
+            threading.Thread(target=self._tokenize_long, name="qla-tokenize-long", daemon=True),
+        ]
         self._runners = [
             threading.Thread(target=self._run, name=f"qla-run-{i}", daemon=True) for i in range(options.streams)
         ]
-        for thread in (*self._threads, *self._runners):
+        for thread in (*self._tokenizers, *self._runners):
             thread.start()
 
-    def lane(self, engine: Engine) -> Lane:
-        """A queue for a model."""
-        lane = Lane(engine, self._options.max_batch_tokens, self._options.max_request_tokens)
+    def lane(self, name: str, engine: Engine) -> Lane:
+        """A queue for a model.
+
+        Raises:
+            InputError: ``keep_latency`` has nothing to choose from.
+        """
+        recorder = metrics.Recorder(name, (*engine.lengths, *engine.frontier))
+        lane = Lane(engine, self._options, recorder)
         with self._changed:
             self._lanes.append(lane)
         return lane
@@ -233,26 +101,25 @@ class Batcher:
         """Runs what has been accepted, and ends the threads."""
         self._closed = True
         self._short.put(None)
-        for thread in self._threads:
+        for thread in self._tokenizers:
             thread.join()
         with self._changed:
             self._changed.notify_all()
         for runner in self._runners:
             runner.join()
 
-    # ------------------------------------------------------------------------------- tokenizing threads
+    # ------------------------------------------------------------------------------ tokenizing threads
 
     def _tokenize(self) -> None:
         while (job := self._short.get()) is not None:
-            if job.dropped:
-                continue
-            began = perf_counter()
             try:
+                _check_there(job)
+                began = perf_counter()
                 call = job.make()
                 if sum(map(_characters, call.inputs)) > LONG_CHARACTERS:
                     self._long.put((job, call))
-                    continue
-                self._enqueue(job, call, began)
+                else:
+                    self._enqueue(job, call, began)
             except BaseException as error:
                 _deliver([(job, error)])
         self._long.put(None)
@@ -260,86 +127,112 @@ class Batcher:
     def _tokenize_long(self) -> None:
         while (found := self._long.get()) is not None:
             job, call = found
-            if job.dropped:
-                continue
             try:
+                _check_there(job)
                 self._enqueue(job, call, perf_counter())
             except BaseException as error:
                 _deliver([(job, error)])
 
     def _enqueue(self, job: Job[Any], call: Call[Any], began: float) -> None:
-        pieces = job.lane.pieces(job, call)
-        job.tokenized_s = perf_counter() - began
+        lane = job.lane
+        pieces = lane.pieces(job, call)
+        if lane.pressure is not None:
+            for piece in pieces:
+                piece.cost = lane.pressure.costs.of(piece.lengths())
+        job.tokenization_s = perf_counter() - began
         with self._changed:
-            if not job.lane.ready:  # it has no claim to the time in which it had nothing to run
-                busy = [lane.used for lane in self._lanes if lane.ready]
-                job.lane.used = max(job.lane.used, min(busy, default=0.0))
-            job.lane.ready.extend(pieces)
+            if not lane.ready:  # it has no claim to the time in which it had nothing to run
+                busy = [each.used for each in self._lanes if each.ready]
+                lane.used = max(lane.used, min(busy, default=0.0))
+            lane.ready.extend(pieces)
             self._changed.notify()
 
-    # ----------------------------------------------------------------------------------------- runners
+    # ---------------------------------------------------------------------------------------- runners
 
     def _run(self) -> None:
         while True:
             with self._changed:
                 while not (waiting := [lane for lane in self._lanes if lane.ready]):
-                    if self._closed and not any(thread.is_alive() for thread in self._threads):
+                    if self._closed and not any(thread.is_alive() for thread in self._tokenizers):
                         return
                     self._changed.wait()
                 lane = min(waiting, key=lambda each: each.used)
-                batch, late = self._take(lane)
-            if late:
-                _deliver([(job, self._timeout(job)) for job in late])
+                before = list(lane.ready) if lane.pressure else []
+                batch, refused = self._take(lane)
+                left = len(lane.ready)
+            if refused:
+                _deliver(refused)
             if batch:
-                self._run_batch(lane, batch)
+                metrics.batch_begins(len(batch), sum(piece.tokens for piece in batch), left)
+                self._run_batch(lane, batch, before)
 
-    def _take(self, lane: Lane) -> tuple[list[Piece[Any]], list[Job[Any]]]:
-        """What runs next of a lane, and jobs that have waited too long. At most one piece of a job: its others go
-        behind those who wait."""
+    def _take(self, lane: Lane) -> tuple[list[Piece[Any]], list[tuple[Job[Any], Exception]]]:
+        """What runs next of a lane, in the order of arrival, and jobs that do not run, with the reason.
+
+        A batch holds one piece of a job at most. The job's other pieces go behind those who wait.
+        """
         batch: list[Piece[Any]] = []
         again: list[Piece[Any]] = []
-        late: list[Job[Any]] = []
+        refused: list[tuple[Job[Any], Exception]] = []
         taken: set[Job[Any]] = set()
-        tokens = 0
-        most_wait = self._options.max_queue_ms
-        now = perf_counter()
+        room = Room(lane, self._options.max_batch_tokens)
         while lane.ready:
             piece = lane.ready[0]
             job = piece.job
             if job in taken:
                 again.append(lane.ready.popleft())
-            elif job.dropped:
+            elif (reason := self._reason_against(piece)) is not None:
+                refused.append((job, reason))
                 lane.ready.popleft()
-            elif most_wait is not None and piece.number == 0 and 1e3 * (now - job.arrived) > most_wait:
-                lane.ready.popleft()
-                late.append(job)
-            elif batch and tokens + piece.tokens > self._options.max_batch_tokens:
-                break
-            else:
+            elif room.takes(piece):
                 batch.append(lane.ready.popleft())
                 taken.add(job)
-                tokens += piece.tokens
+            else:
+                break
         lane.ready.extend(again)
-        return batch, late
+        return batch, refused
 
-    def _run_batch(self, lane: Lane, batch: Sequence[Piece[Any]]) -> None:
+    def _reason_against(self, piece: Piece[Any]) -> Exception | None:
+        """Why a piece should not run; None: it should."""
+        job, most = piece.job, self._options.max_queue_ms
+        if job.dropped:
+            return ClientGone("the client has left")
+        if most is None or piece.number or job.pieces_left < len(job.parts):
+            return None
+        waited = 1e3 * (perf_counter() - job.arrived)
+        if waited <= most:
+            return None
+        return QueueTimeout(
+            f"the request has waited {waited:.0f} ms, and this server lets it wait {most:g} ms (--max-queue-ms); "
+            "try again later"
+        )
+
+    def _run_batch(self, lane: Lane, batch: list[Piece[Any]], waiting: Sequence[Piece[Any]]) -> None:
+        expected = _adapt(lane, batch, waiting) if lane.pressure else 0.0
         began = perf_counter()
         found = list(self._results(lane.engine, batch))
         took = perf_counter() - began
-        lane.used += took
+        if lane.pressure:
+            lane.pressure.ran(expected, took)
         rate = sum(piece.tokens for piece in batch) / took
-        self._tokens_per_s += (RATE_SHARE if self._tokens_per_s else 1.0) * (rate - self._tokens_per_s)
         done: list[tuple[Job[Any], Any]] = []
-        for piece, results in zip(batch, found, strict=True):
-            job = piece.job
-            job.inference_s += took
-            if isinstance(results, BaseException):
-                done.append((job, results))
-                continue
-            job.parts[piece.number] = results
-            if all(part is not None for part in job.parts):
-                done.append((job, job.outcome()))
+        with self._changed:
+            lane.used += took
+            self._tokens_per_s += (RATE_SHARE if self._tokens_per_s else 1.0) * (rate - self._tokens_per_s)
+            for piece, results in zip(batch, found, strict=True):
+                job = piece.job
+                job.inference_s += took
+                job.pieces_left -= 1
+                if isinstance(results, BaseException):
+                    done.append((job, results))
+                    continue
+                lane.ran(piece, results)
+                if not job.pieces_left:
+                    done.append((job, job.outcome()))
         _deliver(done)
+        for job, outcome in done:
+            if lane.recorder and isinstance(outcome, Outcome):
+                lane.recorder.answered(outcome, job.single)
 
     def _results(self, engine: Engine, batch: Sequence[Piece[Any]]) -> Iterator[Any]:
         """Per piece its results, or the error that it met."""
@@ -352,13 +245,35 @@ class Batcher:
             for piece in batch:  # none suffers from another's fault
                 yield from self._results(engine, [piece])
 
-    def _timeout(self, job: Job[Any]) -> QueueTimeout:
-        waited = 1e3 * (perf_counter() - job.arrived)
-        return QueueTimeout(
-            f"the request has waited {waited:.0f} ms, and this server lets it wait {self._options.max_queue_ms:g} "
-            "ms (--max-queue-ms); try again later",
-            self.retry_after(),
-        )
+
+class Room:
+    """How much a batch may still take.
+
+    Args:
+        lane: whose batch it is.
+        most: tokens.
+    """
+
+    def __init__(self, lane: Lane, most: int) -> None:
+        self._lane, self._most = lane, most
+        self._pieces: list[Piece[Any]] = []
+        self._tokens = 0
+        self._deadline = math.inf
+
+    def takes(self, piece: Piece[Any]) -> bool:
+        """Whether the piece is in the batch now. An empty batch takes any."""
+        tokens = self._tokens + piece.tokens
+        deadline = min(self._deadline, piece.prepared.deadline or math.inf)
+        if self._pieces:
+            if tokens > self._most:
+                return False
+            if deadline < math.inf:
+                lengths = [n for each in (*self._pieces, piece) for n in each.lengths()]
+                if self._lane.costs.of(lengths)[0] > BUDGET_SHARE * (deadline - perf_counter()):
+                    return False
+        self._pieces.append(piece)
+        self._tokens, self._deadline = tokens, deadline
+        return True
 
 
 def overloaded(options: ServeOptions, retry_after: int) -> Overloaded:
@@ -368,6 +283,29 @@ def overloaded(options: ServeOptions, retry_after: int) -> Overloaded:
         "(--max-concurrent-requests); try again later",
         retry_after,
     )
+
+
+def _adapt(lane: Lane, batch: list[Piece[Any]], waiting: Sequence[Piece[Any]]) -> float:
+    """Gives the pieces of a batch that leave it to the server their length config.
+
+    Returns:
+        Seconds that the batch is expected to take.
+    """
+    pressure = lane.pressure
+    assert pressure is not None
+    all_costs = np.sum([piece.cost for piece in waiting], axis=0)
+    costs = np.sum([piece.cost for piece in batch], axis=0)
+    oldest = perf_counter() - min(piece.job.arrived for piece in batch)
+    chosen = pressure.choose(all_costs, costs, oldest)
+    for piece in batch:
+        if piece.job.adapts:
+            piece.prepared = piece.prepared.planned(chosen.plan(piece.prepared.count), 0.0)
+    return float(costs[pressure.candidates.index(chosen)])
+
+
+def _check_there(job: Job[Any]) -> None:
+    if job.dropped:
+        raise ClientGone("the client has left")
 
 
 def _deliver(done: Sequence[tuple[Job[Any], Any]]) -> None:
@@ -394,14 +332,3 @@ def _settle(outcomes: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
 
 def _characters(text_or_pair: Any) -> int:
     return len(text_or_pair) if isinstance(text_or_pair, str) else sum(map(len, text_or_pair))
-
-
-def _cut(tokens: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Numbers of inputs, in runs of at most ``most`` tokens, and of one input where that has more."""
-    ends = list(accumulate(tokens))
-    first = 0
-    for i in range(1, len(ends)):
-        if ends[i] - (ends[first - 1] if first else 0) > most:
-            yield list(range(first, i))
-            first = i
-    yield list(range(first, len(ends)))

@@ -23,3 +23,7 @@ class QueueTimeout(Overloaded):
 
 class Stopping(QlaError):
     """The server is shutting down. HTTP says 503."""
+
+
+class ClientGone(QlaError):
+    """The client has left before its request ran. There is nobody to answer."""

@@ -10,7 +10,8 @@ from typing import TypeVar
 from qla_runtime.engine import Engine
 from qla_runtime.errors import InputError, shown
 from qla_runtime.lengths.configs import Length, MaxLoss, check_amount
-from qla_runtime.serve.batcher import Batcher, Job, Lane, Outcome
+from qla_runtime.serve.batcher import Batcher
+from qla_runtime.serve.jobs import Job, Lane, Outcome
 from qla_runtime.serve.options import ServeOptions
 from qla_runtime.tasks.prepared import Call
 
@@ -79,6 +80,7 @@ class ServedModel:
             QlaError: what ``make`` raises, or what the engine refuses.
             Overloaded: the request waited longer than the server allows.
             Stopping: the server is shutting down.
+            ClientGone: the client has left, and the request was not run.
         """
         loop = asyncio.get_running_loop()
         job = Job(
@@ -105,9 +107,14 @@ class Models:
         engines: by the names that clients call them; the first is the one for requests that name none.
         options: of the server.
 
+    Attributes:
+        stopping: whether the server is on its way down.
+
     Raises:
         InputError: no model, or a name with a colon.
     """
+
+    stopping = False
 
     def __init__(self, engines: Mapping[str, Engine], options: ServeOptions) -> None:
         if not engines:
@@ -120,7 +127,8 @@ class Models:
                 )
         self.batcher = Batcher(options)
         self._models = {
-            name: ServedModel(name, self.batcher.lane(engine), self.batcher) for name, engine in engines.items()
+            name: ServedModel(name, self.batcher.lane(name, engine), self.batcher)
+            for name, engine in engines.items()
         }
         self._aliases: dict[str, ServedModel] = {}
 
@@ -137,6 +145,11 @@ class Models:
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._models.values())
+
+    @property
+    def ready(self) -> bool:
+        """Whether new requests should come here: false from the first SIGTERM on."""
+        return not self.stopping
 
     def close(self) -> None:
         """Runs what has been accepted; new requests get :class:`Stopping`."""
