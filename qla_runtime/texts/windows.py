@@ -59,6 +59,20 @@ class QuestionWindows:
         assert places[0] and places[1], "tokens of a context have characters"
         return places[0][0], places[1][1]
 
+    def word_characters(self, question: int, window: int, first: int, last: int) -> tuple[int, int]:
+        """As :meth:`characters`, but from the beginning of the word of ``first`` to the end of that of ``last``.
+
+        A word is what the tokenizer takes for one; tokens that it assigns to no word keep their own range.
+        """
+        begin, source = self._shifts[window]
+        encoding = self._encodings[question]
+        begins, ends = (encoding.token_to_word(source + token - begin) for token in (first, last))
+        if begins is None or ends is None:
+            return self.characters(question, window, first, last)
+        places = encoding.word_to_chars(begins, 1), encoding.word_to_chars(ends, 1)
+        assert places[0] and places[1], "a word of the context has characters"
+        return places[0][0], places[1][1]
+
     def locate(self, question: int, window: int, start: int, end: int) -> tuple[int, int] | None:
         """First and last token of a window (its global number) that hold characters ``start..end - 1`` of the
         context; None where the window does not hold them all. The inverse of :meth:`characters`."""
