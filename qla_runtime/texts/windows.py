@@ -62,16 +62,23 @@ class QuestionWindows:
     def word_characters(self, question: int, window: int, first: int, last: int) -> tuple[int, int]:
         """As :meth:`characters`, but from the beginning of the word of ``first`` to the end of that of ``last``.
 
-        A word is what the tokenizer takes for one; tokens that it assigns to no word keep their own range.
+        A word is what the tokenizer takes for one. Tokens of it that lie outside the window do not count.
         """
+        word_of = self._encodings[question].token_to_word
+        context = self.is_context[self.batch.offsets[window] : self.batch.offsets[window + 1]]
         begin, source = self._shifts[window]
-        encoding = self._encodings[question]
-        begins, ends = (encoding.token_to_word(source + token - begin) for token in (first, last))
-        if begins is None or ends is None:
-            return self.characters(question, window, first, last)
-        places = encoding.word_to_chars(begins, 1), encoding.word_to_chars(ends, 1)
-        assert places[0] and places[1], "a word of the context has characters"
-        return places[0][0], places[1][1]
+
+        def same_word(token: int, other: int) -> bool:
+            if not (0 <= other < len(context) and context[other]):
+                return False
+            word = word_of(source + token - begin)
+            return word is not None and word == word_of(source + other - begin)
+
+        while same_word(first, first - 1):
+            first -= 1
+        while same_word(last, last + 1):
+            last += 1
+        return self.characters(question, window, first, last)
 
     def locate(self, question: int, window: int, start: int, end: int) -> tuple[int, int] | None:
         """First and last token of a window (its global number) that hold characters ``start..end - 1`` of the
