@@ -80,7 +80,7 @@ def _forward(engine: Engine, kind: str):
             width = rows[0].shape[1]
             rows = [np.concatenate([row, np.zeros((mask.shape[1] - len(row), width), np.float32)]) for row in rows]
         stacked = torch.tensor(np.stack(rows))
-        return OUTPUTS[kind](stacked)
+        return OUTPUTS[kind](**{"last_hidden_state" if kind == "embedding" else "logits": stacked})
 
     return forward
 

@@ -27,7 +27,7 @@ ROOMS = (
     ("engine",),
     ("evaluation", "pipelines", "trace"),
     ("door",),
-    ("convert", "search", "training"),
+    ("convert", "search", "serve", "training"),
     ("cli",),
     ("bench", "recipes"),
 )
@@ -47,7 +47,7 @@ BY_NAME = ("qla_runtime.cli.commands.bench", "bench.command")
 RUNTIME = {"numpy", "tokenizers", "tqdm"}
 NEED_AN_EXTRA = (
     "qla_runtime.convert.neural_compressor", "qla_runtime.model.fake_quantized", "qla_runtime.model.float_model",
-    "qla_runtime.training",
+    "qla_runtime.serve", "qla_runtime.training",
 )  # fmt: skip
 # Other people's names that have no public spelling.
 NO_PUBLIC_WAY = {

@@ -1,0 +1,130 @@
+"""The OpenAPI document of a server, made from its routes and its models."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import qla_runtime
+from qla_runtime.serve.bodies import Kind, Schema
+from qla_runtime.serve.errors import KINDS, Dialect, dialect_of
+from qla_runtime.serve.operations import Ability, Operation
+from qla_runtime.serve.routes.hub import TAG, Own
+from qla_runtime.serve.served import Models, ServedModel
+
+_ABOUT = """\
+The routes of a running `qla serve`.
+
+A route runs the first model that fits it. A body's `model` names another; `NAME:LENGTH` names one of its length
+configs, too. Each route also stands behind `/models/NAME`, and POST `/models/NAME` is that model's own task.
+
+`x-qla-length` of a response says which length configs ran, `x-qla-macs` what they cost in multiply-accumulates,
+`x-qla-truncated` how many texts were cut, and `x-qla-budget-met` whether a `latency_ms` was kept.
+"""
+
+_HEADERS = {
+    "x-qla-length": {"description": "The length configs that ran.", "schema": {"type": "string"}},
+    "x-qla-macs": {"description": "Multiply-accumulates that ran.", "schema": {"type": "integer"}},
+    "x-qla-truncated": {"description": "Texts that were cut.", "schema": {"type": "integer"}},
+    "x-compute-tokens": {"description": "Tokens that ran.", "schema": {"type": "integer"}},
+}
+_STATUS = {
+    400: "The body is not JSON, or a list is empty.",
+    401: "The API key is missing or wrong.",
+    404: "No such model.",
+    413: "The body is too large.",
+    422: "The body is not what the route or the model takes.",
+    424: "The model does something else.",
+    429: "The server is overloaded; Retry-After says when to try again.",
+    500: "The server failed.",
+    503: "The server is stopping.",
+}
+
+
+def document(table: Sequence[Operation], own: Sequence[Own], models: Models, *, api_key: bool = False) -> Schema:
+    """The document.
+
+    Args:
+        table: the routes; one that no served model fits is left out.
+        own: what kinds of models do at POST /.
+        models: what is served.
+        api_key: whether requests need one.
+    """
+    paths: dict[str, Schema] = {}
+    for operation in table:
+        fitting = _fitting(operation.ability, models)
+        if not fitting:
+            continue
+        path = operation.path.replace(":path}", "}")
+        found = _operation(operation.summary, operation.tag, operation.body, operation.reply, fitting, path)
+        if "{model}" in path:
+            found["parameters"] = [_model_parameter(fitting)]
+        paths.setdefault(path, {})[operation.method.lower()] = found
+    default = models.get(None)
+    for path, model in [("/", default), *((f"/models/{model.name}", model) for model in models)]:
+        does = next(each for each in own if each.ability.fits(model.engine))
+        fitting = _fitting(does.ability, models) if path == "/" else [model]
+        paths[path] = {"post": _operation(does.summary, TAG, does.body, does.reply, fitting, path)}
+    found = {
+        "openapi": "3.1.0",
+        "info": {"title": "qla serve", "version": qla_runtime.__version__, "description": _ABOUT},
+        "paths": paths,
+    }
+    if api_key:
+        found["components"] = {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}}
+        for methods in paths.values():
+            for method in methods.values():
+                if "requestBody" in method:
+                    method["security"] = [{"key": []}]
+    return found
+
+
+def _fitting(ability: Ability, models: Models) -> list[ServedModel]:
+    return [model for model in models if ability.fits(model.engine)]
+
+
+def _operation(
+    summary: str,
+    tag: str,
+    body: Kind | None,
+    reply: Mapping[str, Any] | None,
+    models: Sequence[ServedModel],
+    path: str,
+) -> Schema:
+    content = {"text/plain": {}} if reply is None else {"application/json": {"schema": reply}}
+    ok: Schema = {"description": "Done.", "content": content}
+    found: Schema = {"summary": summary, "tags": [tag], "responses": {"200": ok, **_failures(dialect_of(path))}}
+    if body is not None:
+        ok["headers"] = _HEADERS
+        schema = _with_names(body.schema(), models)
+        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    return found
+
+
+def _failures(dialect: Dialect) -> Schema:
+    content = {"application/json": {"schema": dialect.schema}}
+    statuses = sorted({kind.status for kind in KINDS} & _STATUS.keys())
+    return {str(status): {"description": _STATUS[status], "content": content} for status in statuses}
+
+
+def _model_parameter(models: Sequence[ServedModel]) -> Schema:
+    schema = {"type": "string", "enum": [model.name for model in models]}
+    return {"name": "model", "in": "path", "required": True, "schema": schema}
+
+
+def _with_names(schema: Schema, models: Sequence[ServedModel]) -> Schema:
+    """The schema of a body with the names of models and length configs that it may hold."""
+    found = copy.deepcopy(schema)
+    lengths = {model.name: [*model.engine.lengths, *model.engine.frontier] for model in models}
+    names = [*lengths, *(f"{name}:{length}" for name, own in lengths.items() for length in own)]
+    every = list(dict.fromkeys(length for own in lengths.values() for length in own))
+    spelled = {"type": "string", "pattern": r"^(ratio|tokens)\(.+\)$"}
+    for record in found.get("anyOf", [found]):
+        properties = record["properties"]
+        if "model" in properties:
+            properties["model"] |= {"enum": [*names, None]}
+        if "length" in properties:
+            kinds = [{"type": "string", "enum": every}, spelled, {"type": "null"}]
+            properties["length"] = {"anyOf": kinds, "description": properties["length"]["description"]}
+    return found
