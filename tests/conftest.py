@@ -60,7 +60,11 @@ def server(packages: dict[str, str]) -> Iterator[Any]:
     pytest.importorskip("uvicorn", reason="needs the extra [serve]")
     import route_tools
 
-    names = {"squad": "minilm-l6-squad", "minilm": "all-minilm-l6-v2", "labels": packages["sequence-classification"]}
+    names = {
+        "squad": "minilm-l6-squad",
+        "minilm": "all-minilm-l6-v2",
+        "labels": packages["sequence-classification"],
+    }
     names |= {"ranker": packages["ranker"], "tags": packages["token-classification"]}
     engines = {name: Engine.from_pretrained(path, num_threads=1) for name, path in names.items()}
     with route_tools.running(engines) as server:

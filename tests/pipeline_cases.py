@@ -1,9 +1,12 @@
 """Calls of transformers 4.57's question answering pipeline, and how its results for them are recorded.
 
-transformers 5 has no such pipeline. So ``python tests/pipeline_cases.py LOGITS`` runs in an environment with
-transformers 4.57.6 and torch, and prints ``tests/recorded_answers.json``. The model that it runs gives the engine's
-own logits, from the file LOGITS that ``python tests/pipeline_cases.py`` writes without an argument; so the results
-differ by rounding alone, and every window must be cut as there.
+transformers 5 has no such pipeline. So the results are recorded in two steps::
+
+    python tests/pipeline_cases.py LOGITS                   # here: the engine's logits of every window
+    python tests/pipeline_cases.py LOGITS TOKENIZER_JSON    # with transformers 4.57.6 and torch: recorded_answers.json
+
+The model of the second step looks its logits up in LOGITS. So the results differ from the engine's by rounding
+alone, and a window that is cut otherwise is not found at all.
 """
 
 from __future__ import annotations
@@ -15,14 +18,15 @@ from pathlib import Path
 RECORDED = Path(__file__).with_name("recorded_answers.json")
 
 LIGHTHOUSE = (
-    "The lighthouse on Gull Rock was built in 1874 by Ada Whitcombe, an engineer from Hull. It is 31 metres tall and "
-    "stands two miles off the coast. Its lamp burned whale oil until 1902, when paraffin took its place. The last "
-    "keeper, Tom Eade, left the rock in the winter of 1986 after thirty-one years of service; the light has been "
-    "automatic since then. Ada Whitcombe's drawings hang in the town hall of Hull, next to a portrait of her brother "
-    "Samuel, who drowned near the rock in 1869. In summer, boats bring visitors to the lighthouse from Thornmouth "
-    "harbour. The crossing takes forty minutes, and seals can be seen on the ledges below the tower. The gallery is "
-    "reached by 148 steps. A bell, cast in Leeds in 1873, was rung by hand in fog; it weighs half a tonne and is now "
-    "kept on the quay at Thornmouth. In 1911 a storm broke the windows of the lantern room, and the keepers held the "
+    "The lighthouse on Gull Rock was built in 1874 by Ada Whitcombe, an engineer from Hull. It is 31 "
+    "metres tall and stands two miles off the coast. Its lamp burned whale oil until 1902, when paraffin "
+    "took its place. The last keeper, Tom Eade, left the rock in the winter of 1986 after thirty-one "
+    "years of service; the light has been automatic since then. Ada Whitcombe's drawings hang in the town "
+    "hall of Hull, next to a portrait of her brother Samuel, who drowned near the rock in 1869. In "
+    "summer, boats bring visitors to the lighthouse from Thornmouth harbour. The crossing takes forty "
+    "minutes, and seals can be seen on the ledges below the tower. The gallery is reached by 148 steps. A "
+    "bell, cast in Leeds in 1873, was rung by hand in fog; it weighs half a tonne and is now kept on the "
+    "quay at Thornmouth. In 1911 a storm broke the windows of the lantern room, and the keepers held the "
     "light with lamps from a fishing boat for six nights."
 )
 BERLIN = "My name is Wolfgang and I live in Berlin"
@@ -45,7 +49,12 @@ CASES: dict[str, dict] = {
         "top_k": 3,
     },
     "aligned to words": {"question": "How long did Tom Eade serve?", "context": LIGHTHOUSE, "top_k": 3},
-    "short answers": {"question": "Who built the lighthouse?", "context": LIGHTHOUSE, "max_answer_len": 2, "top_k": 3},
+    "short answers": {
+        "question": "Who built the lighthouse?",
+        "context": LIGHTHOUSE,
+        "max_answer_len": 2,
+        "top_k": 3,
+    },
     "windows": {"question": "Where is the bell now?", "context": LIGHTHOUSE, "top_k": 3, **WINDOWS},
     "windows that share an answer": {
         "question": "Who was the last keeper?",
@@ -107,7 +116,9 @@ def record(logits: Path, tokenizer: Path) -> None:
             rows = torch.tensor([known[" ".join(map(str, ids.tolist()))] for ids in input_ids])
             return QuestionAnsweringModelOutput(start_logits=rows[..., 0], end_logits=rows[..., 1])
 
-    config = transformers.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    config = transformers.BertConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
     special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     reader = transformers.BertTokenizerFast(tokenizer_file=str(tokenizer), model_max_length=512, **special)
     pipe = transformers.pipeline("question-answering", model=Model(config), tokenizer=reader)

@@ -202,9 +202,13 @@ def test_opening_says_what_is_wrong():
         pipeline("summarization")
     with pytest.raises(InputError, match="needs a task, a model, or both"):
         pipeline()
-    with pytest.raises(InputError, match=r"pipeline\('ner'|token-classification'\) needs a model, because none is"):
+    with pytest.raises(
+        InputError, match=r"pipeline\('ner'|token-classification'\) needs a model, because none is"
+    ):
         pipeline("ner")
-    with pytest.raises(UnsupportedError, match=r"'text-classification'\) needs a sequence-classification model; 'mini"):
+    with pytest.raises(
+        UnsupportedError, match=r"'text-classification'\) needs a sequence-classification model; 'mini"
+    ):
         pipeline("text-classification", "minilm-l6-squad")
     with pytest.raises(InputError, match="tokenizer is 'bert'.*leave tokenizer out"):
         pipeline("question-answering", "minilm-l6-squad", tokenizer="bert")
