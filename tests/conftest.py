@@ -56,16 +56,13 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def server(packages: dict[str, str]) -> Iterator[Any]:
-    """A running server of five models: "squad" and "minilm" are packaged, "labels", "ranker" and "tags" are tiny."""
+    """A running server of five models: "squad" and "minilm" are packaged; "labels", "ranker", "tags" are tiny."""
     pytest.importorskip("uvicorn", reason="needs the extra [serve]")
     import route_tools
 
-    names = {
-        "squad": "minilm-l6-squad",
-        "minilm": "all-minilm-l6-v2",
-        "labels": packages["sequence-classification"],
-    }
-    names |= {"ranker": packages["ranker"], "tags": packages["token-classification"]}
+    names = {"squad": "minilm-l6-squad", "minilm": "all-minilm-l6-v2"}
+    names |= {"labels": packages["sequence-classification"], "ranker": packages["ranker"]}
+    names |= {"tags": packages["token-classification"]}
     engines = {name: Engine.from_pretrained(path, num_threads=1) for name, path in names.items()}
     with route_tools.running(engines) as server:
         yield server

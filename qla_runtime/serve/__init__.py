@@ -23,4 +23,4 @@ def create_app(models: Models, options: ServeOptions) -> ASGIApp:
     from qla_runtime.serve import app
     from qla_runtime.serve.limits import Limits
 
-    return Limits(Starlette(routes=app.routes(models, options)), models, options)
+    return Limits(Starlette(routes=app.routes(models, options), exception_handlers=app.FAILURES), models, options)

@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from qla_runtime.errors import QlaError
 from qla_runtime.serve import page
 from qla_runtime.serve.bodies import only_one, parse
-from qla_runtime.serve.errors import INTERNAL, TEI, Dialect, ServeError, dialect_of
+from qla_runtime.serve.errors import INTERNAL, NOT_ALLOWED, NOT_FOUND, TEI, Dialect, ServeError, dialect_of
 from qla_runtime.serve.limits import gone
 from qla_runtime.serve.openapi import document
 from qla_runtime.serve.operations import (
@@ -32,6 +35,7 @@ from qla_runtime.serve.operations import (
     headers,
 )
 from qla_runtime.serve.options import ServeOptions
+from qla_runtime.serve.refusals import ClientGone
 from qla_runtime.serve.routes import hub, info, openai, rerank, tei
 from qla_runtime.serve.served import Models, ServedModel, Wants
 
@@ -69,7 +73,7 @@ def routes(models: Models, options: ServeOptions) -> list[BaseRoute]:
         for operation, endpoint in endpoints
         if operation.per_model
     ]
-    openapi = orjson.dumps(document(table, own.tasks, models))
+    openapi = orjson.dumps(document(table, own.tasks, models, api_key=options.api_key is not None))
     found.append(Route("/openapi.json", Fixed(openapi), methods=["GET"]))
     found.append(Route("/models/{model:path}", own, methods=["POST"]))
     return found
@@ -151,6 +155,8 @@ async def answered(scope: Scope, receive: Receive, send: Send, reply: Callable[[
     try:
         found: Reply = await reply(scope, body)
         await respond(send, found.status, _rendered(found), headers(found), found.media_type)
+    except ClientGone:
+        return
     except QlaError as error:
         await fail(send, as_serve_error(error), dialect_of(scope["path"]))
     except Exception:
@@ -171,6 +177,22 @@ async def read_body(receive: Receive) -> bytes | None:
             return b"".join(parts)
         message = await receive()
     return None
+
+
+async def no_route(request: Request, error: Exception) -> Response:
+    """What a path without a route, or a method that it has not, is answered with."""
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    if error.status_code == NOT_ALLOWED.status:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        found = ServeError(NOT_ALLOWED, f"{request.method} {path} is not served; send {allowed}")
+    else:
+        found = ServeError(NOT_FOUND, f"{path} is no path of this server; /openapi.json lists them")
+    return JSONResponse(dialect_of(path).body(found), found.kind.status, headers=error.headers)
+
+
+FAILURES = {HTTPException: no_route}
+"""Starlette's ``exception_handlers``."""
 
 
 async def fail(send: Send, error: ServeError, dialect: Dialect = TEI) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import qla_runtime
 from qla_runtime.engine import Engine
 from qla_runtime.serve.errors import UNHEALTHY, ServeError
+from qla_runtime.serve.metrics import render
 from qla_runtime.serve.operations import RANKS, Asked, Operation, Reply
 from qla_runtime.serve.options import ServeOptions
 
@@ -91,9 +92,15 @@ async def health(asked: Asked) -> Reply:
 
 async def ready(asked: Asked) -> Reply:
     """The server takes requests."""
-    if not getattr(asked.models, "ready", True):
+    if not asked.models.ready:
         raise ServeError(UNHEALTHY, "the server is stopping; send requests to another one", retry_after=1)
     return Reply(b"", media_type="text/plain; charset=utf-8")
+
+
+async def metrics(asked: Asked) -> Reply:
+    """What Prometheus reads."""
+    content, media_type = render()
+    return Reply(content, media_type=media_type)
 
 
 def operations(options: ServeOptions) -> list[Operation]:
@@ -103,5 +110,6 @@ def operations(options: ServeOptions) -> list[Operation]:
         make("/info", info, "The model, its length configs and the server's limits.", _INFO),
         make("/health", health, "200 while the process answers.", None),
         make("/ping", health, "The same, as SageMaker asks.", None, per_model=False),
+        make("/metrics", metrics, "Figures for Prometheus.", None, per_model=False),
         make("/ready", ready, "200 while the server takes requests, 503 once it is stopping.", None),
     ]
