@@ -21,12 +21,11 @@ import numpy as np
 
 from qla_runtime.engine import Engine
 from qla_runtime.serve import metrics
-from qla_runtime.serve.jobs import Job, Lane, Outcome, Piece
+from qla_runtime.serve.jobs import Job, Lane, Piece
 from qla_runtime.serve.options import ServeOptions
+from qla_runtime.serve.outcome import Outcome
 from qla_runtime.serve.refusals import ClientGone, Overloaded, QueueTimeout, Stopping
 from qla_runtime.tasks.prepared import Call
-
-__all__ = ["Batcher", "Outcome", "overloaded"]
 
 LONG_CHARACTERS = 50_000
 """A request of more characters is tokenized on a thread of its own, so that it holds up none but its like."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,44 +16,14 @@ from numpy.typing import NDArray
 from qla_runtime.engine import Engine
 from qla_runtime.errors import InputError
 from qla_runtime.lengths.configs import Length, LengthConfig
+from qla_runtime.serve.metrics import Recorder
 from qla_runtime.serve.options import ServeOptions
+from qla_runtime.serve.outcome import Outcome
 from qla_runtime.serve.pressure import Costs, Pressure
 from qla_runtime.tasks.prepared import Call, Prepared
 from qla_runtime.tasks.results import fact
 
-if TYPE_CHECKING:
-    from qla_runtime.serve.metrics import Recorder
-
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Outcome(Generic[Result]):
-    """What a request gave.
-
-    Attributes:
-        results: one per input, as the engine's methods give them (:mod:`qla_runtime.tasks.results`).
-        lengths: the name of the length config that each input ran with.
-        tokens: of all inputs, special tokens included.
-        kept_macs: multiply-accumulates that ran.
-        full_macs: those of the same inputs with every token kept.
-        tokenization_s: seconds of checking and tokenizing.
-        queue_s: seconds of waiting, before tokenization and after it.
-        inference_s: seconds of the batches that it was in.
-        total_s: seconds from the call of ``ServedModel.run`` to here.
-        kept_tokens: of ``tokens``, those that the last layer kept.
-    """
-
-    results: list[Result]
-    lengths: list[str]
-    tokens: int
-    kept_macs: int
-    full_macs: int
-    tokenization_s: float
-    queue_s: float
-    inference_s: float
-    total_s: float
-    kept_tokens: int
 
 
 @dataclass(eq=False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -22,10 +21,8 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from qla_runtime.serve.outcome import Outcome
 from qla_runtime.tasks.results import fact
-
-if TYPE_CHECKING:
-    from qla_runtime.serve.batcher import Outcome
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 

@@ -13,10 +13,10 @@ from urllib.parse import quote
 
 from qla_runtime.engine import Engine
 from qla_runtime.errors import InputError, QlaError
-from qla_runtime.serve.batcher import Outcome
 from qla_runtime.serve.bodies import Field, Kind, Number, Record, Text
 from qla_runtime.serve.errors import BACKEND, INVALID, NOT_FOUND, OVERLOADED, UNHEALTHY, ServeError
 from qla_runtime.serve.options import ServeOptions
+from qla_runtime.serve.outcome import Outcome
 from qla_runtime.serve.refusals import Overloaded, Stopping
 from qla_runtime.serve.served import Models, ServedModel, Wants
 from qla_runtime.tasks.prepared import Call

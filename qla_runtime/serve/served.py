@@ -11,8 +11,9 @@ from qla_runtime.engine import Engine
 from qla_runtime.errors import InputError, shown
 from qla_runtime.lengths.configs import Length, MaxLoss, check_amount
 from qla_runtime.serve.batcher import Batcher
-from qla_runtime.serve.jobs import Job, Lane, Outcome
+from qla_runtime.serve.jobs import Job, Lane
 from qla_runtime.serve.options import ServeOptions
+from qla_runtime.serve.outcome import Outcome
 from qla_runtime.tasks.prepared import Call
 
 Result = TypeVar("Result")
