@@ -19,6 +19,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from qla_runtime.errors import QlaError
+from qla_runtime.serve import page
 from qla_runtime.serve.bodies import parse
 from qla_runtime.serve.errors import INTERNAL, NOT_ALLOWED, NOT_FOUND, TEI, Dialect, ServeError, dialect_of
 from qla_runtime.serve.limits import gone
@@ -49,6 +50,7 @@ def operations(options: ServeOptions) -> list[Operation]:
         *openai.operations(options),
         *rerank.operations(options),
         *info.operations(options),
+        *page.operations(options),
     ]
 
 
@@ -66,6 +68,7 @@ def routes(models: Models, options: ServeOptions) -> list[BaseRoute]:
         Route(operation.path, endpoint, methods=[operation.method]) for operation, endpoint in endpoints
     ]
     found += [Route(path, own, methods=["POST"]) for path in ("/", "/invocations")]
+    found.append(Route("/", page.response(models, options), methods=["GET"]))
     found += [
         Route(f"/models/{{model:path}}{operation.path}", endpoint, methods=[operation.method])
         for operation, endpoint in endpoints

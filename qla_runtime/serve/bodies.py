@@ -321,7 +321,7 @@ class Either:
         for kind in self.kinds:
             if kind.takes(value):
                 return kind.read(value, where)
-        raise _wrong(value, where, self.said)
+        raise _wrong(value, where or "the body", self.said)
 
     def schema(self) -> Schema:
         return {"anyOf": [kind.schema() for kind in self.kinds]}
