@@ -25,7 +25,8 @@ ROOMS = (
     ("checkpoints",),
     ("tasks",),
     ("engine",),
-    ("evaluation", "trace"),
+    ("evaluation", "pipelines", "trace"),
+    ("door",),
     ("convert", "search", "serve", "training"),
     ("cli",),
     ("bench", "recipes"),
@@ -37,7 +38,8 @@ MODULES = {
         "progress", "ragged", "real_numbers", "settings", "stages", "task_kinds", "terminal", "vectors",
     },
     "runs": {"run_folder"},
-    "engine": {"__init__", "engine", "inputs", "output", "runner"},
+    "engine": {"engine", "inputs", "output", "runner"},
+    "door": {"__init__"},
 }  # fmt: skip
 # `qla bench` finds the benchmarks in a source checkout by their name; no installed package has them.
 BY_NAME = ("qla_runtime.cli.commands.bench", "bench.command")
