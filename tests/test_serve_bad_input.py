@@ -103,7 +103,7 @@ def test_json_that_is_no_body(server: Running, path: str, body: Any):
         ("/", {"inputs": {"question": "Who?", "context": ""}}, 422, "inputs.context is ''"),
         ("/", {"inputs": {"question": "Who?"}}, 422, "inputs.context is missing"),
         ("/", {"inputs": "a text"}, 422, "an object with question and context"),
-        ("/models/tags", {"inputs": "a", "parameters": {"stride": 3}}, 422, "parameters.stride is no field"),
+        ("/models/tags", {"inputs": "a", "parameters": {"beams": 3}}, 422, "parameters.beams is no field"),
     ],
 )
 def test_wrong_types_and_values(server: Running, path: str, body: dict, status: int, words: str):

@@ -119,6 +119,7 @@ class Operation:
         ability: what it needs of a model.
         tag: its group in the OpenAPI document.
         per_model: whether there is such a path behind ``/models/NAME``, too.
+        listed: whether the OpenAPI document has it.
     """
 
     path: str
@@ -130,6 +131,7 @@ class Operation:
     ability: Ability = ANY
     tag: str = ""
     per_model: bool = True
+    listed: bool = True
 
 
 # ------------------------------------------------------------------- fields that many routes have in common
@@ -227,6 +229,7 @@ def as_serve_error(error: QlaError) -> ServeError:
 
 _SPELLINGS = (
     ("truncate=True", '"truncate": true'),
+    ("truncation=True", '"truncate": true'),
     ("truncate_dim", "dimensions"),
     ("Use one of these or a LengthConfig", "Use one of these, or spell a config out"),
     ("pass a config's name", "send a config's name"),
@@ -266,8 +269,10 @@ def headers(reply: Reply) -> list[tuple[bytes, bytes]]:
 
 
 def _truncated(result: Any) -> bool:
-    found = result.get("truncated") if isinstance(result, dict) else getattr(result, "truncated", None)
-    return bool(found)
+    """Whether an input was cut. What never cuts, as question answering, does not say."""
+    if isinstance(result, dict):
+        return bool(result.get("truncated"))
+    return bool(getattr(result, "truncated", False) or getattr(result, "cut", False))
 
 
 def characters(texts: Iterable[str | Sequence[str]]) -> int:

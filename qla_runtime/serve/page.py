@@ -209,8 +209,8 @@ def form_of(engine: Engine) -> Form:
 
 def operations(options: ServeOptions) -> list[Operation]:
     """What the page asks."""
-    run = Operation("/page/run", page_run, "What the page at / asks for.", _REPLY, body=_body(options), tag=TAG)
-    return [run]
+    summary = "What the page at / asks for."
+    return [Operation("/page/run", page_run, summary, _REPLY, body=_body(options), tag=TAG, listed=False)]
 
 
 async def page_run(asked: Asked) -> Reply:
