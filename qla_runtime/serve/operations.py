@@ -186,9 +186,9 @@ def choose_model(models: Models, name: str | None, ability: Ability, path: str) 
         raise ServeError(NOT_FOUND, str(error), field="model") from None
     if not ability.fits(found.engine):
         fitting = [model.name for model in models if ability.fits(model.engine)]
-        remedy = f"name {' or '.join(fitting)}" if fitting else "this server has none; POST / runs what it does"
+        remedy = f"name {' or '.join(fitting)} instead" if fitting else "POST / runs it, and no other fits"
         raise ServeError(
-            BACKEND, f"{path} needs {ability.said}; {found.name} is a {found.engine.task} model, and {remedy}",
+            BACKEND, f"{path} needs {ability.said}; {found.name} is a {found.engine.task} model; {remedy}",
             field="model",
         )  # fmt: skip
     return found
