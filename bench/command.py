@@ -122,7 +122,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _add_random(parser: Any) -> None:
     parser.add_argument(
-        "--random", metavar="SIZE", help="random weights of this size: bert-base or bert-large (bench/models.py)"
+        "--random", metavar="SIZE", help="random weights of this size: bert-base, bert-large or minilm-l6"
     )
 
 

@@ -32,9 +32,9 @@ class Size:
 
 
 SIZES = {
-    "minilm-l6": Size(6, 384, 12, 1536),
     "bert-base": Size(12, 768, 12, 3072),
     "bert-large": Size(24, 1024, 16, 4096),
+    "minilm-l6": Size(6, 384, 12, 1536),
 }
 
 
