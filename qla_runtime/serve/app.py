@@ -140,8 +140,11 @@ def asked(
     scope: Scope, model: ServedModel, fields: Mapping[str, Any], models: Models, options: ServeOptions
 ) -> Asked:
     """A request whose model is known."""
-    wants = Wants(**{name: fields.get(name) for name in WANTS})
-    return Asked(model, fields, wants, options, models, gone(scope))
+    given = {name: fields[name] for name in WANTS if fields.get(name) is not None}
+    return Asked(model, fields, Wants(**given) if given else _NOTHING, options, models, gone(scope))
+
+
+_NOTHING = Wants()
 
 
 # ------------------------------------------------------------------------------------------- responses
