@@ -21,6 +21,7 @@ from qla_runtime.engine import Engine
 from qla_runtime.errors import InputError, PackageError, QlaError, UnsupportedError
 from qla_runtime.lengths.configs import Escalate, LatencyBudget, LengthConfig, MaxLoss, NamedLength
 from qla_runtime.output import EncoderOutput
+from qla_runtime.pipelines import pipeline
 
 __version__ = _version()
 
@@ -50,4 +51,5 @@ __all__ = [
     "QlaError",
     "UnsupportedError",
     "cmake_dir",
+    "pipeline",
 ]

@@ -801,6 +801,33 @@ class Engine:
         )
 
     @while_open
+    def results(
+        self,
+        call: Call[Result],
+        length: Length = None,
+        *,
+        latency_ms: float | None = None,
+        progress: Progress = False,
+    ) -> list[Result]:
+        """Runs one call as the engine's own methods do: slice by slice, and twice where ``Escalate`` asks for it.
+
+        Args:
+            call: the checked arguments, from a method of :meth:`as_task`.
+            length: a name, a length config, a policy, or a list of the first two, one per input.
+            latency_ms: sugar for ``length=LatencyBudget(latency_ms)``.
+            progress: as for :meth:`answer`.
+
+        Returns:
+            One result per input, also where the caller of ``call`` passed a single one.
+
+        Raises:
+            InputError: an input or a length that does not fit.
+            PackageError: the tokenizer cannot be read.
+            UnsupportedError: ``length`` is a policy that it cannot follow.
+        """
+        return self._runner.results(call, length, latency_ms, perf_counter(), progress)
+
+    @while_open
     def prepare(
         self, call: Call[Result], length: Length = None, *, latency_ms: float | None = None
     ) -> Prepared[Result]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import amx_tools
 import cmake_tools
@@ -13,7 +14,7 @@ import pytest
 import raw
 from package_tools import tiny_package
 
-from qla_runtime import _core
+from qla_runtime import Engine, _core
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -51,6 +52,20 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     made = {kind: tiny_package(kind) for kind in kinds}
     made["ranker"] = tiny_package("sequence-classification", problem="regression", labels=["relevance"])
     return {kind: str(package.save(folder / kind)) for kind, package in made.items()}
+
+
+@pytest.fixture(scope="session")
+def server(packages: dict[str, str]) -> Iterator[Any]:
+    """A running server of five models: "squad" and "minilm" are packaged; "labels", "ranker", "tags" are tiny."""
+    pytest.importorskip("uvicorn", reason="needs the extra [serve]")
+    import route_tools
+
+    names = {"squad": "minilm-l6-squad", "minilm": "all-minilm-l6-v2"}
+    names |= {"labels": packages["sequence-classification"], "ranker": packages["ranker"]}
+    names |= {"tags": packages["token-classification"]}
+    engines = {name: Engine.from_pretrained(path, num_threads=1) for name, path in names.items()}
+    with route_tools.running(engines) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -25,9 +25,10 @@ ROOMS = (
     ("checkpoints",),
     ("tasks",),
     ("engine",),
-    ("evaluation", "trace"),
+    ("evaluation", "pipelines", "trace"),
     ("integrations",),
-    ("convert", "search", "training"),
+    ("door",),
+    ("convert", "search", "serve", "training"),
     ("cli",),
     ("bench", "recipes"),
 )
@@ -38,7 +39,8 @@ MODULES = {
         "progress", "ragged", "real_numbers", "settings", "stages", "task_kinds", "terminal", "vectors",
     },
     "runs": {"run_folder"},
-    "engine": {"__init__", "engine", "inputs", "output", "runner"},
+    "engine": {"engine", "inputs", "output", "runner"},
+    "door": {"__init__"},
 }  # fmt: skip
 # `qla bench` finds the benchmarks in a source checkout by their name; no installed package has them.
 BY_NAME = ("qla_runtime.cli.commands.bench", "bench.command")
@@ -46,7 +48,8 @@ BY_NAME = ("qla_runtime.cli.commands.bench", "bench.command")
 RUNTIME = {"numpy", "tokenizers", "tqdm"}
 NEED_AN_EXTRA = (
     "qla_runtime.convert.neural_compressor", "qla_runtime.integrations.",
-    "qla_runtime.model.fake_quantized", "qla_runtime.model.float_model", "qla_runtime.training",
+    "qla_runtime.model.fake_quantized", "qla_runtime.model.float_model", "qla_runtime.serve",
+    "qla_runtime.training",
 )  # fmt: skip
 # Other people's names that have no public spelling.
 NO_PUBLIC_WAY = {

@@ -202,7 +202,7 @@ class EngineModule(InputModule):
         if self._task is None:
             task = self.engine.as_task(self.task_type)
             if self._max_seq_length != self.engine.max_length:
-                encoder = task.model.encoder.cut_at(self._max_seq_length)
+                encoder = task.model.encoder.cutting_at(self._max_seq_length)
                 task = self.task_type(replace(task.model, encoder=encoder))
             self._task = task
         return self._task

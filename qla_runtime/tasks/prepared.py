@@ -108,6 +108,7 @@ class Call(Generic[Result]):
         single: whether the caller passed one input and not a list.
         tokenize: prepares some of the inputs, given with the names that error messages call them.
         runs_once: why ``Escalate`` cannot repeat inputs, in the words that its error ends with; None: it can.
+        first: the number of the first input, as error messages count.
     """
 
     inputs: Sequence[Any]
@@ -115,6 +116,7 @@ class Call(Generic[Result]):
     single: bool
     tokenize: Callable[[Sequence[Any], Sequence[str]], Prepared[Result]]
     runs_once: str | None = None
+    first: int = 0
 
     @property
     def count(self) -> int:
@@ -133,7 +135,7 @@ class Call(Generic[Result]):
             PackageError: the tokenizer fails.
         """
         numbers = range(self.count)[part or slice(None)]
-        names = [self.what if self.single else f"{self.what}[{i}]" for i in numbers]
+        names = [self.what if self.single else f"{self.what}[{self.first + i}]" for i in numbers]
         return self.tokenize(self.inputs[part or slice(None)], names)
 
     def only(self, numbers: Sequence[int]) -> Call[Result]:

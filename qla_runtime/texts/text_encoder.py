@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -57,6 +58,7 @@ class TextEncoder:
     ) -> None:
         self._read = read
         self.max_length = max_length
+        self.stride = 0
         self._cut = cut
         self._vocab_size = vocab_size
         self._type_vocab_size = type_vocab_size
@@ -64,16 +66,18 @@ class TextEncoder:
         self._with_types = type_vocab_size > 1 and self._rules.token_types
         self._tokenizer: Tokenizer | None = None
 
-    def cut_at(self, max_length: int) -> TextEncoder:
-        """The same tokenizer, which truncates single texts and pairs at another ``max_length``."""
-        return TextEncoder(
-            self._read,
-            max_length,
-            cut=True,
-            vocab_size=self._vocab_size,
-            type_vocab_size=self._type_vocab_size,
-            rules=self._rules,
-        )
+    def cutting_at(self, max_length: int, stride: int = 0) -> TextEncoder:
+        """The same tokenizer, which cuts texts elsewhere. It reads tokenizer.json again, so keep it.
+
+        Args:
+            max_length: tokens of a sequence, special tokens included.
+            stride: tokens that neighbouring sequences of :meth:`encode_whole` share.
+        """
+        other = copy.copy(self)
+        other.max_length, other.stride = max_length, stride
+        if self._cut:
+            other._tokenizer = None
+        return other
 
     def encode(self, texts: Sequence[str] | Sequence[tuple[str, str]], *, with_offsets: bool = False) -> Encoded:
         """Texts or pairs of texts -> one sequence each.
@@ -88,9 +92,34 @@ class TextEncoder:
         encode = tokenizer.encode_batch if with_offsets else tokenizer.encode_batch_fast
         with faults_named():
             encodings = encode(list(texts))
-        types = [e.type_ids for e in encodings] if self._with_types else []
-        batch = self._joined([e.ids for e in encodings], types)
-        return Encoded(batch, encodings, np.array([bool(e.overflowing) for e in encodings], np.bool_))
+        return self._encoded(encodings)
+
+    def encode_whole(self, texts: Sequence[str]) -> tuple[Encoded, NDArray[np.int64]]:
+        """Texts -> as many overlapping sequences as each needs, so that nothing is cut off.
+
+        Returns:
+            The sequences, with offsets in their text; and int64 (texts + 1,): text ``i`` owns the sequences
+            ``[bounds[i], bounds[i + 1])``.
+
+        Raises:
+            PackageError: as :meth:`encode`.
+        """
+        firsts = self.encode(texts, with_offsets=True).encodings
+        parts = [[first, *first.overflowing] for first in firsts]
+        bounds = np.cumsum([0, *map(len, parts)])
+        return self._encoded([part for of_text in parts for part in of_text]), bounds
+
+    def encode_words(self, texts: Sequence[Sequence[str]]) -> Encoded:
+        """Texts that are lists of words -> one sequence each. Offsets count from the beginning of each word.
+
+        Raises:
+            PackageError: as :meth:`encode`.
+        """
+        tokenizer = self.load()
+        watch_forks()
+        with faults_named():
+            encodings = tokenizer.encode_batch([list(words) for words in texts], is_pretokenized=True)
+        return self._encoded(encodings)
 
     def windows(
         self, questions: Sequence[str], contexts: Sequence[str], stride: int, names: Sequence[str]
@@ -126,8 +155,13 @@ class TextEncoder:
             with LOADING:
                 if self._tokenizer is None:
                     length = self.max_length if self._cut else None
-                    self._tokenizer = open_tokenizer(self._read(), self._rules, length)
+                    self._tokenizer = open_tokenizer(self._read(), self._rules, length, self.stride)
         return self._tokenizer
+
+    def _encoded(self, encodings: list[Encoding]) -> Encoded:
+        types = [e.type_ids for e in encodings] if self._with_types else []
+        batch = self._joined([e.ids for e in encodings], types)
+        return Encoded(batch, encodings, np.array([bool(e.overflowing) for e in encodings], np.bool_))
 
     def _joined(self, ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]]) -> Ragged:
         """The batch of these sequences, with only such ids as the model has, and with types where it is given

@@ -69,7 +69,9 @@ class faults_named:  # noqa: N801  a context manager, and a class because calls 
         ) from error
 
 
-def open_tokenizer(content: bytes | str, rules: TextRules, max_length: int | None = None) -> Tokenizer:
+def open_tokenizer(
+    content: bytes | str, rules: TextRules, max_length: int | None = None, stride: int = 0
+) -> Tokenizer:
     """A tokenizer that always gives the same tokens for the same text.
 
     Args:
@@ -77,6 +79,7 @@ def open_tokenizer(content: bytes | str, rules: TextRules, max_length: int | Non
         rules: the package's rules.
         max_length: the number of tokens to cut texts and pairs at, special tokens included; None cuts nothing. The
             longer text of a pair loses tokens first.
+        stride: how many tokens each ``overflowing`` part of a cut text shares with the part before it.
 
     Raises:
         PackageError: the tokenizers library cannot read it.
@@ -93,7 +96,7 @@ def open_tokenizer(content: bytes | str, rules: TextRules, max_length: int | Non
         tokenizer.no_padding()
         tokenizer.no_truncation()
         if max_length is not None:
-            tokenizer.enable_truncation(max_length, direction=rules.truncation_side)
+            tokenizer.enable_truncation(max_length, stride=stride, direction=rules.truncation_side)
     return tokenizer
 
 

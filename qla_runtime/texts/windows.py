@@ -59,6 +59,27 @@ class QuestionWindows:
         assert places[0] and places[1], "tokens of a context have characters"
         return places[0][0], places[1][1]
 
+    def word_characters(self, question: int, window: int, first: int, last: int) -> tuple[int, int]:
+        """As :meth:`characters`, but from the beginning of the word of ``first`` to the end of that of ``last``.
+
+        A word is what the tokenizer takes for one. Tokens of it that lie outside the window do not count.
+        """
+        word_of = self._encodings[question].token_to_word
+        context = self.is_context[self.batch.offsets[window] : self.batch.offsets[window + 1]]
+        begin, source = self._shifts[window]
+
+        def same_word(token: int, other: int) -> bool:
+            if not (0 <= other < len(context) and context[other]):
+                return False
+            word = word_of(source + token - begin)
+            return word is not None and word == word_of(source + other - begin)
+
+        while same_word(first, first - 1):
+            first -= 1
+        while same_word(last, last + 1):
+            last += 1
+        return self.characters(question, window, first, last)
+
     def locate(self, question: int, window: int, start: int, end: int) -> tuple[int, int] | None:
         """First and last token of a window (its global number) that hold characters ``start..end - 1`` of the
         context; None where the window does not hold them all. The inverse of :meth:`characters`."""

@@ -7,19 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from qla_runtime.arrays import Arrays, kept_positions
 from qla_runtime.engine import Engine
 from qla_runtime.errors import InputError
-from qla_runtime.lengths.configs import LengthConfig, LengthPlan, NamedLength, Policy
+from qla_runtime.lengths.configs import LengthConfig, NamedLength, Policy
 from qla_runtime.tasks.answer import AnswerTask
-from qla_runtime.tasks.prepared import Prepared
-from qla_runtime.tasks.results import Answer
-from qla_runtime.texts.windows import QuestionWindows
 from qla_runtime.trace import page, terminal
-from qla_runtime.trace.record import CONTEXT, QUESTION, SPECIAL, Record, Run, Token
+from qla_runtime.trace.followed import following
+from qla_runtime.trace.record import CONTEXT, QUESTION, Record, Run
 
 
 @dataclass(frozen=True)
@@ -86,82 +80,29 @@ def trace(
                 f"lengths holds a {type(length).__name__}, but a policy chooses a length config for a call; list "
                 "names and LengthConfigs"
             )
-    call = engine.as_task(AnswerTask).answer(question, context)
-    followed = [_followed(engine.prepare(call, length)) for length in chosen]
-
-    tokens = _tokens(engine, question, context)
-    windows = engine.windows([question], [context])
-    offsets = windows.batch.offsets
-    sources = _sources(windows, tokens)
-    full_macs = sum(engine.macs(size) for size in np.diff(offsets).tolist())
-
-    runs = []
-    for ((answer, found),) in engine.run(followed):
-        kept = [kept_positions(found, offsets, window) for window in range(windows.batch.count)]
-        runs.append(
-            Run(
-                length=answer["length"],
-                answer=answer["answer"],
-                score=answer["score"],
-                start=answer["start"],
-                end=answer["end"],
-                macs=answer["macs"],
-                share=answer["macs"] / full_macs,
-                kept=tuple(sum(map(len, layer)) for layer in zip(*kept, strict=True)),
-                depth=tuple(_depth(kept, sources, len(tokens)).tolist()),
-            )
+    call = following(engine, engine.as_task(AnswerTask).answer(question, context), (QUESTION, CONTEXT))
+    found = [one for (one,) in engine.run([engine.prepare(call, length) for length in chosen])]
+    runs = [
+        Run(
+            length=each.length,
+            answer=each.result["answer"],
+            score=each.result["score"],
+            start=each.result["start"],
+            end=each.result["end"],
+            macs=each.macs,
+            share=each.macs / each.full_macs,
+            kept=each.kept,
+            depth=each.depth,
         )
+        for each in found
+    ]
     return Trace(
         model=engine.name,
         question=question,
         context=context,
         layers=engine.layers,
-        windows=windows.batch.count,
-        tokens=tuple(tokens),
-        tokens_read=len(windows.batch.ids),
+        windows=found[0].windows,
+        tokens=found[0].tokens,
+        tokens_read=found[0].tokens_read,
         runs=tuple(runs),
     )
-
-
-def _followed(prepared: Prepared[Answer]) -> Prepared[tuple[Answer, Arrays]]:
-    """The same run, whose results hold the answer and which tokens each layer kept."""
-
-    def read(arrays: Arrays, plan: LengthPlan) -> list[tuple[Answer, Arrays]]:
-        return [(answer, arrays) for answer in prepared.read(arrays, plan)]
-
-    return Prepared(prepared.batch, prepared.inputs, prepared.want | {"kept"}, read, prepared.plan)
-
-
-def _tokens(engine: Engine, question: str, context: str) -> list[Token]:
-    """The input before it is cut into windows."""
-    encoding = engine.text_encoder.encode([(question, context)], with_offsets=True).encodings[0]
-    parts = {None: SPECIAL, 0: QUESTION, 1: CONTEXT}
-    return [
-        Token(text, parts[sequence], *offsets)
-        for text, sequence, offsets in zip(encoding.tokens, encoding.sequence_ids, encoding.offsets, strict=True)
-    ]
-
-
-def _sources(windows: QuestionWindows, tokens: Sequence[Token]) -> list[NDArray[np.int64]]:
-    """Per window, which of ``tokens`` it reads: all but those of the context that lie in other windows."""
-    of_context = [i for i, token in enumerate(tokens) if token.part == CONTEXT]
-    begin, end = of_context[0], of_context[-1] + 1
-    widths = [int(flags.sum()) for flags in np.split(windows.is_context, windows.batch.offsets[1:-1])]
-    everything = np.arange(len(tokens))
-    return [
-        np.concatenate([everything[:begin], everything[first : first + width], everything[end:]])
-        for first, width in zip(windows.positions, widths, strict=True)
-    ]
-
-
-def _depth(
-    kept: Sequence[Sequence[NDArray[np.int32]]], sources: Sequence[NDArray[np.int64]], tokens: int
-) -> NDArray[np.int16]:
-    """int16 (tokens,): layers that kept each token, in the window that kept it longest."""
-    depth = np.zeros(tokens, np.int16)
-    for layers, source in zip(kept, sources, strict=True):
-        of_window = np.zeros(len(source), np.int16)
-        for positions in layers:
-            of_window[positions] += 1
-        depth[source] = np.maximum(depth[source], of_window)
-    return depth

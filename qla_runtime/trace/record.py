@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -19,8 +19,8 @@ class Token:
 
     Attributes:
         text: as the tokenizer spells it.
-        part: ``"special"``, ``"question"`` or ``"context"``.
-        start: its first character in the question or the context; 0 for a special token.
+        part: the text that it is of, such as ``"question"`` or ``"context"``; ``"special"`` where of none.
+        start: its first character in that text; 0 for a special token.
         end: one past its last character there; 0 for a special token.
     """
 
@@ -107,18 +107,8 @@ class Record:
 
     def parts(self, run: Run) -> list[Part]:
         """The input as ``run`` treated it. The pieces of the context, joined, are the whole context."""
-        found = []
-        numbered = enumerate(self.tokens)
-        for kind, members in groupby(numbered, key=lambda member: member[1].part):
-            fates = [(token, run.depth[i]) for i, token in members]
-            if kind == SPECIAL:
-                pieces = [Piece(token.text, depth, False) for token, depth in fates]
-            elif kind == QUESTION:
-                pieces = _pieces(self.question, fates, 0, 0)
-            else:
-                pieces = _pieces(self.context, fates, run.start, run.end)
-            found.append(Part(kind, pieces))
-        return found
+        texts = {QUESTION: self.question, CONTEXT: self.context}
+        return parts(self.tokens, run.depth, texts, {CONTEXT: [(run.start, run.end)]})
 
     def json(self) -> dict[str, Any]:
         """The trace as plain dicts, lists, texts and numbers."""
@@ -134,8 +124,34 @@ class Record:
         }
 
 
-def _pieces(text: str, fates: Iterable[tuple[Token, int]], start: int, end: int) -> list[Piece]:
-    """Cuts a text where the fate of its characters changes, or the answer begins or ends."""
+def parts(
+    tokens: Iterable[Token],
+    depth: Sequence[int],
+    texts: Mapping[str, str],
+    answers: Mapping[str, Sequence[tuple[int, int]]],
+) -> list[Part]:
+    """An input, drawn.
+
+    Args:
+        tokens: of the input.
+        depth: how many layers kept each.
+        texts: what each kind of token is of.
+        answers: per kind the characters that the model gives as its answer.
+
+    Returns:
+        The pieces of a text, joined, are the whole text.
+    """
+    found = []
+    for kind, members in groupby(zip(tokens, depth, strict=True), key=lambda member: member[0].part):
+        if kind == SPECIAL:
+            found.append(Part(kind, [Piece(token.text, layers, False) for token, layers in members]))
+        else:
+            found.append(Part(kind, _pieces(texts[kind], members, answers.get(kind, ()))))
+    return found
+
+
+def _pieces(text: str, fates: Iterable[tuple[Token, int]], answers: Sequence[tuple[int, int]]) -> list[Piece]:
+    """Cuts a text where the fate of its characters changes, or an answer begins or ends."""
     none = -1
     fate = np.full(len(text), none, np.int16)
     for token, depth in fates:
@@ -145,14 +161,17 @@ def _pieces(text: str, fates: Iterable[tuple[Token, int]], start: int, end: int)
         # Accents and joiners that the tokenizer drops or splits off are drawn with what they modify.
         if unicodedata.combining(text[i]) or (fate[i] == none and not text[i].isspace()):
             fate[i] = fate[i - 1]
-    while start < end < len(text) and unicodedata.combining(text[end]):
-        end += 1
+    marked = np.zeros(len(text), np.bool_)
+    for start, end in answers:
+        while start < end < len(text) and unicodedata.combining(text[end]):
+            end += 1
+        marked[start:end] = True
     known = np.flatnonzero(fate != none)
     for before, after in zip(known[:-1], known[1:], strict=True):
         if fate[before] == fate[after]:  # white space between equals is no border
             fate[before:after] = fate[before]
 
-    characters = zip(text, fate.tolist(), (start <= i < end for i in range(len(text))), strict=True)
+    characters = zip(text, fate.tolist(), marked.tolist(), strict=True)
     return [
         Piece("".join(character for character, *_ in members), None if depth == none else depth, is_answer)
         for (depth, is_answer), members in groupby(characters, key=lambda character: character[1:])
