@@ -169,9 +169,13 @@ class Pipeline:
         self._encoders: dict[tuple[int, int], TextEncoder] = {}
         self._defaults = self._with(self.takes(), options)
 
-    def __call__(self, inputs: Any, **options: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the model. Each pipeline says what it takes and gives."""
-        return self._results(inputs, self._options(options))
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A pickle holds the engine's path and the options; tokenizers are read again."""
+        return {**vars(self), "_encoders": {}}
 
     def __repr__(self) -> str:
         return f"<pipeline {self.task!r} of {self.engine!r}>"
