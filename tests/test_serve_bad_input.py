@@ -184,7 +184,7 @@ def test_a_number_beyond_floats(server: Running):
 
 def test_a_loss_for_a_model_without_figures(server: Running):
     found = server.post("/predict", {"inputs": "a", "model": "labels", "max_loss": 1})
-    assert found.status == 424
+    assert found.status == 422
     assert message(found).startswith("max_loss (1) needs the accuracy of 'full'")
 
 
@@ -206,6 +206,13 @@ def test_a_model_of_another_task(server: Running, path: str, body: dict, words: 
     found = server.post(path, body)
     assert (found.status, words in message(found)) == (424, True), message(found)
     assert found.json["error_type"] == "Backend"
+
+
+def test_a_path_and_a_body_that_name_two_models(server: Running):
+    found = server.post("/models/minilm/embed", {"inputs": "a", "model": "squad"})
+    assert (found.status, "leave the body's model out" in message(found)) == (422, True)
+    alias = server.post("/models/minilm/embed", {"inputs": "a", "model": "minilm:fast"})
+    assert (alias.status, alias.headers["x-qla-length"]) == (200, "fast")
 
 
 def test_paths_and_methods_that_are_not_served(server: Running):

@@ -89,7 +89,7 @@ def test_langchain_openai(server: Running):
 
 
 def test_langchain_openai_as_it_comes_names_the_option(server: Running, monkeypatch: pytest.MonkeyPatch):
-    """It sends token ids of an OpenAI model. tiktoken would fetch its vocabulary; here a local encoding stands in."""
+    """It sends token ids. tiktoken would fetch the vocabulary of an OpenAI model; a local one stands in for it."""
     tiktoken = client("tiktoken")
     tokens = {bytes([i]): i for i in range(256)}
     local = tiktoken.Encoding("local", pat_str=".", mergeable_ranks=tokens, special_tokens={})

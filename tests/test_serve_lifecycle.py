@@ -102,6 +102,7 @@ def test_not_ready_while_it_drains():
         assert served.process.wait(SECONDS) == 0
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_it_at_once():
     with serve_tools.running(EMBEDDER, "--drain-s", "60") as served:
         served.process.send_signal(signal.SIGINT)
@@ -134,6 +135,7 @@ def asked(served: Served) -> bytes | None:
     return None
 
 
+@pytest.mark.slow
 def test_workers_share_the_weights():
     with serve_tools.running(EMBEDDER, "--workers", "2", "--drain-s", "0") as served:
         for worker in workers(served):
@@ -143,6 +145,7 @@ def test_workers_share_the_weights():
             assert mapped and all(line.split()[1].startswith("r--") for line in mapped)
 
 
+@pytest.mark.slow
 def test_workers_leave_with_their_parent():
     with serve_tools.running(EMBEDDER, "--workers", "2", "--drain-s", "0") as served:
         left = workers(served)

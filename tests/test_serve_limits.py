@@ -13,7 +13,7 @@ import serve_tools
 from serve_tools import EMBEDDER, READER, Answer, Served
 
 KEY = {"authorization": "Bearer sesame"}
-LONG = "It is a sentence that is long enough to take some time. " * 30
+LONG = "It is a sentence that is long enough to take some time. " * 8
 
 
 @pytest.fixture(scope="module")
@@ -155,10 +155,10 @@ def test_clients_that_leave(guarded):
 
 
 def test_more_requests_than_the_server_takes():
-    with serve_tools.running(READER, "--max-concurrent-requests", "3", "--drain-s", "0") as served:
+    with serve_tools.running(READER, "--max-concurrent-requests", "2", "--drain-s", "0") as served:
         body = {"inputs": {"question": "How long is it?", "context": LONG}}
         found: list[Answer] = []
-        threads = [threading.Thread(target=lambda: found.append(served.post("/", body))) for _ in range(24)]
+        threads = [threading.Thread(target=lambda: found.append(served.post("/", body))) for _ in range(16)]
         for thread in threads:
             thread.start()
         for thread in threads:

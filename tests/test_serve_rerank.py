@@ -55,7 +55,7 @@ def test_rank_fields_are_read_in_their_order(server: Running):
     ranked = server.engines["ranker"].rank(QUERY, ["a fish\nx", "a dog\nit is"])
     assert [e["relevance_score"] for e in found["results"]] == [e["score"] for e in ranked]
     missing = server.post("/v1/rerank", {"query": QUERY, "documents": shaped, "rank_fields": ["body"]})
-    assert (missing.status, missing.json["message"][:27]) == (422, "documents[0] has no 'body';")
+    assert (missing.status, "documents[0] has no 'body'" in missing.json["message"]) == (422, True)
 
 
 def test_a_limit_of_tokens_per_document_that_would_change_the_score(server: Running):

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from qla_runtime.errors import QlaError
 from qla_runtime.serve import page
-from qla_runtime.serve.bodies import only_one, parse
+from qla_runtime.serve.bodies import parse
 from qla_runtime.serve.errors import INTERNAL, NOT_ALLOWED, NOT_FOUND, TEI, Dialect, ServeError, dialect_of
 from qla_runtime.serve.limits import gone
 from qla_runtime.serve.openapi import document
@@ -33,6 +33,7 @@ from qla_runtime.serve.operations import (
     as_serve_error,
     choose_model,
     headers,
+    named_model,
 )
 from qla_runtime.serve.options import ServeOptions
 from qla_runtime.serve.refusals import ClientGone
@@ -96,7 +97,7 @@ class Endpoint:
     async def _reply(self, scope: Scope, body: bytes) -> Reply:
         operation = self.operation
         fields: Mapping[str, Any] = {} if operation.body is None else operation.body.read(parse(body), "")
-        name = scope["path_params"].get("model") or fields.get("model")
+        name = named_model(scope["path_params"].get("model"), fields.get("model"))
         model = choose_model(self.models, name, operation.ability, operation.path)
         return await operation.answer(asked(scope, model, fields, self.models, self.options))
 
@@ -113,9 +114,9 @@ class OwnTask:
 
     async def _reply(self, scope: Scope, body: bytes) -> Reply:
         parsed = parse(body)
-        name = scope["path_params"].get("model")
-        if name is None and isinstance(parsed, dict) and isinstance(parsed.get("model"), str):
-            name = parsed["model"]
+        named = parsed.get("model") if isinstance(parsed, dict) else None
+        in_body = named if isinstance(named, str) else None  # the body's description refuses what is no text
+        name = named_model(scope["path_params"].get("model"), in_body)
         model = choose_model(self._models, name, ANY, "/")
         own = self.of(model)
         return await own.answer(asked(scope, model, own.body.read(parsed, ""), self._models, self._options))
@@ -139,7 +140,6 @@ def asked(
     scope: Scope, model: ServedModel, fields: Mapping[str, Any], models: Models, options: ServeOptions
 ) -> Asked:
     """A request whose model is known."""
-    only_one(fields, WANTS)
     wants = Wants(**{name: fields.get(name) for name in WANTS})
     return Asked(model, fields, wants, options, models, gone(scope))
 

@@ -15,6 +15,7 @@ import json
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any, Protocol
 
 from qla_runtime.errors import shown
@@ -137,20 +138,28 @@ class Text:
 
 @dataclass(frozen=True)
 class Flag:
-    """true or false."""
+    """true or false.
 
-    said = "true or false"
+    Attributes:
+        only: the one that is allowed; None allows both.
+    """
+
+    only: bool | None = None
+
+    @property
+    def said(self) -> str:
+        return "true or false" if self.only is None else f"{json.dumps(self.only)}, or left out"
 
     def takes(self, value: Any) -> bool:
         return isinstance(value, bool)
 
     def read(self, value: Any, where: str) -> bool:
-        if not isinstance(value, bool):
+        if not isinstance(value, bool) or value is (not self.only if self.only is not None else None):
             raise _wrong(value, where, self.said)
         return value
 
     def schema(self) -> Schema:
-        return {"type": "boolean"}
+        return {"type": "boolean"} if self.only is None else {"type": "boolean", "enum": [self.only]}
 
 
 @dataclass(frozen=True)
@@ -252,13 +261,19 @@ class ListOf:
 
 @dataclass(frozen=True)
 class MapOf:
-    """An object with any keys and one kind of value."""
+    """An object with any keys and one kind of value.
+
+    Attributes:
+        kind: of its values.
+        needs: a key that it must have.
+    """
 
     kind: Kind
+    needs: str
 
     @property
     def said(self) -> str:
-        return f"an object of {_plural(self.kind.said)}"
+        return f"an object of {_plural(self.kind.said)} with {self.needs}"
 
     def takes(self, value: Any) -> bool:
         return isinstance(value, dict)
@@ -266,10 +281,18 @@ class MapOf:
     def read(self, value: Any, where: str) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise _wrong(value, where, self.said)
-        return {key: self.kind.read(entry, f"{where}.{shown(key)}") for key, entry in value.items()}
+        if self.needs not in value:
+            raise _wrong(value, where, self.said)
+        return {key: self.kind.read(entry, f"{where}.{_key(key)}") for key, entry in value.items()}
 
     def schema(self) -> Schema:
-        return {"type": "object", "additionalProperties": self.kind.schema()}
+        kind = self.kind.schema()
+        return {
+            "type": "object",
+            "properties": {self.needs: kind},
+            "required": [self.needs],
+            "additionalProperties": kind,
+        }
 
 
 @dataclass(frozen=True)
@@ -347,10 +370,12 @@ class Record:
     Attributes:
         fields: by name.
         told_by: the field whose presence tells this record from others (:class:`Either`); None: any object.
+        one_of: fields of which one at most may be given.
     """
 
     fields: Mapping[str, Field]
     told_by: str | None = None
+    one_of: tuple[str, ...] = ()
     _required: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -385,27 +410,30 @@ class Record:
             else:
                 message = f"{at}{name} is missing; it must be {entry.kind.said}"
                 raise ServeError(INVALID, message, field=at + name)
+        given = [name for name in self.one_of if found[name] is not None]
+        if len(given) > 1:
+            message = f"{_listed(given)} are given, and each chooses the length config; send one of them"
+            raise ServeError(INVALID, message, field=at + given[1])
         return found
 
     def schema(self) -> Schema:
-        return {
+        found: Schema = {
             "type": "object",
             "properties": {name: entry.schema() for name, entry in self.fields.items()},
             "required": [*self._required],
             "additionalProperties": False,
         }
+        if self.one_of:
+            given: Schema = {"not": {"type": "null"}}
+            found["allOf"] = [
+                {"not": {"required": [*pair], "properties": dict.fromkeys(pair, given)}}
+                for pair in combinations(self.one_of, 2)
+            ]
+        return found
 
     def with_fields(self, fields: Mapping[str, Field]) -> Record:
         """The record with more fields."""
-        return Record({**self.fields, **fields}, self.told_by)
-
-
-def only_one(body: Mapping[str, Any], names: Collection[str]) -> None:
-    """Raises ServeError where more than one of these fields is given."""
-    given = [name for name in names if body.get(name) is not None]
-    if len(given) > 1:
-        message = f"{_listed(given)} are given, and each says how long to keep tokens; send one of them"
-        raise ServeError(INVALID, message, field=given[1])
+        return Record({**self.fields, **fields}, self.told_by, self.one_of)
 
 
 # ------------------------------------------------------------------------------------------- in words
@@ -457,5 +485,5 @@ def _nullable(schema: Schema) -> Schema:
     if "anyOf" in schema:
         return {**schema, "anyOf": [*schema["anyOf"], {"type": "null"}]}
     if "enum" in schema:
-        return {**schema, "type": ["string", "null"], "enum": [*schema["enum"], None]}
+        return {**schema, "type": [schema["type"], "null"], "enum": [*schema["enum"], None]}
     return {**schema, "type": [schema["type"], "null"]}

@@ -58,14 +58,14 @@ PROMPT_NAME = Field(
 )
 
 
-def check_direction(engine: Engine, asked: str | None, where: str = "truncation_direction") -> None:
+def cut_side(engine: Engine) -> str:
+    """The side where the model's package cuts texts that are too long: ``right`` or ``left``."""
+    side: str = (engine.text_encoder.load().truncation or {}).get("direction", "right")
+    return side.lower()
+
+
+def check_direction(engine: Engine, asked: str | None) -> None:
     """Raises ServeError where a request asks for another side to be cut than the package cuts."""
-    if asked is None:
-        return
-    side = (engine.text_encoder.load().truncation or {}).get("direction", "right")
-    if side.lower() != asked.lower():
-        raise ServeError(
-            INVALID,
-            f"{where} is {asked!r}, and this model's package cuts on the {side}; leave it out",
-            field=where,
-        )
+    if asked is not None and asked.lower() != (side := cut_side(engine)):
+        message = f"truncation_direction is {asked!r}, and this model's package cuts on the {side}; leave it out"
+        raise ServeError(INVALID, message, field="truncation_direction")

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
 import socket
+import struct
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,11 +24,12 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
 
 import uvicorn
+from prometheus_client.multiprocess import mark_process_dead
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from qla_runtime.engine import Engine
 from qla_runtime.errors import InputError, QlaError
-from qla_runtime.serve import create_app
+from qla_runtime.serve import create_app, metrics
 from qla_runtime.serve.limits import GONE
 from qla_runtime.serve.options import ServeOptions
 from qla_runtime.serve.served import Models
@@ -40,7 +44,8 @@ KEEP_ALIVE_S = 75
 closed under a request."""
 
 LAST_WORDS_S = 0.25
-"""Seconds between the end of listening and that of idle connections, for requests that are on their way."""
+"""Seconds for connections that came just before the end of listening to be accepted, and again for what is on its
+way on them."""
 
 GRACE_S = 60
 """Seconds for responses that clients are slow to read, once the server stops."""
@@ -48,6 +53,9 @@ GRACE_S = 60
 SWITCH_S = 5e-4
 """Python's switch interval. A runner that comes back from the engine waits for the event loop for so long at most;
 the default is 5 ms."""
+
+SO_ATTACH_FILTER = 26
+"""Of Linux (asm-generic/socket.h); Python has no name for it."""
 
 RESTART_S = 1.0
 """Seconds until a worker that died is replaced."""
@@ -72,13 +80,15 @@ def serve(
         if options.workers == 1:
             models = opened(packages, options)
             try:
-                _run(models, options, listener, lambda: announce and announce(said))
+                _run(models, options, listener, lambda: announce and announce(said), alone=True)
             finally:
                 models.close()
         else:
             # What is wrong with a package is said once, and the cost model is measured while all is quiet.
             opened(packages, options).close()
-            Workers(packages, options, listener).run(lambda: announce and announce(said))
+            with tempfile.TemporaryDirectory(prefix="qla-metrics-") as folder:
+                os.environ.setdefault(metrics.FOLDER, folder)
+                Workers(packages, options, listener).run(lambda: announce and announce(said))
 
 
 def opened(packages: Mapping[str, str | None], options: ServeOptions) -> Models:
@@ -96,7 +106,9 @@ def opened(packages: Mapping[str, str | None], options: ServeOptions) -> Models:
     return Models(engines, options)
 
 
-def _run(models: Models, options: ServeOptions, listener: socket.socket, started: Callable[[], object]) -> None:
+def _run(
+    models: Models, options: ServeOptions, listener: socket.socket, started: Callable[[], object], *, alone: bool
+) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # requests are many; each is tokenized by one thread
     sys.setswitchinterval(SWITCH_S)
     config = uvicorn.Config(
@@ -112,7 +124,7 @@ def _run(models: Models, options: ServeOptions, listener: socket.socket, started
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S,
     )
-    Server(config, models, options, started).run(sockets=[listener])
+    Server(config, models, options, started, alone).run(sockets=[listener])
 
 
 class Protocol(HttpToolsProtocol):
@@ -170,24 +182,38 @@ def _timeout() -> bytes:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which drains before it stops and gives up on slow clients."""
+    """uvicorn's server, which drains before it stops and gives up on slow clients.
+
+    Args:
+        config: of uvicorn.
+        models: of the server.
+        options: of the server.
+        started: is called once the server listens.
+        alone: whether no other process accepts connections from the same socket.
+    """
 
     def __init__(
-        self, config: uvicorn.Config, models: Models, options: ServeOptions, started: Callable[[], object]
+        self,
+        config: uvicorn.Config,
+        models: Models,
+        options: ServeOptions,
+        started: Callable[[], object],
+        alone: bool,
     ) -> None:
         super().__init__(config)
-        self._models, self._options, self._tell = models, options, started
+        self._models, self._options, self._tell, self._alone = models, options, started, alone
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals stop the server, and do not end the process with their own status."""
         loop = asyncio.get_running_loop()
-        for each in SIGNALS:
+        heard = SIGNALS if self._alone else (signal.SIGTERM,)  # a worker is told by its parent
+        for each in heard:
             loop.add_signal_handler(each, self.stop)
         try:
             yield
         finally:
-            for each in SIGNALS:
+            for each in heard:
                 loop.remove_signal_handler(each)
 
     def stop(self) -> None:
@@ -217,10 +243,15 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stops listening first. A request that is on its way by then is still answered."""
+        if self.force_exit:
+            return await super().shutdown(sockets)
+        if self._alone:
+            for listener in sockets or ():
+                let_in_no_more(listener)
+        await asyncio.sleep(LAST_WORDS_S)
         for server in self.servers:
             server.close()
-        if not self.force_exit:
-            await asyncio.sleep(LAST_WORDS_S)
+        await asyncio.sleep(LAST_WORDS_S)
         await super().shutdown(sockets)
 
 
@@ -241,6 +272,7 @@ class Workers:
         self._context = multiprocessing.get_context("spawn")
         self._alive: dict[SpawnProcess, Connection] = {}
         self._signals = 0
+        self._stopped = 0.0
 
     def run(self, started: Callable[[], object]) -> None:
         """Runs them until a signal comes and all have ended.
@@ -268,9 +300,12 @@ class Workers:
         process.start()
         theirs.close()
         self._alive[process] = ours
+        if self._signals:  # it came before this worker was known
+            process.terminate()
 
     def _stop(self, *_: object) -> None:
         self._signals += 1
+        self._stopped = self._stopped or time.monotonic()
         for process in self._alive:
             process.terminate()
 
@@ -304,14 +339,18 @@ class Workers:
                     flush=True,
                 )
                 self._alive.pop(process).close()
+                mark_process_dead(process.pid)
                 time.sleep(RESTART_S)
                 if not self._signals:
                     self._start()
 
     def _join(self) -> None:
+        """Ends the listening when the workers have drained, and waits for them."""
+        drained = self._stopped + self._options.drain_s
+        for process in self._alive:
+            process.join(max(0.0, drained - time.monotonic()))
+        let_in_no_more(self._listener)
         for process, pipe in self._alive.items():
-            if self._signals:  # one that was started while the signal came has not heard of it
-                process.terminate()
             process.join()
             pipe.close()
 
@@ -320,12 +359,11 @@ def _work(
     packages: Mapping[str, str | None], options: ServeOptions, listener: socket.socket, parent: Connection
 ) -> None:
     """One worker, in a process of its own."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which then says SIGTERM
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which passes it on as SIGTERM
     models = opened(packages, options)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     try:
-        _run(models, options, listener, lambda: parent.send("serving"))
+        _run(models, options, listener, lambda: parent.send("serving"), alone=False)
     finally:
         models.close()
 
@@ -353,6 +391,19 @@ def _listening(options: ServeOptions) -> Iterator[socket.socket]:
                 "another address or port"
             ) from None
         yield listener
+
+
+def let_in_no_more(listener: socket.socket) -> None:
+    """Has the kernel drop whatever comes to a listening socket but not to its connections.
+
+    To close the socket would reset connections that the kernel has made and nobody has accepted yet. After this
+    none is added, so all of them can be accepted first. A client that comes later tries again after a second, and is
+    then refused as from a closed port.
+    """
+    drop_all = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # BPF: return 0 bytes
+    program = struct.pack("HP", 1, ctypes.addressof(drop_all))
+    with contextlib.suppress(OSError):  # a system without filters: such a connection is reset
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
 
 def _address(listener: socket.socket) -> str:

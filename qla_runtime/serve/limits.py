@@ -97,7 +97,7 @@ class Limits:
         if self._key is None:
             return
         sent = _header(scope, b"authorization")
-        if sent is None or not hmac.compare_digest(sent, self._key):
+        if sent is None or not hmac.compare_digest(sent.strip(), self._key):
             what = "has no API key" if sent is None else "has another API key"
             raise ServeError(UNAUTHORIZED, f"the request {what}; send the header Authorization: Bearer KEY")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import qla_runtime
 from qla_runtime.serve.bodies import Kind, Schema
 from qla_runtime.serve.errors import KINDS, Dialect, dialect_of
+from qla_runtime.serve.inputs import cut_side
 from qla_runtime.serve.operations import Ability, Operation
 from qla_runtime.serve.routes.hub import TAG, Own
 from qla_runtime.serve.served import Models, ServedModel
@@ -97,7 +97,7 @@ def _operation(
     found: Schema = {"summary": summary, "tags": [tag], "responses": {"200": ok, **_failures(dialect_of(path))}}
     if body is not None:
         ok["headers"] = _HEADERS
-        schema = _with_names(body.schema(), models)
+        schema = _with_limits(body.schema(), models)
         found["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
     return found
 
@@ -113,18 +113,74 @@ def _model_parameter(models: Sequence[ServedModel]) -> Schema:
     return {"name": "model", "in": "path", "required": True, "schema": schema}
 
 
-def _with_names(schema: Schema, models: Sequence[ServedModel]) -> Schema:
-    """The schema of a body with the names of models and length configs that it may hold."""
-    found = copy.deepcopy(schema)
-    lengths = {model.name: [*model.engine.lengths, *model.engine.frontier] for model in models}
-    names = [*lengths, *(f"{name}:{length}" for name, own in lengths.items() for length in own)]
-    every = list(dict.fromkeys(length for own in lengths.values() for length in own))
-    spelled = {"type": "string", "pattern": r"^(ratio|tokens)\(.+\)$"}
-    for record in found.get("anyOf", [found]):
-        properties = record["properties"]
-        if "model" in properties:
-            properties["model"] |= {"enum": [*names, None]}
-        if "length" in properties:
-            kinds = [{"type": "string", "enum": every}, spelled, {"type": "null"}]
-            properties["length"] = {"anyOf": kinds, "description": properties["length"]["description"]}
+# ------------------------------------------------------------------------- what the served models allow
+
+
+def _with_limits(schema: Any, models: Sequence[ServedModel]) -> Any:
+    """The schema of a body with what these models allow: their names, length configs, widths."""
+    if isinstance(schema, list):
+        return [_with_limits(entry, models) for entry in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {name: _with_limits(entry, models) for name, entry in schema.items()}
+    for name, entry in found.get("properties", {}).items():
+        if name in _LIMITS and "type" in entry:
+            entry |= _LIMITS[name](models)
     return found
+
+
+def _one_of(names: Iterable[str]) -> Schema:
+    return {"enum": [*dict.fromkeys(names), None]}
+
+
+def _models(models: Sequence[ServedModel]) -> Schema:
+    aliases = (f"{model.name}:{length}" for model in models for length in _lengths_of(model))
+    return _one_of([*(model.name for model in models), *aliases])
+
+
+def _lengths(models: Sequence[ServedModel]) -> Schema:
+    return _one_of(length for model in models for length in _lengths_of(model))
+
+
+def _lengths_of(model: ServedModel) -> list[str]:
+    return [*model.engine.lengths, *model.engine.frontier]
+
+
+def _prompts(models: Sequence[ServedModel]) -> Schema:
+    return _one_of(name for model in models for name in model.engine.prompts)
+
+
+def _sides(models: Sequence[ServedModel]) -> Schema:
+    sides = (cut_side(model.engine) for model in models)
+    return _one_of(spelled for side in sides for spelled in (side, side.capitalize()))
+
+
+def _losses(models: Sequence[ServedModel]) -> Schema:
+    """Nothing but null where no model's package compares accuracies."""
+    figures = [[entry.accuracy for entry in model.engine.lengths.values()] for model in models]
+    return {} if any(len(each) - each.count(None) > 1 for each in figures) else {"enum": [None]}
+
+
+def _widths(models: Sequence[ServedModel]) -> Schema:
+    return {"maximum": max(model.engine.info["hidden"] for model in models)}
+
+
+def _strides(models: Sequence[ServedModel]) -> Schema:
+    return {"maximum": max(model.engine.max_length for model in models) - 1}
+
+
+def _most_tokens(models: Sequence[ServedModel]) -> Schema:
+    return {"minimum": min(model.engine.max_length for model in models)}
+
+
+_LIMITS: Mapping[str, Callable[[Sequence[ServedModel]], Schema]] = {
+    "model": _models,
+    "length": _lengths,
+    "prompt_name": _prompts,
+    "truncation_direction": _sides,
+    "max_loss": _losses,
+    "dimensions": _widths,
+    "doc_stride": _strides,
+    "max_tokens_per_doc": _most_tokens,
+}
+"""Fields of bodies, and what the models that a route may run add to their schema."""

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from qla_runtime.engine import Engine
-from qla_runtime.errors import InputError, QlaError
+from qla_runtime.errors import InputError, QlaError, UnsupportedError, shown
 from qla_runtime.serve.bodies import Field, Kind, Number, Record, Text
 from qla_runtime.serve.errors import BACKEND, INVALID, NOT_FOUND, OVERLOADED, UNHEALTHY, ServeError
 from qla_runtime.serve.options import ServeOptions
@@ -161,7 +161,7 @@ def work(fields: Mapping[str, Field], *, told_by: str | None = None, model: Fiel
     named = model or Field(
         Text(), None, "The name of a served model, or `NAME:LENGTH`. Default: the first that fits the route."
     )
-    return Record({**fields, "model": named, **WANTS}, told_by)
+    return Record({**fields, "model": named, **WANTS}, told_by, tuple(WANTS))
 
 
 def choose_model(models: Models, name: str | None, ability: Ability, path: str) -> ServedModel:
@@ -192,6 +192,23 @@ def choose_model(models: Models, name: str | None, ability: Ability, path: str) 
     return found
 
 
+def named_model(in_path: str | None, in_body: str | None) -> str | None:
+    """The model's name in a request: of its path, its body, or both.
+
+    Raises:
+        ServeError: they name two models.
+    """
+    if in_path is None or in_body is None or in_path == in_body:
+        return in_path or in_body
+    if in_body.startswith(f"{in_path}:"):
+        return in_body
+    raise ServeError(
+        INVALID,
+        f"the path names the model {shown(in_path)} and the body {shown(in_body)}; leave the body's model out",
+        field="model",
+    )
+
+
 def as_serve_error(error: QlaError) -> ServeError:
     """What an error of the runtime is over HTTP, in the words of a JSON body."""
     if isinstance(error, ServeError):
@@ -203,9 +220,9 @@ def as_serve_error(error: QlaError) -> ServeError:
         return ServeError(OVERLOADED, message, retry_after=error.retry_after)
     if isinstance(error, Stopping):
         return ServeError(UNHEALTHY, message, retry_after=1)
-    if isinstance(error, InputError):
+    if isinstance(error, (InputError, UnsupportedError)):
         return ServeError(INVALID, message)
-    return ServeError(BACKEND, message)  # the model cannot do it, or its package fails
+    return ServeError(BACKEND, message)  # the package fails
 
 
 _SPELLINGS = (

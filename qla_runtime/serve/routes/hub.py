@@ -128,7 +128,7 @@ def _answer_body(options: ServeOptions) -> Record:
             "max_answer_len": Field(Whole(1), None, "Tokens of an answer at most."),
             "doc_stride": Field(Whole(0), None, "Context tokens that neighbouring windows share."),
             "handle_impossible_answer": Field(Flag(), None, "Let 'no answer' win."),
-            "align_to_words": Field(Flag(), None, "false only: answers begin and end where tokens do."),
+            "align_to_words": Field(Flag(only=False), None, "Answers begin and end where tokens do."),
         }
     )
     example = {"question": "Who wrote it?", "context": "It was written by Ada."}
@@ -141,12 +141,6 @@ async def _answer(asked: Asked) -> Reply:
     single = isinstance(given, dict)
     pairs = [given] if single else given
     top_k = parameters.get("top_k") or 1
-    if parameters.get("align_to_words"):
-        raise ServeError(
-            INVALID,
-            "parameters.align_to_words is true; answers begin and end where tokens do, so leave it out",
-            field="parameters.align_to_words",
-        )
 
     def make() -> Call[Answer]:
         questions, contexts = ([pair[name] for pair in pairs] for name in ("question", "context"))

@@ -37,7 +37,7 @@ def rerank_body(options: ServeOptions) -> Either:
         },
         told_by="texts",
     )
-    document = Either((Text(), MapOf(Text())))
+    document = Either((Text(), MapOf(Text(), "text")))
     cohere = work(
         {
             "query": query,
@@ -177,7 +177,7 @@ _COHERE = {
                 "properties": {
                     "index": {"type": "integer"},
                     "relevance_score": {"type": "number"},
-                    "document": MapOf(Text()).schema(),
+                    "document": MapOf(Text(), "text").schema(),
                 },
                 "required": ["index", "relevance_score"],
             },

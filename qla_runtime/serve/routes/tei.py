@@ -234,7 +234,7 @@ async def tokenize(asked: Asked) -> Reply:
 
 def _decode_body(options: ServeOptions) -> Record:
     model = Field(Text(), None, "The name of a served model. Default: the first.")
-    ids = ListOf(Whole(0), least=0, most=MAX_IDS)
+    ids = ListOf(Whole(0), most=MAX_IDS)
     batch = ListOf(ids, most=options.max_client_batch_size, limit=LIMIT)
     return Record(
         {
