@@ -69,6 +69,14 @@ def test_the_dialect_is_that_of_the_path(guarded):
     assert found.status == 413 and found.json["error"]["type"] == "invalid_request_error"
 
 
+def test_a_client_that_sends_all_before_it_reads(guarded):
+    """It gets its answer, and may use the connection again."""
+    with contextlib.closing(guarded.connect()) as connection:
+        found = serve_tools.exchange(connection, "POST", "/embed", b"x" * 5_000_000, KEY)
+        assert found.status == 413
+        assert serve_tools.exchange(connection, "POST", "/embed", {"inputs": "x"}, KEY).status == 200
+
+
 @pytest.mark.parametrize("length", [b"-1", b"1e9", b"9" * 30])
 def test_a_length_that_is_none(guarded, length):
     answer = all_of(dial(guarded, HEAD + b"content-length: " + length + b"\r\n\r\n{}"))

@@ -397,8 +397,8 @@ def let_in_no_more(listener: socket.socket) -> None:
     """Has the kernel drop whatever comes to a listening socket but not to its connections.
 
     To close the socket would reset connections that the kernel has made and nobody has accepted yet. After this
-    none is added, so all of them can be accepted first. A client that comes later tries again after a second, and is
-    then refused as from a closed port.
+    none is added, so all of them can be accepted first. A client that comes later tries again after a second, and
+    is then refused as from a closed port.
     """
     drop_all = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # BPF: return 0 bytes
     program = struct.pack("HP", 1, ctypes.addressof(drop_all))

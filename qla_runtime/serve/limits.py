@@ -5,6 +5,7 @@ How long a client may take to send a request is the affair of :mod:`qla_runtime.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Callable, Mapping
 from time import perf_counter
@@ -21,6 +22,9 @@ from qla_runtime.serve.served import Models
 
 GONE = "qla.gone"
 """The key of a request's scope under which :func:`gone` finds whether the client has left."""
+
+REST_BYTES, REST_S = 64_000_000, 2.0
+"""How much of a body that is refused is read, and for how many seconds, before the connection is closed."""
 
 OPEN = frozenset({"/", "/health", "/ready", "/ping", "/metrics"})
 """GET requests to these need no key: what asks is a load balancer, or Prometheus."""
@@ -83,8 +87,9 @@ class Limits:
             finally:
                 self._in_work -= 1
         except ServeError as error:
-            # What is left of a body would be read as the next request.
-            response.closes |= error.kind in (TOO_LARGE, UNAUTHORIZED)
+            if error.kind in (TOO_LARGE, UNAUTHORIZED):
+                # What is left of a body would be read as the next request.
+                response.closes |= not await _thrown_away(scope, receive, self._options.read_timeout_s / 2)
             await refusal(scope, error)(scope, receive, response)
         finally:
             seconds = perf_counter() - began
@@ -159,6 +164,30 @@ def refusal(scope: Scope, error: ServeError) -> JSONResponse:
     """The response for an error, in the dialect of the request's path."""
     body = dialect_of(scope["path"]).body(error)
     return JSONResponse(body, error.kind.status, headers=error.headers)
+
+
+async def _thrown_away(scope: Scope, receive: Receive, most_s: float) -> bool:
+    """Reads what is left of a body, and tells whether that was all of it.
+
+    Many clients send the whole body before they read the response. To close the connection before would have them
+    report a broken pipe.
+    """
+    if _header(scope, b"expect") is not None:  # this client waits for leave to send
+        return False
+    try:
+        return await asyncio.wait_for(_rest(receive), min(REST_S, most_s))
+    except asyncio.TimeoutError:
+        return False
+
+
+async def _rest(receive: Receive) -> bool:
+    size = 0
+    while size < REST_BYTES:
+        message = await receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            return True
+        size += len(message.get("body", b""))
+    return False
 
 
 def _header(scope: Scope, name: bytes) -> bytes | None:
