@@ -87,7 +87,7 @@ def output(tmp_path_factory):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUPYTER_PATH", str(folder))
-        nbclient.NotebookClient(notebook, timeout=120, kernel_name="here").execute()
+        nbclient.NotebookClient(notebook, timeout=120, iopub_timeout=120, kernel_name="here").execute()
     (found,) = notebook.cells[0].outputs
     return found["data"]
 

@@ -50,7 +50,6 @@ def operations(options: ServeOptions) -> list[Operation]:
         *openai.operations(options),
         *rerank.operations(options),
         *info.operations(options),
-        *page.operations(options),
     ]
 
 
@@ -69,6 +68,8 @@ def routes(models: Models, options: ServeOptions) -> list[BaseRoute]:
     ]
     found += [Route(path, own, methods=["POST"]) for path in ("/", "/invocations")]
     found.append(Route("/", page.response(models, options), methods=["GET"]))
+    asked_by_page = page.operation(options)
+    found.append(Route(asked_by_page.path, Endpoint(asked_by_page, models, options), methods=["POST"]))
     found += [
         Route(f"/models/{{model:path}}{operation.path}", endpoint, methods=[operation.method])
         for operation, endpoint in endpoints
