@@ -17,7 +17,7 @@ an idle machine only.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``qla bench {kernels,encoder,peers}``."""
+    """``qla bench {kernels,encoder,peers,serve}``."""
     kinds = parser.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
     report = argparse.ArgumentParser(add_help=False)
     output = report.add_mutually_exclusive_group()
@@ -83,6 +83,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     peers.set_defaults(benchmark=_peers)
 
+    serve = kinds.add_parser(
+        "serve", help="qla serve under load, beside the engine called directly and a peer's server",
+        description="Send real sentences and questions to qla serve, from 1 to 512 clients at once.",
+    )  # fmt: skip
+    output = serve.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print JSON, and nothing else, on standard output")
+    output.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
+    _add_rounds(serve, 3)
+    serve.add_argument("--sts", metavar="FILE", help="sts-test.csv: sentences to embed")
+    serve.add_argument("--squad", metavar="FILE", help="dev-v1.1.json: questions to answer")
+    serve.add_argument("--threads", type=positive, metavar="N", help="of each server (default: what may be used)")
+    serve.add_argument(
+        "--clients", type=positive, nargs="+", default=[1, 8, 64, 512], metavar="N",
+        help="at once, in turn (default: 1 8 64 512)",
+    )  # fmt: skip
+    serve.add_argument("--seconds", type=float, default=5.0, metavar="S", help="of each load (default: 5)")
+    serve.add_argument(
+        "--serve", action="append", default=[], metavar="OPTIONS",
+        help="run qla serve with these options, in one word such as --serve='--workers 2'; repeatable",
+    )  # fmt: skip
+    serve.add_argument(
+        "--peer-python", metavar="PATH",
+        help="interpreter with sentence-transformers[openvino], uvicorn, starlette and orjson: the peer",
+    )  # fmt: skip
+    serve.add_argument(
+        "--overload-ms", type=float, metavar="MS", help="also an overload, with --keep-latency MS and without"
+    )
+    serve.add_argument("--soak-s", type=float, metavar="S", help="also memory, over so long under full load")
+    serve.set_defaults(benchmark=_serve)
+
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the benchmark that the arguments of :func:`add_arguments` name, and prints its report."""
@@ -92,7 +122,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _add_random(parser: Any) -> None:
     parser.add_argument(
-        "--random", metavar="SIZE", help="random weights of this size: bert-base or bert-large (bench/models.py)"
+        "--random", metavar="SIZE", help="random weights of this size: bert-base, bert-large or minilm-l6"
     )
 
 
@@ -120,6 +150,15 @@ def _encoder(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     names = ("model", "random", "threads", "isa", "cases", "rounds", "squad", "sts")
     record = encoder.record(**{name: getattr(arguments, name) for name in names})
     return record, report.encoder_text(record, arguments.markdown)
+
+
+def _serve(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from bench import serve
+
+    names = ("sts", "squad", "threads", "clients", "seconds", "rounds", "serve")
+    names += ("peer_python", "overload_ms", "soak_s")
+    record = serve.record(**{name: getattr(arguments, name) for name in names})
+    return record, serve.text(record, arguments.markdown)
 
 
 def _peers(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:

@@ -34,6 +34,7 @@ class Size:
 SIZES = {
     "bert-base": Size(12, 768, 12, 3072),
     "bert-large": Size(24, 1024, 16, 4096),
+    "minilm-l6": Size(6, 384, 12, 1536),
 }
 
 

@@ -103,7 +103,7 @@ def test_json_that_is_no_body(server: Running, path: str, body: Any):
         ("/", {"inputs": {"question": "Who?", "context": ""}}, 422, "inputs.context is ''"),
         ("/", {"inputs": {"question": "Who?"}}, 422, "inputs.context is missing"),
         ("/", {"inputs": "a text"}, 422, "an object with question and context"),
-        ("/models/tags", {"inputs": "a", "parameters": {"stride": 3}}, 422, "parameters.stride is no field"),
+        ("/models/tags", {"inputs": "a", "parameters": {"beams": 3}}, 422, "parameters.beams is no field"),
     ],
 )
 def test_wrong_types_and_values(server: Running, path: str, body: dict, status: int, words: str):
@@ -196,7 +196,7 @@ def test_an_alias_of_a_length_that_the_model_lacks(server: Running):
 @pytest.mark.parametrize(
     ("path", "body", "words"),
     [
-        ("/embed", {"inputs": "a", "model": "squad"}, "squad is a span-qa model, and name minilm"),
+        ("/embed", {"inputs": "a", "model": "squad"}, "squad is a span-qa model; name minilm instead"),
         ("/predict", {"inputs": "a", "model": "tags"}, "labels or ranker"),
         ("/rerank", {"query": "a", "texts": ["b"], "model": "labels"}, "a cross-encoder"),
         ("/models/squad/embed", {"inputs": "a"}, "/embed needs an embedding model"),

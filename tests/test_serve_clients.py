@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from qla_runtime import pipeline
+
 pytest.importorskip("starlette", reason="needs the extra [serve]")
 if TYPE_CHECKING:
     from route_tools import Running
@@ -146,7 +148,7 @@ def test_hub_feature_extraction_and_similarity(server: Running, hub: Callable[[s
 
 
 def test_hub_question_answering(server: Running, hub: Callable[[str], Any]):
-    best = server.engines["squad"].answer(QUESTION, CONTEXT, top_k=3)
+    best = pipeline("question-answering", server.engines["squad"])(question=QUESTION, context=CONTEXT)
     root = client("huggingface_hub").InferenceClient(model=server.url)  # the first model of the server
     for asked in (root, hub("squad")):
         found = asked.question_answering(question=QUESTION, context=CONTEXT)
@@ -161,10 +163,10 @@ def test_hub_classification(server: Running, hub: Callable[[str], Any]):
     assert [(e.label, e.score) for e in found] == [(e["label"], e["score"]) for e in scores]
     assert len(hub("labels").text_classification("abc", top_k=2, function_to_apply="sigmoid")) == 2
     text = "ada lives in london"
-    spans = server.engines["tags"].tag(text, aggregation_strategy="simple")
+    spans = pipeline("token-classification", server.engines["tags"], aggregation_strategy="simple")(text)
     tagged = hub("tags").token_classification(text, aggregation_strategy="simple")
-    assert [(e.entity_group, e.score, e.start, e.end) for e in tagged] == [
-        (e["label"], e["score"], e["start"], e["end"]) for e in spans
+    assert [(e.entity_group, e.word, e.score, e.start, e.end) for e in tagged] == [
+        (e["entity_group"], e["word"], e["score"], e["start"], e["end"]) for e in spans
     ]
 
 

@@ -21,7 +21,8 @@ UNSAID = (
     "leaves no room for its context",
     "this model's ids end at",
     "; send a text, or an object with",  # rank_fields and a document without them
-    "is longer than",
+    "hypothesis_template is",  # without {}
+    "; it must be a text",  # of zero-shot classification, whose parameters stand beside pairs in the schema
 )
 
 KINDS = ("span-qa", "embedding", "sequence-classification", "token-classification", "ranker")

@@ -50,6 +50,7 @@ def operations(options: ServeOptions) -> list[Operation]:
         *openai.operations(options),
         *rerank.operations(options),
         *info.operations(options),
+        *page.operations(options),
     ]
 
 
@@ -68,8 +69,6 @@ def routes(models: Models, options: ServeOptions) -> list[BaseRoute]:
     ]
     found += [Route(path, own, methods=["POST"]) for path in ("/", "/invocations")]
     found.append(Route("/", page.response(models, options), methods=["GET"]))
-    asked_by_page = page.operation(options)
-    found.append(Route(asked_by_page.path, Endpoint(asked_by_page, models, options), methods=["POST"]))
     found += [
         Route(f"/models/{{model:path}}{operation.path}", endpoint, methods=[operation.method])
         for operation, endpoint in endpoints
@@ -141,8 +140,11 @@ def asked(
     scope: Scope, model: ServedModel, fields: Mapping[str, Any], models: Models, options: ServeOptions
 ) -> Asked:
     """A request whose model is known."""
-    wants = Wants(**{name: fields.get(name) for name in WANTS})
-    return Asked(model, fields, wants, options, models, gone(scope))
+    given = {name: fields[name] for name in WANTS if fields.get(name) is not None}
+    return Asked(model, fields, Wants(**given) if given else _NOTHING, options, models, gone(scope))
+
+
+_NOTHING = Wants()
 
 
 # ------------------------------------------------------------------------------------------- responses

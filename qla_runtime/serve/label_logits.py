@@ -1,4 +1,4 @@
-"""Logits of a classifier's labels, for routes whose clients choose how they become scores."""
+"""Logits of a classifier's labels, and the scores that text-embeddings-inference makes of them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qla_runtime.activations import activate, sigmoid, softmax
+from qla_runtime.activations import activate
 from qla_runtime.arrays import Arrays
 from qla_runtime.lengths.configs import LengthPlan
+from qla_runtime.pipelines.text_classification import FUNCTIONS
 from qla_runtime.tasks.labels import LabelTask
 from qla_runtime.tasks.prepared import Call, Prepared, one_each, tokenized
 from qla_runtime.tasks.results import Run
 
 Scores = NDArray[np.floating]
 Function = Callable[[NDArray[np.float32]], Scores]
-
-FUNCTIONS: dict[str, Function] = {"softmax": softmax, "sigmoid": sigmoid, "none": lambda logits: logits}
-"""``function_to_apply`` of transformers' text classification: from logits to scores, over the last axis."""
 
 
 class Logits(Run):

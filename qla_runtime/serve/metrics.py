@@ -138,4 +138,4 @@ def _truncated(result: object) -> bool:
     """Question answering cuts nothing, and says nothing of it."""
     if isinstance(result, dict):
         return bool(result.get("truncated"))
-    return bool(getattr(result, "truncated", False))
+    return bool(getattr(result, "truncated", False) or getattr(result, "cut", False))

@@ -46,7 +46,8 @@ def document(table: Sequence[Operation], own: Sequence[Own], models: Models, *, 
     """The document.
 
     Args:
-        table: the routes; one that no served model fits is left out.
+        table: the routes; one that no served model fits is left out, and so is one that is not
+            listed.
         own: what kinds of models do at POST /.
         models: what is served.
         api_key: whether requests need one.
@@ -54,7 +55,7 @@ def document(table: Sequence[Operation], own: Sequence[Own], models: Models, *, 
     paths: dict[str, Schema] = {}
     for operation in table:
         fitting = _fitting(operation.ability, models)
-        if not fitting:
+        if not fitting or not operation.listed:
             continue
         path = operation.path.replace(":path}", "}")
         found = _operation(operation.summary, operation.tag, operation.body, operation.reply, fitting, path)

@@ -208,9 +208,10 @@ def form_of(engine: Engine) -> Form:
 # ----------------------------------------------------------------------------------------- POST /page/run
 
 
-def operation(options: ServeOptions) -> Operation:
-    """What the page asks. It is the page's own, and changes with it: the OpenAPI document leaves it out."""
-    return Operation("/page/run", page_run, "What the page at / asks for.", None, body=_body(options))
+def operations(options: ServeOptions) -> list[Operation]:
+    """What the page asks. It changes with the page, so the OpenAPI document leaves it out."""
+    summary = "What the page at / asks for."
+    return [Operation("/page/run", page_run, summary, None, body=_body(options), per_model=False, listed=False)]
 
 
 async def page_run(asked: Asked) -> Reply:

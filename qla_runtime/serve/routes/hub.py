@@ -1,24 +1,26 @@
 """POST / and POST /models/NAME: the model's own task, as huggingface_hub's ``InferenceClient`` sends it.
 
-Its bodies are ``{"inputs", "parameters"}``, its results those of transformers' pipelines.
-text-embeddings-inference answers POST / as ``/embed``, ``/predict`` or ``/rerank``, and its clients send no
-``parameters``; so for a classifier their presence tells which of the two is wanted.
+Its bodies are ``{"inputs", "parameters"}``, and what it gets is what transformers' pipelines gave, by
+:mod:`qla_runtime.pipelines`. text-embeddings-inference answers POST / as ``/embed``, ``/predict`` or ``/rerank``,
+and its clients send no ``parameters``. So for a classifier their presence tells which of the two is wanted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
-from qla_runtime.activations import softmax
 from qla_runtime.engine import Engine
+from qla_runtime.pipelines import PIPELINES
+from qla_runtime.pipelines.base import Found, Given, Options, Pipeline
+from qla_runtime.pipelines.question_answering import AnswerOptions
+from qla_runtime.pipelines.text_classification import FUNCTIONS, ClassifyOptions
+from qla_runtime.pipelines.token_classification import TagOptions
+from qla_runtime.pipelines.zero_shot_classification import ZeroShotOptions
 from qla_runtime.serve.bodies import Either, Field, Flag, Kind, ListOf, Record, Text, Whole
-from qla_runtime.serve.errors import BACKEND, INVALID, ServeError
 from qla_runtime.serve.inputs import LIMIT, TRUNCATE, many, texts
-from qla_runtime.serve.label_logits import FUNCTIONS, best_first, own_function
 from qla_runtime.serve.operations import (
     ANSWERS,
     CLASSIFIES,
@@ -33,14 +35,13 @@ from qla_runtime.serve.operations import (
     work,
 )
 from qla_runtime.serve.options import ServeOptions
+from qla_runtime.serve.outcome import Outcome
 from qla_runtime.serve.routes import rerank, tei
-from qla_runtime.tasks.answer import MAX_TOP_K, AnswerTask
+from qla_runtime.tasks.aggregation import STRATEGIES
+from qla_runtime.tasks.answer import MAX_TOP_K
 from qla_runtime.tasks.prepared import Call
-from qla_runtime.tasks.results import Answer, Spans, TaggedToken
-from qla_runtime.tasks.tag import TagTask
 
 TAG = "The model's own task"
-
 
 _LIST = {"type": "array"}
 
@@ -67,19 +68,48 @@ class Own:
 def own_tasks(options: ServeOptions) -> list[Own]:
     """Every kind of model, the more special first."""
     labels = _labels_body(options)
+    ranker = Either((rerank.rerank_body(options).kinds[0], labels))
+    ranks = "Texts by how well they answer a query, or labels of texts."
     return [
         Own(EMBEDS, _embedding_body(options), _embed, _LIST, "Vectors of texts, or how near they are to one."),
         Own(ANSWERS, _answer_body(options), _answer, _ANSWERS, "Answers to a question in a context."),
         Own(TAGS, _tag_body(options), _tag, _SPANS, "Labelled spans of texts."),
-        Own(
-            RANKS,
-            Either((rerank.rerank_body(options).kinds[0], labels)),
-            _rank,
-            _LIST,
-            "Texts by how well they answer a query, or labels of texts.",
-        ),
+        Own(RANKS, ranker, _rank, _LIST, ranks),
         Own(CLASSIFIES, labels, _label, _LIST, "Labels of texts."),
     ]
+
+
+@lru_cache(maxsize=64)
+def _pipeline(task: str, engine: Engine, stride: int | None) -> Pipeline:
+    """A pipeline, kept: for a stride it reads the tokenizer again, and clients may name many."""
+    return PIPELINES[task](engine)
+
+
+async def _piped(asked: Asked, task: str, options: Options) -> Outcome[Found]:
+    """What a pipeline finds for the body's ``inputs``: one, or a list."""
+    inputs, engine = asked.body["inputs"], asked.model.engine
+    single = not isinstance(inputs, list)
+
+    def make() -> Call[Found]:
+        piped = _pipeline(task, engine, getattr(options, "stride", None))
+        return piped.make_call(Given([inputs] if single else inputs, "inputs", single), options)
+
+    return await asked.run(make)
+
+
+def _reply(asked: Asked, outcome: Outcome[Found], values: list[Any] | None = None) -> Reply:
+    """The pipeline's result for one input, a list of them for a list.
+
+    Args:
+        asked: the request.
+        outcome: what ran.
+        values: what is sent instead of the results' own values.
+    """
+    inputs = asked.body["inputs"]
+    found = [result.value for result in outcome.results] if values is None else values
+    read = inputs if isinstance(inputs, list) else [inputs]
+    count = characters(each if isinstance(each, str) else [text or "" for text in each.values()] for each in read)
+    return Reply(found if isinstance(inputs, list) else found[0], outcome, count)
 
 
 # ------------------------------------------------------------------------------------------ embeddings
@@ -103,11 +133,15 @@ def _embedding_body(options: ServeOptions) -> Record:
 
 
 async def _embed(asked: Asked) -> Reply:
-    parameters = {name: value for name, value in (asked.body["parameters"] or {}).items() if value is not None}
-    body = {**asked.body, **parameters}
+    body = {**asked.body, **_parameters(asked)}
     if isinstance(body["inputs"], dict):
         return await tei.similarity(replace(asked, body={"inputs": body["inputs"], "parameters": body}))
     return await tei.embed(replace(asked, body=body))
+
+
+def _parameters(asked: Asked) -> dict[str, Any]:
+    """Those that are given."""
+    return {name: value for name, value in (asked.body["parameters"] or {}).items() if value is not None}
 
 
 # ----------------------------------------------------------------------------------- question answering
@@ -124,11 +158,13 @@ def _answer_body(options: ServeOptions) -> Record:
     pairs = ListOf(pair, most=options.max_client_batch_size, limit=LIMIT)
     parameters = Record(
         {
-            "top_k": Field(Whole(1, MAX_TOP_K), None, "Give so many answers, as a list."),
-            "max_answer_len": Field(Whole(1), None, "Tokens of an answer at most."),
-            "doc_stride": Field(Whole(0), None, "Context tokens that neighbouring windows share."),
+            "top_k": Field(Whole(1, (MAX_TOP_K - 10) // 2), None, "Give so many answers, as a list."),
+            "max_answer_len": Field(Whole(1), None, "Tokens of an answer at most. Default: 15."),
+            "max_seq_len": Field(Whole(1), None, "Tokens of a window at most. Default: 384."),
+            "max_question_len": Field(Whole(1), None, "Not used: a question is never cut."),
+            "doc_stride": Field(Whole(0), None, "Context tokens that neighbouring windows share. Default: 128."),
             "handle_impossible_answer": Field(Flag(), None, "Let 'no answer' win."),
-            "align_to_words": Field(Flag(only=False), None, "Answers begin and end where tokens do."),
+            "align_to_words": Field(Flag(), None, "Extend answers to whole words. Default: true."),
         }
     )
     example = {"question": "Who wrote it?", "context": "It was written by Ada."}
@@ -137,33 +173,7 @@ def _answer_body(options: ServeOptions) -> Record:
 
 
 async def _answer(asked: Asked) -> Reply:
-    given, parameters = asked.body["inputs"], asked.body["parameters"] or {}
-    single = isinstance(given, dict)
-    pairs = [given] if single else given
-    top_k = parameters.get("top_k") or 1
-
-    def make() -> Call[Answer]:
-        questions, contexts = ([pair[name] for pair in pairs] for name in ("question", "context"))
-        call = asked.model.engine.as_task(AnswerTask).answer(
-            questions,
-            contexts,
-            top_k=top_k,
-            max_answer_tokens=parameters.get("max_answer_len"),
-            doc_stride=parameters.get("doc_stride"),
-            handle_impossible_answer=parameters.get("handle_impossible_answer"),
-        )
-        return replace(call, what="inputs.question" if single else "inputs", single=single)
-
-    outcome = await asked.run(make)
-    found = [_answers(result, top_k) for result in outcome.results]
-    read = characters((pair["question"], pair["context"]) for pair in pairs)
-    return Reply(found[0] if single else found, outcome, read)
-
-
-def _answers(result: Answer, top_k: int) -> dict[str, Any] | list[dict[str, Any]]:
-    spans = result["answers"] if top_k > 1 else [result]
-    found = [{name: span[name] for name in ("answer", "score", "start", "end")} for span in spans]
-    return found if top_k > 1 else found[0]
+    return _reply(asked, await _piped(asked, "question-answering", AnswerOptions(**_parameters(asked))))
 
 
 _ANSWER = {
@@ -188,9 +198,12 @@ def _tag_body(options: ServeOptions) -> Record:
     parameters = Record(
         {
             "aggregation_strategy": Field(
-                Text(choices=("none", "simple", "first", "average", "max")), "simple", "As in transformers."
+                Text(choices=STRATEGIES), None, "How tokens become entities. Default: simple."
             ),
             "ignore_labels": Field(ListOf(Text(), least=0), None, "Labels that are left out. Default: `O`."),
+            "stride": Field(
+                Whole(0), None, "Read long texts in windows that share so many tokens. Default: cut them."
+            ),
         }
     )
     inputs = Field(texts(options), help="A text, or a list of texts.", example="Ada lives in London.")
@@ -198,30 +211,9 @@ def _tag_body(options: ServeOptions) -> Record:
 
 
 async def _tag(asked: Asked) -> Reply:
-    given, parameters = asked.body["inputs"], asked.body["parameters"] or {}
-    strategy = parameters.get("aggregation_strategy") or "simple"
-
-    def make() -> Call[Spans]:
-        task = asked.model.engine.as_task(TagTask)
-        call = task.tag(
-            given,
-            truncate=asked.truncate,
-            aggregation_strategy=strategy,
-            ignore_labels=parameters.get("ignore_labels"),
-        )
-        return replace(call, what="inputs")
-
-    outcome = await asked.run(make)
-    found = [[_span(span, strategy) for span in spans] for spans in outcome.results]
-    single = isinstance(given, str)
-    return Reply(found[0] if single else found, outcome, characters([given] if single else given))
-
-
-def _span(span: TaggedToken, strategy: str) -> dict[str, Any]:
-    place = {"score": span["score"], "start": span["start"], "end": span["end"]}
-    if strategy == "none":
-        return {"entity": span["label"], "index": span["index"], "word": span["word"], **place}
-    return {"entity_group": span["label"], "word": span["text"], **place}
+    chosen = {"aggregation_strategy": "simple", **_parameters(asked)}
+    options = TagOptions(truncation=asked.truncate, **chosen)
+    return _reply(asked, await _piped(asked, "token-classification", options))
 
 
 _SPAN = {
@@ -243,25 +235,50 @@ _SPANS = {"type": "array", "items": {"anyOf": [_SPAN, {"type": "array", "items":
 # ---------------------------------------------------------------------------------- text classification
 
 
-def _labels_body(options: ServeOptions) -> Record:
+def _labels_body(options: ServeOptions) -> Either:
     """A pipeline's body with ``parameters``; without them that of ``/predict``."""
     pair = Record({"text": Field(Text()), "text_pair": Field(Text(), None)}, told_by="text")
-    parameters = Record(
+    one = Either((Text(), pair))
+    zero_shot = Record(
+        {
+            "candidate_labels": Field(many(options), help="Classes that the model was not trained on."),
+            "hypothesis_template": Field(Text(), None, "Default: `This example is {}.`"),
+            "multi_label": Field(Flag(), None, "Whether several classes may be true."),
+        },
+        told_by="candidate_labels",
+    )
+    trained = Record(
         {
             "top_k": Field(Whole(1), None, "Give the best so many labels. Default: all."),
             "function_to_apply": Field(
                 Text(choices=tuple(FUNCTIONS)), None, "From logits to scores. Default: as the model's config says."
             ),
-            "candidate_labels": Field(many(options), None, "Classes of zero-shot classification."),
-            "hypothesis_template": Field(Text(), None, "Default: `This example is {}.`"),
-            "multi_label": Field(Flag(), None, "Whether several classes may be true."),
         }
     )
-    inputs = tei.predict_body(options).fields["inputs"]
-    kinds = Either((pair, inputs.kind))
-    return tei.predict_body(options).with_fields(
-        {"inputs": replace(inputs, kind=kinds), "parameters": Field(parameters, None)}
+    parameters = Either((zero_shot, trained))
+    inputs = Either((*one.kinds, ListOf(one, most=options.max_client_batch_size, limit=LIMIT)))
+    record = work(
+        {
+            "inputs": Field(
+                inputs, help="A text, an object of two texts, or a list of these.", example="I like you."
+            ),
+            "parameters": Field(parameters, None),
+            "truncate": TRUNCATE["truncate"],
+        }
     )
+    of_pipeline = _PipelineBody(record.fields, one_of=record.one_of)
+    return Either((of_pipeline, tei.predict_body(options)))
+
+
+class _PipelineBody(Record):
+    """Told from the body of ``/predict`` by its parameters, or by a pair as an object."""
+
+    def takes(self, value: Any) -> bool:
+        if not isinstance(value, dict):
+            return False
+        inputs = value.get("inputs")
+        first = inputs[0] if isinstance(inputs, list) and inputs else inputs
+        return "parameters" in value or isinstance(first, dict)
 
 
 async def _rank(asked: Asked) -> Reply:
@@ -269,65 +286,24 @@ async def _rank(asked: Asked) -> Reply:
 
 
 async def _label(asked: Asked) -> Reply:
-    given, parameters = asked.body["inputs"], asked.body["parameters"]
-    pair = isinstance(given, dict)
-    if pair:
-        text, other = given["text"], given["text_pair"]
-        given = ([text if other is None else (text, other)], True)
-    if parameters is None and not pair:
+    if "parameters" not in asked.body:
         return await tei.predict(asked)
-    parameters = parameters or {}
-    inputs, single = given
-    if parameters.get("candidate_labels"):
-        return await _zero_shot(asked, inputs, parameters)
+    parameters = _parameters(asked)
+    if "candidate_labels" in parameters:
+        return await _zero_shot(asked, ZeroShotOptions(truncation=asked.truncate, **parameters))
     engine = asked.model.engine
-    outcome = await tei.logits(asked, inputs, single)
-    name = parameters.get("function_to_apply") or ("none" if asked.body["raw_scores"] else None)
-    function = own_function(engine.task_settings) if name is None else FUNCTIONS[name]
-    found = [
-        best_first(engine.labels, result["logits"], function)[: parameters.get("top_k")]
-        for result in outcome.results
-    ]
+    if len(engine.labels) == 1 and "function_to_apply" not in parameters:
+        activation = engine.task_settings.get("activation")
+        parameters["function_to_apply"] = "sigmoid" if activation == "sigmoid" else "none"
+    options = ClassifyOptions(truncation=asked.truncate, **{"top_k": None, **parameters})
+    outcome = await _piped(asked, "text-classification", options)
+    if isinstance(asked.body["inputs"], list):
+        return _reply(asked, outcome)
     # As the hub's own servers do: a list per input, also for a single one. The client takes the first.
-    return Reply(found, outcome, characters(inputs))
+    return _reply(asked, outcome, [[result.value] for result in outcome.results])
 
 
-async def _zero_shot(asked: Asked, inputs: list[Any], parameters: Mapping[str, Any]) -> Reply:
-    """Scores of classes that the model was not trained on: how much a text entails that it is of each.
-
-    transformers' ZeroShotClassificationPipeline defines the arithmetic.
-    """
-    engine, classes = asked.model.engine, parameters["candidate_labels"]
-    if len(inputs) != 1 or not isinstance(inputs[0], str):
-        raise ServeError(INVALID, "inputs is a list; zero-shot classification takes one text", field="inputs")
-    entails = _entailment(engine)
-    template = parameters.get("hypothesis_template") or "This example is {}."
-    if "{}" not in template:
-        raise ServeError(
-            INVALID,
-            "parameters.hypothesis_template has no {} where a class goes; add it",
-            field="parameters.hypothesis_template",
-        )
-    pairs = [(inputs[0], template.replace("{}", name)) for name in classes]
-    outcome = await tei.logits(asked, pairs, False)
-    logits = np.stack([result["logits"] for result in outcome.results])
-    if parameters.get("multi_label") or len(classes) == 1:
-        against = -1 if entails == 0 else 0
-        scores = softmax(logits[:, [against, entails]])[:, 1]
-    else:
-        scores = softmax(logits[:, entails])
-    order = np.argsort(-scores, kind="stable").tolist()
-    found = [{"label": classes[i], "score": float(scores[i])} for i in order]
-    return Reply(found, outcome, characters(pairs))
-
-
-def _entailment(engine: Engine) -> int:
-    for i, name in enumerate(engine.labels):
-        if name.lower().startswith("entail"):
-            return i
-    raise ServeError(
-        BACKEND,
-        "zero-shot classification needs a model with a label 'entailment'; this one has "
-        f"{', '.join(engine.labels)}",
-        field="parameters.candidate_labels",
-    )
+async def _zero_shot(asked: Asked, options: ZeroShotOptions) -> Reply:
+    outcome = await _piped(asked, "zero-shot-classification", options)
+    pairs = [zip(each.value["labels"], each.value["scores"], strict=True) for each in outcome.results]
+    return _reply(asked, outcome, [[{"label": label, "score": score} for label, score in of] for of in pairs])

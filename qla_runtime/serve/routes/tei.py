@@ -17,10 +17,11 @@ from starlette.concurrency import run_in_threadpool
 
 from qla_runtime.arrays import Arrays
 from qla_runtime.lengths.configs import LengthPlan
+from qla_runtime.pipelines.text_classification import FUNCTIONS
 from qla_runtime.serve.batcher import Outcome
 from qla_runtime.serve.bodies import Either, Field, Flag, Kind, ListOf, Number, Record, Text, Whole
 from qla_runtime.serve.inputs import LIMIT, PROMPT_NAME, TRUNCATE, check_direction, texts
-from qla_runtime.serve.label_logits import FUNCTIONS, Logits, best_first, label_logits, own_function
+from qla_runtime.serve.label_logits import Logits, best_first, label_logits, own_function
 from qla_runtime.serve.operations import CLASSIFIES, EMBEDS, Asked, Operation, Reply, characters, work
 from qla_runtime.serve.options import ServeOptions
 from qla_runtime.serve.tokenizing import decode_ids, tokenize_texts
