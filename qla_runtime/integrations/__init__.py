@@ -1,0 +1,1 @@
+"""The engine inside other libraries, one module per library, which must be installed (docs/integrations.md)."""
