@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cli_tools
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -45,44 +43,34 @@ def write_lines(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-def killed(arguments: list[str], parts: Path, after: int) -> None:
-    """Runs ``qla``, and kills it with -9 as soon as it has written so many parts."""
-    process = subprocess.Popen(
-        [*cli_tools.COMMAND, *arguments],
-        env=cli_tools.ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    while len(list(parts.glob("part-*"))) < after:
-        assert process.poll() is None, process.stderr and process.stderr.read().decode()
-        os.sched_yield()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL
-    if process.stderr:
-        process.stderr.close()
-
-
-def at_step(step: int, arguments: list[str]) -> int:
-    """Runs ``qla`` in a process that ends itself with -9 before its ``step``-th change to a name or a file's end.
+def run_killed_at(step: int, job: Callable[[], object]) -> bool:
+    """Runs a job in a forked process, which kills itself before its ``step``-th change of a file's name or end.
 
     Returns:
-        The exit status; 0 where the job has fewer steps.
+        Whether it was killed; else the job has fewer steps, and ended as usual.
     """
-    script = (
-        "import os, shutil, signal, sys\n"
-        "left = int(sys.argv[1])\n"
-        "def deadly(call):\n"
-        "    def counted(*arguments, **options):\n"
-        "        global left\n"
-        "        left -= 1\n"
-        "        if left < 0: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "        return call(*arguments, **options)\n"
-        "    return counted\n"
-        "for name in ('replace', 'fsync', 'unlink', 'rmdir', 'mkdir'): setattr(os, name, deadly(getattr(os, name)))\n"
-        "from qla_runtime.cli import main\n"
-        "sys.exit(main(sys.argv[2:]))\n"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", script, str(step), *arguments], env=cli_tools.ENVIRONMENT, capture_output=True
-    ).returncode
+    child = os.fork()
+    if child == 0:
+        left = step
+        signal.alarm(60)
+
+        def deadly(call: Callable[..., Any]) -> Callable[..., Any]:
+            def counted(*arguments: Any, **options: Any) -> Any:
+                nonlocal left
+                left -= 1
+                if left < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return call(*arguments, **options)
+
+            return counted
+
+        for name in ("mkdir", "fsync", "replace", "unlink", "rmdir"):
+            setattr(os, name, deadly(getattr(os, name)))
+        try:
+            job()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, -signal.SIGKILL), status
+    return status != 0

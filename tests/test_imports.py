@@ -45,8 +45,8 @@ BY_NAME = ("qla_runtime.cli.commands.bench", "bench.command")
 # What `pip install qla_runtime` brings, and who may need more than that as soon as it is imported.
 RUNTIME = {"numpy", "tokenizers", "tqdm"}
 NEED_AN_EXTRA = (
-    "qla_runtime.bulk.", "qla_runtime.convert.neural_compressor", "qla_runtime.model.fake_quantized",
-    "qla_runtime.model.float_model", "qla_runtime.training",
+    "qla_runtime.bulk.", "qla_runtime.convert.neural_compressor", "qla_runtime.integrations.",
+    "qla_runtime.model.fake_quantized", "qla_runtime.model.float_model", "qla_runtime.training",
 )  # fmt: skip
 # Other people's names that have no public spelling.
 NO_PUBLIC_WAY = {

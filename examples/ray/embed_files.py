@@ -1,6 +1,6 @@
 """Embeds a folder of Parquet files on a Ray cluster: python examples/ray/embed_files.py PAGES VECTORS
 
-RAY_ADDRESS names the cluster; without it, Ray starts one on this machine. The files have the columns `id` and `text`.
+RAY_ADDRESS names the cluster; without it, Ray starts one on this machine. The files have columns `id` and `text`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ from qla_runtime.errors import InputError, shown
 from qla_runtime.texts.files import Path
 
 STEP = 256
-"""Rows decoded at once. A window is a whole number of steps, so rows of 1 MB each need memory for 256 of them."""
+"""Rows decoded at once, or those of a smaller window. A window is a whole number of such steps, and so may have a
+few rows more than asked for: a step ends with its row group."""
 
 
 class ParquetReader(Reader):
@@ -33,6 +34,7 @@ class ParquetReader(Reader):
 
     def __init__(self, path: Path, options: FileOptions, texts: Sequence[str]) -> None:
         self.path, self._options, self._texts = path, options, texts
+        self._step = min(STEP, options.window)
         try:
             self._file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
             whole = self._file.schema_arrow
@@ -66,7 +68,7 @@ class ParquetReader(Reader):
             if self._begins[group + 1] <= begin:
                 continue
             try:
-                for step in self._file.iter_batches(STEP, row_groups=[group], columns=columns):
+                for step in self._file.iter_batches(self._step, row_groups=[group], columns=columns):
                     if row >= begin:
                         yield step
                     row += len(step)

@@ -97,16 +97,15 @@ class BatchModel:
             raise InputError(f"there is no column {shown(self._column)}; it is one of {', '.join(names)}")
         for field in self._work.fields:
             if field.name in names:
-                raise InputError(
-                    f"the column {shown(field.name)} is there already; drop it before map_batches()"
-                )
+                raise InputError(f"the column {shown(field.name)} is there already; drop it before map_batches()")
         values = batch[self._column].to_pylist() if table else batch[self._column]
         texts = check_texts(values, self._column, blank=True)[0] if len(values) else []
         found = self._work.run([texts], self._length).columns
         if table:
             fields = [*batch.schema, *self._work.fields]
             return pa.Table.from_arrays([*batch.columns, *found], schema=pa.schema(fields))
-        return {**batch, **{field.name: _numpy(column) for field, column in zip(self._work.fields, found)}}
+        added = zip(self._work.fields, found, strict=True)
+        return {**batch, **{field.name: _numpy(column) for field, column in added}}
 
 
 def open_engine(model: str | os.PathLike[str], num_threads: int | None, weights: str | None) -> Engine:
