@@ -152,6 +152,7 @@ def test_policies_choose_one_config_for_the_whole_job(engine: Engine, tmp_path: 
     assert loose.length == "full"
 
 
+@pytest.mark.filterwarnings("ignore:.*were cut there")
 def test_labels(classifier: Engine, tmp_path: Path):
     texts = bulk_tools.sentences(50)
     source = bulk_tools.write(tmp_path / "in.parquet", pa.table({"id": range(50), "text": texts}))
@@ -162,6 +163,7 @@ def test_labels(classifier: Engine, tmp_path: Path):
     assert out == [{"id": i} | {k: row[k] for k in ("label", "score", "scores")} for i, row in enumerate(expected)]
 
 
+@pytest.mark.filterwarnings("ignore:.*were cut there")
 def test_labels_of_pairs_and_escalation(classifier: Engine, tmp_path: Path):
     texts = bulk_tools.sentences(24)
     source = bulk_tools.write(tmp_path / "in.parquet", pa.table({"text": texts, "other": texts[::-1]}))

@@ -25,6 +25,8 @@ from qla_runtime import Engine, InputError, LatencyBudget, QlaError  # noqa: E40
 from qla_runtime.bulk.job import embed_file  # noqa: E402
 from qla_runtime.bulk.options import EmbedOptions, FileOptions  # noqa: E402
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*were cut there")
+
 WINDOW = FileOptions(window=32)
 
 

@@ -136,6 +136,7 @@ def _run(
         _check_output(Path(source), target, files.overwrite)
     reader = open_reader(source, files, (files.column, *pairs))
     schema = _schema(reader, work)
+    work.check(length, 1 + len(pairs))
     facts = _facts(work, length, files)
     with Parts(folder, {**facts, **_identity(reader, files)}) as parts:
         done = parts.tally

@@ -89,7 +89,7 @@ class ParquetReader(Reader):
         texts = [values for values, _ in decoded]
         if bad:
             good = [row for row in range(len(table)) if row not in bad]
-            table = table.take(good)
+            table = table.take(pa.array(good, pa.int64()))
             texts = [[values[row] for row in good] for values in texts]
         return Window(table.select(self.schema.names), texts, len(bad), end)
 

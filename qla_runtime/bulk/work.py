@@ -58,9 +58,6 @@ class Work(ABC):
             texts: the texts; for pairs, the first texts and the second ones.
             length: as :meth:`settled` gives it.
 
-        Raises:
-            InputError: a length that does not fit.
-            UnsupportedError: a policy that cannot be followed.
         """
         results: list[Any] = [None] * len(texts[0])
         tokens = 0
@@ -70,6 +67,19 @@ class Work(ABC):
             for row, result in zip(rows, found, strict=True):
                 results[row] = result
         return Done(self._columns(results), sum(result["truncated"] for result in results), tokens)
+
+    def check(self, length: Length, columns: int) -> None:
+        """Runs one text, so that options and lengths that do not fit fail before a job begins.
+
+        Args:
+            length: of the job.
+            columns: of texts; 2 for pairs.
+
+        Raises:
+            InputError: an option or a length that does not fit.
+            UnsupportedError: a policy that cannot be followed.
+        """
+        self._found([["a short text"]] * columns, length)
 
     def settled(self, length: Length, texts: Sequence[Sequence[str]]) -> Length:
         """The length of a whole job: in place of a policy that chooses a config, the config's name.
@@ -109,7 +119,7 @@ class Embed(Work):
     """Vectors of an embedding model.
 
     Raises:
-        InputError: no prompt of that name, or no such width.
+        InputError: no such width.
         UnsupportedError: the model gives no embeddings.
     """
 
@@ -117,7 +127,6 @@ class Embed(Work):
         self.engine, self._options = engine, options
         self._task = engine.as_task(EmbedTask)
         self.width = self._task.width(options.truncate_dim)
-        self._call([["a text that shows whether the options fit the model"]])
         numbers = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8()}[options.vectors]
         self.fields = [pa.field(options.into, pa.list_(numbers, self.width))]
         if options.vectors == "int8":
@@ -151,7 +160,6 @@ class Classify(Work):
     """Labels of a classifier: the best one and its score, and where more are asked for, a list of the best.
 
     Raises:
-        InputError: an option out of range.
         UnsupportedError: the model does not classify texts.
     """
 

@@ -76,6 +76,7 @@ class BatchModel:
         self._engine = open_engine(model, num_threads, weights)
         self._work = work_of(self._engine, options)
         self._length = length
+        self._work.check(length, columns=1)
 
     def __call__(self, batch: pa.Table | Mapping[str, Any]) -> pa.Table | dict[str, Any]:
         """The batch with the added columns.
