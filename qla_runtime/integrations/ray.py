@@ -19,7 +19,7 @@ model that went through ``ray.put`` would be a copy for each actor.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -87,26 +87,33 @@ class BatchModel:
         Raises:
             InputError: no such column, a missing text, a column of a name that is added, or another kind of batch.
         """
-        if not isinstance(batch, (pa.Table, Mapping)):
-            raise InputError(
-                f"the batch is of type {type(batch).__name__}; pass batch_format='pyarrow' or 'numpy' to "
-                "map_batches()"
-            )
-        table = isinstance(batch, pa.Table)
-        names = batch.column_names if table else list(batch)
+        if isinstance(batch, pa.Table):
+            found = self._results(batch.column_names, lambda: batch[self._column].to_pylist())
+            schema = pa.schema([*batch.schema, *self._work.fields])
+            return pa.Table.from_arrays([*batch.columns, *found], schema=schema)
+        if isinstance(batch, Mapping):
+            found = self._results(list(batch), lambda: batch[self._column])
+            added = zip(self._work.fields, found, strict=True)
+            return {**batch, **{field.name: _numpy(column) for field, column in added}}
+        raise InputError(
+            f"the batch is of type {type(batch).__name__}; pass batch_format='pyarrow' or 'numpy' to map_batches()"
+        )
+
+    def _results(self, names: list[str], values: Callable[[], Any]) -> list[pa.Array]:
+        """The columns to add.
+
+        Args:
+            names: the columns of the batch.
+            values: gives the column of the texts.
+        """
         if self._column not in names:
             raise InputError(f"there is no column {shown(self._column)}; it is one of {', '.join(names)}")
         for field in self._work.fields:
             if field.name in names:
                 raise InputError(f"the column {shown(field.name)} is there already; drop it before map_batches()")
-        values = batch[self._column].to_pylist() if table else batch[self._column]
-        texts = check_texts(values, self._column, blank=True)[0] if len(values) else []
-        found = self._work.run([texts], self._length).columns
-        if table:
-            fields = [*batch.schema, *self._work.fields]
-            return pa.Table.from_arrays([*batch.columns, *found], schema=pa.schema(fields))
-        added = zip(self._work.fields, found, strict=True)
-        return {**batch, **{field.name: _numpy(column) for field, column in added}}
+        found = values()
+        texts = check_texts(found, self._column, blank=True)[0] if len(found) else []
+        return self._work.run([texts], self._length).columns
 
 
 def open_engine(model: str | os.PathLike[str], num_threads: int | None, weights: str | None) -> Engine:
@@ -140,17 +147,18 @@ def work_of(engine: Engine, options: EmbedOptions | ClassifyOptions | None) -> W
         InputError: options of another task.
         UnsupportedError: it neither embeds nor classifies.
     """
-    if engine.task == "embedding":
-        kind, made = EmbedOptions, Embed
-    elif engine.task == "sequence-classification":
-        kind, made = ClassifyOptions, Classify
-    else:
+    if engine.task not in ("embedding", "sequence-classification"):
         raise UnsupportedError(
             f"{engine.name!r} is a {engine.task} model; open one that embeds or classifies texts"
         )
-    if options is not None and not isinstance(options, kind):
-        raise InputError(f"options is of type {type(options).__name__}; {engine.name!r} takes {kind.__name__}")
-    return made(engine, options or kind())
+    embeds = engine.task == "embedding"
+    options = options or (EmbedOptions() if embeds else ClassifyOptions())
+    if embeds and isinstance(options, EmbedOptions):
+        return Embed(engine, options)
+    if not embeds and isinstance(options, ClassifyOptions):
+        return Classify(engine, options)
+    wanted = (EmbedOptions if embeds else ClassifyOptions).__name__
+    raise InputError(f"options is of type {type(options).__name__}; {engine.name!r} takes {wanted}")
 
 
 def _numpy(column: pa.Array) -> np.ndarray:

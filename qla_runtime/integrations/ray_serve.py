@@ -125,7 +125,7 @@ def application(model: str | os.PathLike[str], **options: Any) -> serve.Applicat
         model: as for :class:`TextModel`.
         options: the other arguments of :class:`TextModel`. ``TextModel.options(num_replicas=4)`` sets Serve's own.
     """
-    return TextModel.bind(model, **options)
+    return TextModel.bind(model, **options)  # type: ignore[attr-defined]  # what the decorator adds
 
 
 def _asked(body: bytes) -> tuple[list[str], str | None]:
