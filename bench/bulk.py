@@ -2,9 +2,9 @@
 
     python -m bench.bulk --texts FILE.txt --checkpoint FOLDER [--python PATH] [--rounds 5]
 
-Every round asks each in turn, each in a process of its own that keeps its model open. All have the same threads. The
-checkpoint is a sentence-transformers folder; qla opens the package `--package`, or the packaged model. PATH is a
-Python that has sentence-transformers, and optimum-intel[openvino] for OpenVINO.
+Every round asks each in turn, each in a process of its own that keeps its model open. All have the same threads.
+The checkpoint is a sentence-transformers folder; qla opens the package `--package`, or the packaged model. PATH is
+a Python that has sentence-transformers, and optimum-intel[openvino] for OpenVINO.
 """
 
 from __future__ import annotations

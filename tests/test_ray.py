@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -19,6 +21,7 @@ ray = pytest.importorskip("ray", reason="these tests need ray[data,serve]")
 pa = pytest.importorskip("pyarrow", reason="Ray Data needs pyarrow")
 
 import bulk_tools  # noqa: E402
+import cli_tools  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
 from qla_runtime import Engine, InputError, LatencyBudget, UnsupportedError  # noqa: E402
@@ -234,3 +237,25 @@ def test_bad_requests(address: str, body: bytes, message: str):
     status, answer = ask(address, body)
     assert status == 422 and message in answer["error"]
     assert ask(address, b'{"inputs": "a"}')[0] == 200
+
+
+@pytest.mark.slow
+def test_the_examples(tmp_path: Path):
+    examples = Path(__file__).resolve().parents[1] / "examples" / "ray"
+    rows = bulk_tools.table(60).select(["id", "text"])
+    (tmp_path / "pages").mkdir()
+    bulk_tools.write(tmp_path / "pages" / "a.parquet", rows)
+    for name, arguments, said in [
+        ("embed_files.py", [str(tmp_path / "pages"), str(tmp_path / "vectors")], "wrote 60 vectors"),
+        ("serve_model.py", [], "2 vectors of 384 numbers"),
+    ]:
+        done = subprocess.run(
+            [sys.executable, str(examples / name), *arguments],
+            env={**cli_tools.ENVIRONMENT, "RAY_ADDRESS": ""},
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0 and said in done.stdout, done.stderr[-2000:]
+    out = vectors_in(tmp_path / "vectors")
+    assert out["id"].to_pylist() == rows["id"].to_pylist()
