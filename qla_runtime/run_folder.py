@@ -91,7 +91,8 @@ class RunFolder(ABC):
         os.replace(new, self.path / name)
 
     def _holds_files(self) -> bool:
-        return bool(set(os.listdir(self.path)) - {".lock"})
+        # A process that was killed at the beginning leaves the facts under their temporary name.
+        return bool(set(os.listdir(self.path)) - {".lock", f".{FACTS}.tmp"})
 
     def _take_lock(self) -> None:
         try:

@@ -25,7 +25,7 @@ ROOMS = (
     ("checkpoints",),
     ("tasks",),
     ("engine",),
-    ("evaluation", "pipelines", "trace"),
+    ("bulk", "evaluation", "pipelines", "trace"),
     ("integrations",),
     ("door",),
     ("convert", "search", "serve", "training"),
@@ -47,7 +47,7 @@ BY_NAME = ("qla_runtime.cli.commands.bench", "bench.command")
 # What `pip install qla_runtime` brings, and who may need more than that as soon as it is imported.
 RUNTIME = {"numpy", "tokenizers", "tqdm"}
 NEED_AN_EXTRA = (
-    "qla_runtime.convert.neural_compressor", "qla_runtime.integrations.",
+    "qla_runtime.bulk.", "qla_runtime.convert.neural_compressor", "qla_runtime.integrations.",
     "qla_runtime.model.fake_quantized", "qla_runtime.model.float_model", "qla_runtime.serve",
     "qla_runtime.training",
 )  # fmt: skip

@@ -9,6 +9,8 @@ import argparse
 from collections.abc import Callable
 from typing import TypeAlias
 
+from qla_runtime.hub import DEFAULT_PACKAGE, PACKAGED
+
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """What ``add_subparsers`` gives: the place that commands are added to."""
 
@@ -52,11 +54,17 @@ def new_command(
     return parser
 
 
-def add_engine(parser: argparse.ArgumentParser) -> None:
-    """``--model``, ``--threads`` and ``--isa``."""
+def add_engine(parser: argparse.ArgumentParser, model: str | None = None) -> None:
+    """``--model``, ``--threads`` and ``--isa``.
+
+    Args:
+        parser: of the command.
+        model: the packaged model that is opened where none is named; None: the default one.
+    """
     parser.add_argument(
         "--model",
-        help="package folder, minilm-l6-squad, all-minilm-l6-v2, or hub id (default: minilm-l6-squad)",
+        default=model,
+        help=f"package folder, {', '.join(PACKAGED.values())}, or hub id (default: {model or DEFAULT_PACKAGE})",
     )
     parser.add_argument(
         "--threads", type=positive, metavar="N", help="threads per call (default: what this process may use)"

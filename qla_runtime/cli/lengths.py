@@ -11,8 +11,16 @@ from qla_runtime.errors import shown
 from qla_runtime.lengths.configs import Length
 
 
-def add_lengths(parser: argparse.ArgumentParser) -> None:
-    """The ways to choose a length; at most one may be given."""
+def add_lengths(
+    parser: argparse.ArgumentParser,
+    latency: str = f"per call of up to {STEP} texts; in eval squad per question",
+) -> None:
+    """The ways to choose a length; at most one may be given.
+
+    Args:
+        parser: of the command.
+        latency: what a latency budget is of.
+    """
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
         "--length",
@@ -24,8 +32,7 @@ def add_lengths(parser: argparse.ArgumentParser) -> None:
         "--latency-ms",
         type=float,
         metavar="MS",
-        help=f"the most accurate config that is predicted to fit in MS milliseconds (per call of up to {STEP} "
-        "texts; in eval squad per question)",
+        help=f"the most accurate config that is predicted to fit in MS milliseconds ({latency})",
     )
     group.add_argument(
         "--max-loss",

@@ -20,6 +20,7 @@ from qla_runtime.cli.commands import (
     bench,
     classify,
     convert,
+    embed,
     encode,
     evaluate,
     explain,
@@ -33,7 +34,22 @@ from qla_runtime.cli.commands import (
 from qla_runtime.cli.printing import fail, warn
 from qla_runtime.cli.words import flags_of, in_flags
 
-COMMANDS = (answer, trace, encode, classify, rank, tag, serve, explain, convert, evaluate, train, search, bench)
+COMMANDS = (
+    answer,
+    trace,
+    encode,
+    embed,
+    classify,
+    rank,
+    tag,
+    serve,
+    explain,
+    convert,
+    evaluate,
+    train,
+    search,
+    bench,
+)
 """In the order of ``qla --help``."""
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 
 from qla_runtime import InputError
+from qla_runtime.bulk import require_packages
+from qla_runtime.bulk.options import ClassifyOptions, FileOptions
 from qla_runtime.cli import render
 from qla_runtime.cli.arguments import Commands, add_engine, add_output, new_command, positive_or_all
 from qla_runtime.cli.lengths import add_lengths, chosen_length
 from qla_runtime.cli.printing import print_json, say, warn_of_cut
 from qla_runtime.cli.running import open_engine, parts
 from qla_runtime.cli.texts import TEXTS_HELP, read_texts
+from qla_runtime.cli.whole_files import BULK_LATENCY, INPUT_HELP, tell
+from qla_runtime.settings import add_arguments, from_arguments
 
 
 def add(commands: Commands) -> None:
@@ -25,7 +29,7 @@ def add(commands: Commands) -> None:
     add_engine(parser)
     add_lengths(parser)
     add_output(parser)
-    parser.add_argument("texts", nargs="+", metavar="TEXT|@FILE|-", help=TEXTS_HELP)
+    parser.add_argument("texts", nargs="*", metavar="TEXT|@FILE|-", help=TEXTS_HELP)
     parser.add_argument(
         "--pair",
         action="append",
@@ -35,10 +39,26 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--top-k", type=positive_or_all, default=1, metavar="N|all", help="labels to show (default: 1)"
     )
+    whole = parser.add_argument_group(
+        "whole files", f"The same command resumes after a kill. --latency-ms is {BULK_LATENCY}."
+    )
+    whole.add_argument("--in", dest="source", metavar="FILE", help=f"{INPUT_HELP}, in place of TEXT")
+    whole.add_argument("--out", metavar="FILE.parquet", help="write the rows of --in with their labels")
+    add_arguments(whole, FileOptions)
+    add_arguments(whole, ClassifyOptions, "pair_column")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints the labels of each text or pair."""
+    """Prints the labels of each text or pair, or writes those of a file."""
+    if (arguments.source is None) != (arguments.out is None):
+        raise InputError("--in and --out go together; give both, or texts")
+    if arguments.source is not None:
+        if arguments.texts or arguments.pair:
+            raise InputError("--in is given and texts, too; give one of them")
+        _run_file(arguments)
+        return
+    if not arguments.texts:
+        raise InputError("there are no texts; give at least one, or a file with --in and --out")
     texts = read_texts(arguments.texts)
     pairs = read_texts(arguments.pair) if arguments.pair else None
     if pairs is not None and len(pairs) != len(texts):
@@ -59,3 +79,19 @@ def run(arguments: argparse.Namespace) -> None:
     for text, result in zip(texts, results, strict=True):
         scores = result.get("scores", [result])
         say(f"{render.one_line(text)}\t" + "  ".join(f"{s['label']} {s['score']:.4f}" for s in scores))
+
+
+def _run_file(arguments: argparse.Namespace) -> None:
+    require_packages()
+    from qla_runtime.bulk.job import classify_file
+
+    report = classify_file(
+        open_engine(arguments),
+        arguments.source,
+        arguments.out,
+        chosen_length(arguments),
+        files=from_arguments(FileOptions, arguments),
+        options=from_arguments(ClassifyOptions, arguments),
+        progress=True,
+    )
+    tell(report, arguments.out, arguments.json)

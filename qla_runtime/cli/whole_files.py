@@ -1,0 +1,31 @@
+"""What the commands share that write a whole file: what they say at the end."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from qla_runtime.cli.printing import print_json, say
+
+if TYPE_CHECKING:
+    from qla_runtime.bulk.job import Report
+
+INPUT_HELP = "a .parquet, .jsonl or .ndjson file, or a .txt file with a text per line"
+BULK_LATENCY = "of each text on average, settled once on the first rows"
+"""What a latency budget is of, in a job over a file."""
+
+
+def tell(report: Report, out: str, json: bool) -> None:
+    """Says what a job did: on standard error in words, or as JSON on standard output."""
+    if json:
+        print_json(asdict(report) | {"out": out})
+        return
+    now = report.rows - report.resumed
+    speed = f"{now / report.seconds:,.0f} texts/s" if now else "nothing was left to do"
+    parts = [f"wrote {report.rows:,} rows to {out}", f"length {report.length or 'full'}", speed]
+    if report.resumed:
+        parts.append(f"{report.resumed:,} rows were done before")
+    if report.left_out:
+        parts.append(f"{report.left_out:,} bad rows left out")
+    say("; ".join(parts), sys.stderr)
