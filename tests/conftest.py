@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import amx_tools
 import cmake_tools
@@ -13,8 +13,12 @@ import hostile_tools
 import pytest
 import raw
 from package_tools import tiny_package
+from workers import pytest_cmdline_main, pytest_xdist_make_scheduler  # noqa: F401
 
 from qla_runtime import Engine, _core
+
+if TYPE_CHECKING:
+    from qla_runtime.model.float_model import Model
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -93,3 +97,28 @@ def victim(tmp_path: Path, bystander: tuple[_core.Engine, bytes]) -> Iterator[Pa
     yield path
     engine, answer = bystander
     assert hostile_tools.run(engine) == answer
+
+
+@pytest.fixture(scope="session")
+def qa_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT checkpoint for question answering, of random weights. Needs torch."""
+    from checkpoint_tools import save_checkpoint
+
+    return save_checkpoint(tmp_path_factory.mktemp("qa") / "tiny-qa", "Bert", "span-qa")
+
+
+@pytest.fixture(scope="module")
+def qa_model(qa_checkpoint: Path) -> Model:
+    """Our float module of it."""
+    from qla_runtime.checkpoints.reader import open_checkpoint
+
+    return open_checkpoint(qa_checkpoint, max_length=48).load_model()
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    """A pairs file for that checkpoint, with sequences of 5 to 43 tokens."""
+    path = tmp_path / "texts.tsv"
+    lines = [f"w{5 + i % 9} w6\t" + " ".join(f"w{4 + (i * j) % 90}" for j in range(1 + i % 40)) for i in range(60)]
+    path.write_text("\n".join(lines) + "\n")
+    return path

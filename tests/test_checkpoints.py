@@ -17,17 +17,6 @@ from checkpoint_tools import FLOAT32, add_sentence_layout, random_ids, save_chec
 from qla_runtime.checkpoints.config import encoder_spec  # noqa: E402
 from qla_runtime.checkpoints.reader import open_checkpoint  # noqa: E402
 from qla_runtime.errors import InputError, UnsupportedError  # noqa: E402
-from qla_runtime.model.float_model import Model  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def qa_checkpoint(tmp_path_factory) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("qa") / "tiny-qa", "Bert", "span-qa")
-
-
-@pytest.fixture(scope="module")
-def qa_model(qa_checkpoint) -> Model:
-    return open_checkpoint(qa_checkpoint, max_length=48).load_model()
 
 
 def test_reads_tasks(tmp_path, qa_checkpoint):

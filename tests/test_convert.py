@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,20 +23,6 @@ from qla_runtime.families import FAMILIES  # noqa: E402
 from qla_runtime.lengths.configs import LengthConfig  # noqa: E402
 
 pytest.importorskip("qla_runtime._core", reason="the native module is not built")
-
-
-@pytest.fixture(scope="module")
-def qa_checkpoint(tmp_path_factory) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("qa") / "tiny-qa", "Bert", "span-qa")
-
-
-@pytest.fixture
-def texts(tmp_path) -> Path:
-    """A pairs file with sequences of 5 to 43 tokens."""
-    path = tmp_path / "texts.tsv"
-    lines = [f"w{5 + i % 9} w6\t" + " ".join(f"w{4 + (i * j) % 90}" for j in range(1 + i % 40)) for i in range(60)]
-    path.write_text("\n".join(lines) + "\n")
-    return path
 
 
 @pytest.mark.parametrize("family", ["Bert", "Roberta"])

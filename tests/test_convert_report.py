@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'qla_runtime[convert]')")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
-from checkpoint_tools import HEADS, save_checkpoint  # noqa: E402
+from checkpoint_tools import HEADS  # noqa: E402
 
 from qla_runtime.checkpoints.reader import open_checkpoint  # noqa: E402
 from qla_runtime.convert import calibration, report  # noqa: E402
@@ -20,20 +20,6 @@ from qla_runtime.errors import InputError  # noqa: E402
 from qla_runtime.model import card  # noqa: E402
 from qla_runtime.model.spec import TaskSpec  # noqa: E402
 from qla_runtime.texts import data_sets  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def qa_checkpoint(tmp_path_factory) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("qa") / "tiny-qa", "Bert", "span-qa")
-
-
-@pytest.fixture
-def texts(tmp_path) -> Path:
-    """A pairs file with sequences of 5 to 43 tokens."""
-    path = tmp_path / "texts.tsv"
-    lines = [f"w{5 + i % 9} w6\t" + " ".join(f"w{4 + (i * j) % 90}" for j in range(1 + i % 40)) for i in range(60)]
-    path.write_text("\n".join(lines) + "\n")
-    return path
 
 
 def test_reads_squad_texts(tmp_path):

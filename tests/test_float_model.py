@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -16,16 +14,6 @@ from checkpoint_tools import FLOAT32, HEADS, random_ids, save_checkpoint  # noqa
 from qla_runtime.checkpoints.reader import open_checkpoint  # noqa: E402
 from qla_runtime.lengths.configs import LengthConfig  # noqa: E402
 from qla_runtime.model.float_model import Model, _select, kept_count  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def qa_checkpoint(tmp_path_factory) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("qa") / "tiny-qa", "Bert", "span-qa")
-
-
-@pytest.fixture(scope="module")
-def qa_model(qa_checkpoint) -> Model:
-    return open_checkpoint(qa_checkpoint, max_length=48).load_model()
 
 
 @pytest.mark.parametrize("kind", HEADS)

@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'qla_runtime[convert]')")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
-from checkpoint_tools import VOCAB, save_checkpoint  # noqa: E402
+from checkpoint_tools import VOCAB  # noqa: E402
 
 from qla_runtime import _core  # noqa: E402
 from qla_runtime.checkpoints.reader import Checkpoint, open_checkpoint  # noqa: E402
@@ -27,11 +27,6 @@ from qla_runtime.model import pack, staging  # noqa: E402
 from qla_runtime.model.formats import INT8_WORDS  # noqa: E402
 from qla_runtime.model.package import check_target, crc32c, safetensors_bytes, write_package  # noqa: E402
 from qla_runtime.model.spec import shape  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def qa_checkpoint(tmp_path_factory) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("qa") / "tiny-qa", "Bert", "span-qa")
 
 
 def test_packing_is_the_documented_layout():

@@ -27,19 +27,8 @@ from qla_runtime.convert.contents import packed_tensors  # noqa: E402
 from qla_runtime.convert.scale_sources import SOURCES, ScaleRequest  # noqa: E402
 from qla_runtime.errors import InputError  # noqa: E402
 from qla_runtime.lengths.configs import LengthConfig  # noqa: E402
-from qla_runtime.model.float_model import Model  # noqa: E402
 
 DROPPING = LengthConfig.ratio((0.8, 0.5, 0.25), keep_cls=True)
-
-
-@pytest.fixture(scope="module")
-def qa_checkpoint(tmp_path_factory) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("qa") / "tiny-qa", "Bert", "span-qa")
-
-
-@pytest.fixture(scope="module")
-def qa_model(qa_checkpoint) -> Model:
-    return open_checkpoint(qa_checkpoint, max_length=48).load_model()
 
 
 @pytest.fixture(scope="module")
