@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,12 @@ def outputs(model: Model, features: Features) -> NDArray[np.float32]:
     for rows in features.plan(BATCH_TOKENS, np.random.default_rng(0)):
         found[rows] = device.run(model, features.batch(rows).to(device.device)).outputs.cpu().numpy()
     return found
+
+
+def parameters(checkpoint: Path) -> int:
+    """Numbers in a checkpoint."""
+    with safe_open(checkpoint / "model.safetensors", "np") as tensors:
+        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in list(tensors.keys()))
 
 
 def encoder_bits(package: Path) -> float:

