@@ -76,22 +76,30 @@ _BITS = "bits_per_encoder_weight"
 
 
 def agreement(records: Sequence[Record]) -> str:
-    """Labels of engine and trained model, pooled over all runs of a task; and how far the scores are apart."""
+    """Engine and trained model beside each other, over all runs of a task that round in training."""
     rows, same, texts = [], 0, 0
     for task in METRICS:
         trained = [record for record in records if record["task"] == task and record["variant"] != "float"]
         if not trained:
             continue
-        apart = max(record["dev"]["apart"] for record in trained)
+        cosines = [record["hidden_cosine"] for record in trained]
+        least = f"{mean(c['mean'] for c in cosines):.4f}, {min(c['min'] for c in cosines):.4f}"
+        apart = f"{max(record['dev']['apart'] for record in trained):.3f}"
+        equal = ""
         if trained[0]["dev"]["same"] is None:
-            rows.append([task, str(len(trained)), "", f"{apart:.3f} (of scores from 0 to 5)"])
-            continue
-        equal, all_ = (sum(record["dev"][key] for record in trained) for key in ("same", "compared"))
-        same, texts = same + equal, texts + all_
-        rows.append([task, str(len(trained)), f"{equal} of {all_} ({100 * equal / all_:.2f} %)", f"{apart:.3f}"])
+            apart += ", of scores from 0 to 5"
+        else:
+            here, all_ = (sum(record["dev"][key] for record in trained) for key in ("same", "compared"))
+            same, texts, equal = same + here, texts + all_, _share(here, all_)
+        rows.append([task, str(len(trained)), least, equal, apart])
     if texts:
-        rows.append(["all", "", f"{same} of {texts} ({100 * same / texts:.2f} %)", ""])
-    return table(["", "runs", "same label on dev", "largest difference of scores"], rows)
+        rows.append(["all", "", "", _share(same, texts), ""])
+    head = ["", "runs", "cosine of hidden states, mean and least", "same label on dev"]
+    return table([*head, "largest difference of a score"], rows)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part} of {whole} ({100 * part / whole:.2f} %)"
 
 
 def costs(records: Iterable[Record]) -> str:

@@ -149,6 +149,6 @@ def test_ternary_runs(tmp_path):
     shown = recipe("ternary_table.py", "--records", tmp_path / "records")
     assert shown.returncode == 0, shown.stderr
     assert f"| W2A8, unified | {ternary['dev']['engine']['accuracy']:.1f} |" in shown.stdout
-    assert "| all |  | 20 of 20 (100.00 %) |  |" in shown.stdout
+    assert "| all |  |  | 20 of 20 (100.00 %) |  |" in shown.stdout
     wrong = recipe("ternary_runs.py", *places, "--variants", "best")
     assert wrong.returncode == 2 and "--variants holds 'best'; it may hold float, none" in wrong.stderr
