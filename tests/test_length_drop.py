@@ -142,6 +142,16 @@ def test_sub_models_take_turns(checkpoint, data):
     assert 8 <= seen["smallest"] <= 32 and seen["random"] == 60 - seen["smallest"]  # a third, 60 draws
 
 
+def test_plain_fine_tuning(checkpoint, data):
+    """Sub-models that nothing is learned from do not run."""
+    start, features = started(checkpoint, data)
+    for turns in (False, True):
+        options = replace(SANDWICH, distill_weight=0.0, vote_weight=0.0, take_turns=turns)
+        recipe = length_drop.LengthDrop(start.load_model(0), features, Device.choose("fp32"), options)
+        (full,) = recipe.losses(recipe.batch(np.arange(5)), np.random.default_rng(0))
+        assert list(full.terms) == ["full"] and full.total.item() == full.terms["full"].item()
+
+
 def test_passes_with_a_live_teacher(checkpoint, data):
     """Every pass learns a frozen model, sub-models also what its tokens became; by turns, one pass a batch."""
     start, features = started(checkpoint, data)

@@ -16,6 +16,7 @@ transformers = pytest.importorskip("transformers", reason="recipes need the [con
 from checkpoint_tools import add_sentence_layout, save_checkpoint  # noqa: E402
 from package_tools import tiny_package  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
+from training_tools import table  # noqa: E402
 
 from qla_runtime import Engine, LengthConfig  # noqa: E402
 from qla_runtime.checkpoints.reader import open_checkpoint  # noqa: E402
@@ -121,3 +122,33 @@ def test_config_at_cost(tmp_path):
     assert evaluate.squad(Engine(package), data, config).f1 == pytest.approx(float(f1), abs=0.006)
     refused = recipe("config_at_cost.py", package, data, "--share", 0.7, "--start", "1,.8")
     assert "3 layers" in refused.stderr and "Traceback" not in refused.stderr
+
+
+@pytest.mark.slow
+def test_ternary_runs(tmp_path):
+    """A float model and a ternary one that it teaches; then the tables."""
+    start = save_checkpoint(tmp_path / "start", "Bert", "embedding", max_position_embeddings=128)
+    for name, rows in (("train", 60), ("dev", 20)):
+        (tmp_path / "glue" / "MRPC").mkdir(parents=True, exist_ok=True)
+        table(tmp_path / "glue" / "MRPC" / f"{name}.tsv", labels=("0", "1"), rows=rows)
+    places = (start, tmp_path / "glue", tmp_path / "work", "--records", tmp_path / "records")
+    chosen = ("--tasks", "MRPC", "--variants", "float,unified", "--seeds", "0")
+    done = recipe("ternary_runs.py", *places, *chosen)
+    assert done.returncode == 0, done.stderr
+    names = ["MRPC-float-0.json", "MRPC-unified-0.json"]
+    assert sorted(path.name for path in (tmp_path / "records").iterdir()) == names
+    float_, ternary = (json.loads((tmp_path / "records" / name).read_text()) for name in names)
+    assert (ternary["dev"]["texts"], ternary["select"]["texts"]) == (20, 6)
+    assert ternary["dev"]["same"] == 20 and ternary["dev"]["apart"] < 0.01
+    assert ternary["bits_per_encoder_weight"] < 0.4 * float_["bits_per_encoder_weight"]
+    assert ternary["command"].startswith("qla train qat runs/MRPC-float-0/final data/MRPC/train.tsv ")
+    assert str(tmp_path) not in ternary["command"] + float_["command"].replace(str(start), "")
+
+    again = recipe("ternary_runs.py", *places, *chosen)
+    assert again.returncode == 0 and again.stderr == ""  # nothing is left to do
+    shown = recipe("ternary_table.py", "--records", tmp_path / "records")
+    assert shown.returncode == 0, shown.stderr
+    assert f"| W2A8, unified | {ternary['dev']['engine']['accuracy']:.1f} |" in shown.stdout
+    assert "| all |  |  | 20 of 20 (100.00 %) |  |" in shown.stdout
+    wrong = recipe("ternary_runs.py", *places, "--variants", "best")
+    assert wrong.returncode == 2 and "--variants holds 'best'; it may hold float, none" in wrong.stderr

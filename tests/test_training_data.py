@@ -148,7 +148,6 @@ def test_bad_data(tmp_path, name, content, message):
     [
         ("sequence-classification", "span-qa", "its head is for sequence-classification.*--new-head"),
         ("span-qa", "embedding", "its head is for span-qa.*sentence encoder"),
-        ("token-classification", None, "the checkpoint does token-classification"),
         ("embedding", None, "pass task="),
     ],
 )

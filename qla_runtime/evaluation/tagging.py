@@ -149,8 +149,8 @@ def tagging(
         for sentence, tokens in zip(sentences[part], results, strict=True):
             truncated += tokens.truncated
             labels = _word_labels(sentence.words, tokens)
-            truth = _entities(file_scheme, [file_number[tag] for tag in sentence.tags])
-            guess = _entities(model_scheme, [None if label is None else model_number[label] for label in labels])
+            truth = entities(file_scheme, [file_number[tag] for tag in sentence.tags])
+            guess = entities(model_scheme, [None if label is None else model_number[label] for label in labels])
             expected.update(name for name, _, _ in truth)
             found.update(name for name, _, _ in guess)
             hits.update(name for name, _, _ in truth & guess)
@@ -183,21 +183,31 @@ def _check_names(theirs: LabelScheme, ours: LabelScheme) -> None:
 
 
 def _word_labels(words: Sequence[str], tokens: Iterable[TaggedToken]) -> list[str | None]:
-    """The label of the first token of each word of ``" ".join(words)``; None for a word without a token."""
-    entries = iter(tokens)
-    entry = next(entries, None)
-    labels: list[str | None] = []
-    end = -1
+    """The label of the first token of each word; None for a word without a token."""
+    entries = list(tokens)
+    first = first_tokens(words, [entry["start"] for entry in entries])
+    return [None if i is None else entries[i]["label"] for i in first]
+
+
+def first_tokens(words: Sequence[str], starts: Sequence[int]) -> list[int | None]:
+    """The first token of each word of ``" ".join(words)``, by number; None for a word without a token.
+
+    Args:
+        words: of a sentence.
+        starts: where each token begins in the sentence, ascending, special tokens left out.
+    """
+    found: list[int | None] = []
+    token, end = 0, -1
     for word in words:
         begin, end = end + 1, end + 1 + len(word)
         # A token may hold the blank before its word, or nothing else.
-        while entry is not None and entry["start"] < begin - 1:
-            entry = next(entries, None)
-        labels.append(entry["label"] if entry is not None and entry["start"] < end else None)
-    return labels
+        while token < len(starts) and starts[token] < begin - 1:
+            token += 1
+        found.append(token if token < len(starts) and starts[token] < end else None)
+    return found
 
 
-def _entities(scheme: LabelScheme, labels: Sequence[int | None]) -> set[tuple[str, int, int]]:
+def entities(scheme: LabelScheme, labels: Sequence[int | None]) -> set[tuple[str, int, int]]:
     """The named chunks of a sentence; a word without a label is outside."""
     tags = [_UNTAGGED if label is None else scheme.tags[label] for label in labels]
     return {chunk for chunk in chunks(tags) if chunk[0] not in scheme.outside and chunk[0] != _UNTAGGED.entity}

@@ -48,7 +48,7 @@ PAPER_CLIP = 2.5
 """Activations are clipped to +- this at the paper's points."""
 
 Rounding = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Activations -> whole numbers around zero and their scale, whose product they are about."""
+"""Activations -> whole numbers around zero and their scale, whose product they are about. No gradient passes."""
 
 
 def fake_quantize(model: Model, format: ModelFormat, first_token: int | None = None) -> Model:
@@ -70,7 +70,8 @@ def fake_quantize(model: Model, format: ModelFormat, first_token: int | None = N
         assert isinstance(layer, Layer)
         for name, linear_format in formats.items():
             rounding: Rounding = per_tensor if paper else after_gelu if name == "ffn_out" else per_token
-            setattr(layer, name, _Linear(getattr(layer, name), linear_format, rounding))
+            clip = PAPER_CLIP if paper else None
+            setattr(layer, name, _Linear(getattr(layer, name), linear_format, rounding, clip))
         layer.arithmetic = _PaperArithmetic() if paper else _EngineArithmetic()
     model.format = format
     return model
@@ -92,18 +93,50 @@ def _straight_through(x: Tensor, rounded: Tensor) -> Tensor:
     return _StraightThrough.apply(x, rounded)
 
 
+class _RoundedProduct(torch.autograd.Function):
+    """``x @ weight.T`` of rounded factors, with the gradients of unrounded ones.
+
+    What autograd would make of the roundings one by one costs more time than the products: it keeps and passes
+    over a matrix for each scale. Here scales cancel, and the products of both directions take the same codes.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, format: LinearFormat, rounding: Rounding, dtype: torch.dtype
+    ) -> Tensor:
+        codes, scale = rounding(x)
+        weights, steps = format.quantize(weight)
+        codes, weights = codes.to(dtype), weights.to(dtype)
+        ctx.clip = format.clip
+        ctx.save_for_backward(codes, scale, weights, steps, weight)
+        return F.linear(codes, weights).float().mul_(scale).mul_(steps[:, 0])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        codes, scale, weights, steps, weight = ctx.saved_tensors
+        of_input = ((gradients[0] * steps[:, 0]).to(weights.dtype) @ weights).float()
+        rows = (gradients[0] * scale).to(codes.dtype).flatten(0, -2)
+        of_weight = (rows.T @ codes.flatten(0, -2)).float()
+        if ctx.clip is not None:
+            of_weight.masked_fill_(weight.abs() > ctx.clip, 0.0)
+        return of_input, of_weight, None, None, None
+
+
 class _Linear(nn.Module):
     """A linear module whose input and weight are rounded; the same parameters."""
 
-    def __init__(self, linear: Any, format: LinearFormat, rounding: Rounding):
+    def __init__(self, linear: Any, format: LinearFormat, rounding: Rounding, clip: float | None):
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
-        self.format, self.rounding = format, rounding
+        self.format, self.rounding, self.clip = format, rounding, clip
 
     def forward(self, x: Tensor) -> Tensor:
-        codes, scale = self.rounding(x)
-        weights, steps = _rounded_weight(self.weight, self.format)
-        return F.linear(codes, weights).float() * (scale * steps[:, 0]) + self.bias
+        x = x.float()
+        if self.clip is not None:
+            x = x.clamp(-self.clip, self.clip)
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        return _RoundedProduct.apply(x, self.weight, self.format, self.rounding, dtype) + self.bias
 
 
 class _Words(nn.Module):
@@ -116,21 +149,15 @@ class _Words(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         rows = F.embedding(ids, self.weight)
-        codes, scale = _rounded_weight(rows.flatten(0, 1), self.format)
-        rounded = (codes * scale).view_as(rows)
+        if self.format.clip is not None:
+            rows = rows.clamp(-self.format.clip, self.format.clip)
+        with torch.no_grad():
+            codes, scale = self.format.quantize(rows.flatten(0, 1))
+        rounded = _straight_through(rows, (codes * scale).view_as(rows))
         if self.first_token is None:
             return rounded
         exact = ids[:, :1, None] == self.first_token
         return torch.cat([torch.where(exact, rows[:, :1], rounded[:, :1]), rounded[:, 1:]], 1)
-
-
-def _rounded_weight(weight: Tensor, format: LinearFormat | WordFormat) -> tuple[Tensor, Tensor]:
-    """Codes, with the gradient of ``weight / scale``, and scales, with none."""
-    with torch.no_grad():
-        codes, scale = format.quantize(weight)
-    if format.clip is not None:
-        weight = weight.clamp(-format.clip, format.clip)
-    return _straight_through(weight / scale, codes), scale
 
 
 # ---------------------------------------------------------------------------------------- activations
@@ -146,16 +173,15 @@ def per_token(x: Tensor, least: float | None = None) -> tuple[Tensor, Tensor]:
     Returns:
         (..., n) float32 whole numbers in [-255, 255], the zero point taken off; (..., 1) scales.
     """
-    x = x.float()
     with torch.no_grad():
-        high = x.amax(-1, keepdim=True).clamp_min(0.0)
-        low = x.amin(-1, keepdim=True).clamp_max(0.0) if least is None else torch.full_like(high, least)
+        high = x.amax(-1, keepdim=True).clamp_min_(0.0)
+        low = x.amin(-1, keepdim=True).clamp_max_(0.0) if least is None else torch.full_like(high, least)
         span = high - low
         lives = span > _NO_RANGE
         inverse = torch.where(lives, 255.0 / span, 0.0)
-        zero = (-low * inverse).round()
-        codes = (x * inverse + zero).round().clamp(0.0, 255.0) - zero
-    return _straight_through(x * inverse, codes), torch.where(lives, span / 255.0, 0.0)
+        zero = (-low * inverse).round_()
+        codes = (x * inverse).add_(zero).round_().clamp_(0.0, 255.0).sub_(zero)
+        return codes, torch.where(lives, span / 255.0, 0.0)
 
 
 def after_gelu(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,16 +190,21 @@ def after_gelu(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def per_tensor(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The paper's: clipped, then symmetric with one scale for the whole tensor, padding included."""
-    x = x.float().clamp(-PAPER_CLIP, PAPER_CLIP)
-    return _symmetric(x, x.detach().abs().amax())
+    """The paper's: symmetric, with one scale for the whole tensor, padding included."""
+    with torch.no_grad():
+        return _symmetric(x, x.abs().amax())
 
 
 def _polynomial(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
-    total = torch.full_like(x, coefficients[0])
-    for coefficient in coefficients[1:]:
-        total = total * x + coefficient
+    total = x * coefficients[0] + coefficients[1]
+    for coefficient in coefficients[2:]:
+        total.mul_(x).add_(coefficient)
     return total
+
+
+def _clipped_per_tensor(x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.float().clamp(-PAPER_CLIP, PAPER_CLIP)
+    return _symmetric(x, x.detach().abs().amax())
 
 
 def _symmetric(x: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
@@ -222,7 +253,7 @@ class _EngineArithmetic(Arithmetic):
         x = x.float()
         with torch.no_grad():
             bounded = x.clamp(-_GELU_BOUND, _GELU_BOUND)
-            found = x * (bounded * _polynomial(_GELU, bounded * bounded) + 0.5)
+            found = _polynomial(_GELU, bounded * bounded).mul_(bounded).add_(0.5).mul_(x)
         return _straight_through(F.gelu(x), found)
 
 
@@ -234,9 +265,9 @@ class _PaperArithmetic(Arithmetic):
     """Q, K, probabilities and V with one scale per tensor."""
 
     def logits(self, query: Tensor, key: Tensor) -> Tensor:
-        (q, q_scale), (k, k_scale) = per_tensor(query), per_tensor(key)
+        (q, q_scale), (k, k_scale) = _clipped_per_tensor(query), _clipped_per_tensor(key)
         return (q @ k.transpose(-1, -2)).float() * (q_scale * k_scale / math.sqrt(query.shape[-1]))
 
     def context(self, probabilities: Tensor, value: Tensor, real: Tensor | None) -> Tensor:
-        (p, p_scale), (v, v_scale) = per_tensor(probabilities), per_tensor(value)
+        (p, p_scale), (v, v_scale) = _clipped_per_tensor(probabilities), _clipped_per_tensor(value)
         return (p @ v).float() * (p_scale * v_scale)

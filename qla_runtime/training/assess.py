@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from qla_runtime.errors import InputError
 from qla_runtime.evaluation.questions import read_squad
 from qla_runtime.evaluation.statistics import check_varied, correlation
+from qla_runtime.evaluation.tagging import entities, read_conll
 from qla_runtime.lengths.configs import LengthConfig
 from qla_runtime.model.float_model import Model
 from qla_runtime.tasks.answer import AnswerOptions, read_answers
+from qla_runtime.tasks.label_schemes import read_labels
 from qla_runtime.texts.data_sets import read_labelled, read_scored_pairs
 from qla_runtime.texts.text_encoder import TextEncoder, batches
-from qla_runtime.training.data import Features, encode_labels, text_features
+from qla_runtime.training.data import UNTAGGED, Features, encode_labels, encode_tags, tag_features, text_features
 from qla_runtime.training.device import Device
 
 BATCH_TOKENS = 16384
@@ -48,7 +50,7 @@ def assessor(
         model: what to measure.
         encoder: its tokenizer; it must not cut texts for span QA, and must for the others.
         path: what the task asks for: SQuAD json (F1), a GLUE-like table with labels (accuracy; Spearman for
-            scores), or an STS benchmark csv (Spearman) for embeddings.
+            scores), a CoNLL file (F1 of entities), or an STS benchmark csv (Spearman) for embeddings.
         lengths: name -> config; None keeps every token.
         device: where it runs.
         sample: about this many of the file's items, evenly spaced; None for all. Of a SQuAD file only the
@@ -64,7 +66,7 @@ def assessor(
     for config in lengths.values():
         if config is not None:
             config.check_layers(model.encoder.spec.layers)
-    prepare = {"span-qa": _squad, "embedding": _sts}.get(model.task.kind, _labelled)
+    prepare = {"span-qa": _squad, "embedding": _sts, "token-classification": _tags}.get(model.task.kind, _labelled)
     metric, measure = prepare(model, encoder, path, sample, skip_bad_rows)
 
     def assess() -> dict[str, float]:
@@ -107,6 +109,27 @@ def _sts(model: Model, encoder: TextEncoder, path: Path, sample: int | None, ski
         return correlation((vectors[: len(scores)] * vectors[len(scores) :]).sum(1), scores)
 
     return "spearman", measure
+
+
+def _tags(model: Model, encoder: TextEncoder, path: Path, sample: int | None, skip: bool) -> tuple[str, Measure]:
+    sentences = _sampled(read_conll(path, skip_bad_rows=skip), sample, path)
+    tags = encode_tags(sentences, model.task, path)
+    features = tag_features(sentences, tags, encoder, model.encoder.spec, False)
+    assert features.tags is not None  # tag_features gives them
+    rows = np.split(features.tags, features.ragged.offsets[1:-1])
+    first = [row != UNTAGGED for row in rows]
+    scheme = read_labels(model.task.labels)
+    # Words without a token, and those that were cut off, are left out of both sides.
+    truth = [entities(scheme, row[at].tolist()) for row, at in zip(rows, first, strict=True)]
+
+    def measure(run: Run) -> float:
+        hits = found = 0
+        for right, at, logits in zip(truth, first, run(features), strict=True):
+            guess = entities(scheme, logits[at].argmax(1).tolist())
+            hits, found = hits + len(guess & right), found + len(guess)
+        return 2 * hits / max(1, found + sum(map(len, truth)))
+
+    return "f1", measure
 
 
 def _labelled(

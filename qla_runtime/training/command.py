@@ -10,6 +10,7 @@ from typing import Any
 from qla_runtime import settings
 from qla_runtime.errors import InputError
 from qla_runtime.lengths.configs import LengthConfig
+from qla_runtime.task_kinds import TASK_KINDS
 from qla_runtime.training.options import LoopOptions
 from qla_runtime.training.recipe import BringsData, RecipeOptions
 
@@ -39,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser, recipe: type[RecipeOptions]) 
         parser.add_argument(
             "data",
             metavar="DATA",
-            help="SQuAD .json; GLUE-like .tsv, .csv or .jsonl; or .txt with a sentence per line (embeddings)",
+            help="SQuAD .json; GLUE-like .tsv, .csv or .jsonl; CoNLL, a word and its tag per line (token "
+            "classification); or .txt with a sentence per line (embeddings)",
         )
     parser.add_argument("out", metavar="OUT", help="folder of the run; OUT/final will hold the trained checkpoint")
 
@@ -53,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser, recipe: type[RecipeOptions]) 
     else:
         model.add_argument(
             "--task",
-            choices=("span-qa", "sequence-classification", "embedding"),
+            choices=TASK_KINDS,
             help="where the checkpoint does not say",
         )
         model.add_argument("--max-length", type=int, metavar="N", help="tokens of a sequence (span-qa: 384)")
@@ -79,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser, recipe: type[RecipeOptions]) 
     settings.add_arguments(watch, LoopOptions, "log_steps")
     watch.add_argument(
         "--eval", dest="assess_file", metavar="FILE",
-        help="measure accuracy before and after: SQuAD .json (odd articles), GLUE-like .tsv, STS .csv",
+        help="measure accuracy before and after: SQuAD .json (odd articles), GLUE-like .tsv, CoNLL, STS .csv",
     )  # fmt: skip
     watch.add_argument(
         "--eval-length", dest="assess_lengths", action="append", default=[], metavar="VALUES",

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from qla_runtime.bars import bar
 from qla_runtime.errors import InputError
+from qla_runtime.evaluation.tagging import Sentence, first_tokens
 from qla_runtime.model.spec import EncoderSpec, TaskSpec
 from qla_runtime.ragged import Ragged
 from qla_runtime.texts.data_sets import Labelled
@@ -26,6 +27,9 @@ from qla_runtime.texts.text_encoder import TextEncoder, batches
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+UNTAGGED = -100
+"""The tag of a token that has none: special tokens, and all but the first token of a word."""
 
 PAD_TO = 16
 """Batches are as wide as a multiple of this many tokens: fewer shapes for the matrix library to prepare."""
@@ -39,7 +43,8 @@ class Batch:
         input_ids: (B, n) int64.
         token_type_ids: (B, n) int64.
         mask: (B, n) bool, True on tokens.
-        labels: (B, 2) int64 start and end for span QA, (B,) int64 classes or float32 scores; None without.
+        labels: (B, 2) int64 start and end for span QA, (B,) int64 classes or float32 scores, (B, n) int64 tags or
+            :data:`UNTAGGED` for token classification; None without.
         rows: which features these are.
         framing: (B, n) bool, for span QA: the question and the special tokens; None for other tasks.
     """
@@ -69,15 +74,17 @@ class Features:
 
     Attributes:
         ragged: the sequences.
-        labels: (N, 2) int64, (N,) int64 or float32, or None, as in :class:`Batch`.
+        labels: (N, 2) int64, (N,) int64 or float32, or None, as in :class:`Batch`. Tags are in ``tags``.
         limit: positions that the model has; batches are not padded beyond.
         framing: (tokens,) bool for span QA, as in :class:`Batch`; else None.
+        tags: (tokens,) int64 for token classification; else None.
     """
 
     ragged: Ragged
     labels: NDArray | None
     limit: int
     framing: NDArray[np.bool_] | None = None
+    tags: NDArray[np.int64] | None = None
 
     @classmethod
     def of(cls, parts: Sequence[Ragged], labels: NDArray | None, spec: EncoderSpec) -> Features:
@@ -119,6 +126,10 @@ class Features:
         ids[mask] = self.ragged.ids[tokens]
         types[mask] = self.ragged.type_ids[tokens]
         labels = None if self.labels is None else torch.from_numpy(self.labels[rows])
+        if self.tags is not None:
+            padded = np.full(mask.shape, UNTAGGED, np.int64)
+            padded[mask] = self.tags[tokens]
+            labels = torch.from_numpy(padded)
         framing = None
         if self.framing is not None:
             flags = np.zeros(mask.shape, np.bool_)
@@ -192,6 +203,52 @@ def text_features(
             parts.append(encoder.encode(texts[part])[0])
             shown.update(part.stop - part.start)
     return Features.of(parts, labels, spec)
+
+
+def tag_features(
+    sentences: Sequence[Sentence],
+    tags: Sequence[Sequence[int]],
+    encoder: TextEncoder,
+    spec: EncoderSpec,
+    progress: bool,
+) -> Features:
+    """Sentences, cut at ``max_length`` tokens. The first token of a word has its tag, as in ``qla eval tag``."""
+    parts: list[Ragged] = []
+    found: list[NDArray[np.int64]] = []
+    texts = [" ".join(sentence.words) for sentence in sentences]
+    with bar(len(texts), "tokenizing", progress) as shown:
+        for part in batches(texts):
+            encoded = encoder.encode(texts[part], with_offsets=True)
+            parts.append(encoded.batch)
+            for sentence, numbers, encoding in zip(sentences[part], tags[part], encoded.encodings, strict=True):
+                real = np.flatnonzero(np.equal(encoding.special_tokens_mask, 0))
+                row = np.full(len(encoding.ids), UNTAGGED, np.int64)
+                first = first_tokens(sentence.words, [encoding.offsets[i][0] for i in real])
+                for place, tag in zip(first, numbers, strict=True):
+                    if place is not None:
+                        row[real[place]] = tag
+                found.append(row)
+            shown.update(part.stop - part.start)
+    return replace(Features.of(parts, None, spec), tags=np.concatenate(found))
+
+
+def encode_tags(sentences: Sequence[Sentence], task: TaskSpec, path: Path) -> list[list[int]]:
+    """The file's tags as the model's head numbers them, per sentence and word.
+
+    Raises:
+        InputError: the head has no such output, or every word has the same tag.
+    """
+    found = sorted({tag for sentence in sentences for tag in sentence.tags})
+    if len(found) < 2:
+        raise InputError(f"{path.name}: every word has the tag {found[0]!r}; there is nothing to learn")
+    numbers = {name: i for i, name in enumerate(task.labels)}
+    for tag in found:
+        if tag not in numbers:
+            raise InputError(
+                f"{path.name}: tag {tag!r} is none that the checkpoint's head gives ({', '.join(task.labels)}). "
+                "Start from a checkpoint of this task, or pass --new-head"
+            )
+    return [[numbers[tag] for tag in sentence.tags] for sentence in sentences]
 
 
 def encode_labels(data: Labelled, task: TaskSpec, path: Path) -> NDArray:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from qla_runtime.model.spec import TaskSpec
 from qla_runtime.training.data import Batch
-from qla_runtime.training.losses import divergence, span_logits
+from qla_runtime.training.losses import divergence, span_logits, tagged_tokens
 
 _LEAST = 1e-8
 """Probabilities below this are alike."""
@@ -29,7 +29,8 @@ LayerLoss = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], Tensor]
 def prediction_loss(task: TaskSpec, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
     """Soft cross-entropy, - sum of softmax(teacher) * log softmax(student), meaned over the batch.
 
-    Over class logits; over start and over end logits, the mean of both. Squared error for regression, 1 - cosine
+    Over class logits, for token classification those of tokens that have a tag; over start and over end logits,
+    the mean of both. Squared error for regression, 1 - cosine
     for embeddings, which have no distribution.
 
     Args:
@@ -41,6 +42,9 @@ def prediction_loss(task: TaskSpec, student: Tensor, teacher: Tensor, batch: Bat
         return divergence(task, student, teacher, batch)
     if task.kind == "span-qa":
         student, teacher = (span_logits(x, batch.mask).flatten(0, 1) for x in (student, teacher))
+    elif task.kind == "token-classification":
+        tagged = tagged_tokens(batch)
+        student, teacher = student[tagged], teacher[tagged]
     return F.cross_entropy(student.float(), teacher.float().softmax(-1))
 
 

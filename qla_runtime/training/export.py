@@ -20,6 +20,7 @@ from qla_runtime.model.staging import publish, staging, write_file
 _SUFFIXES = {
     "span-qa": "ForQuestionAnswering",
     "sequence-classification": "ForSequenceClassification",
+    "token-classification": "ForTokenClassification",
     "embedding": "Model",
 }
 _PROBLEMS = {"single_label": "single_label_classification", "regression": "regression"}
@@ -105,9 +106,10 @@ def _config(model: Model, source: Checkpoint) -> bytes:
     config.pop(formats.KEY, None)
     if model.format is not None:
         config[formats.KEY] = model.format.to_json()
-    if task.kind == "sequence-classification":
+    if task.labels:
         config["id2label"] = {str(i): label for i, label in enumerate(task.labels)}
         config["label2id"] = {label: i for i, label in enumerate(task.labels)}
+    if task.kind == "sequence-classification":
         config["problem_type"] = _PROBLEMS[task.problem]
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
 

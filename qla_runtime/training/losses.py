@@ -1,7 +1,8 @@
 """What a task is trained for, and how far a student's outputs are from a teacher's. For every recipe.
 
 Outputs are those of :meth:`qla_runtime.model.float_model.Model.forward`: (B, n, 2) for span QA, (B, labels) for
-classification and regression, (B, H) for embeddings. Everything is computed in float32.
+classification and regression, (B, n, labels) for token classification, (B, H) for embeddings. Everything is
+computed in float32.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from qla_runtime.errors import InputError
 from qla_runtime.model.float_model import ForwardRecord
 from qla_runtime.model.spec import TaskSpec
-from qla_runtime.training.data import Batch
+from qla_runtime.training.data import UNTAGGED, Batch
 
 _NEVER = -1e4
 """A logit whose probability is exactly 0 in float32, and whose product with it is 0 and not NaN."""
@@ -28,11 +29,10 @@ _LEAST = 1e-6
 
 def check_task(task: TaskSpec) -> None:
     """Raises InputError for a task that has no losses here."""
-    if task.kind == "token-classification" or task.problem == "multi_label":
-        kind = "multi-label classification" if task.problem == "multi_label" else task.kind
+    if task.problem == "multi_label":
         raise InputError(
-            f"the checkpoint does {kind}; training covers span QA, single-label classification, regression "
-            "and sentence embedding"
+            "the checkpoint does multi-label classification; training covers span QA, single-label "
+            "classification, regression, token classification and sentence embedding"
         )
 
 
@@ -44,6 +44,10 @@ def task_loss(task: TaskSpec, outputs: Tensor, batch: Batch) -> Tensor:
     if task.kind == "span-qa":
         logits = span_logits(outputs, batch.mask)
         return F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
+    if task.kind == "token-classification":
+        tagged = tagged_tokens(batch)
+        total = F.cross_entropy(outputs[tagged].float(), batch.labels[tagged], reduction="sum")
+        return total / max(1, int(tagged.sum()))  # of words without a token, a batch has no tag at all
     if task.problem == "regression":
         return F.mse_loss(outputs.float()[:, 0], batch.labels)
     return F.cross_entropy(outputs.float(), batch.labels)
@@ -52,7 +56,8 @@ def task_loss(task: TaskSpec, outputs: Tensor, batch: Batch) -> Tensor:
 def divergence(task: TaskSpec, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
     """How far the student is from the teacher, meaned over the batch; 0 where they agree.
 
-    KL(teacher || student) at temperature 1 over start and over end logits (their mean), or over class logits;
+    KL(teacher || student) at temperature 1 over start and over end logits (their mean), over class logits, or over
+    those of each token that has a tag;
     squared error for regression; 1 - cosine for embeddings.
 
     The direction is the usual one of distillation: the student must put probability wherever the teacher
@@ -64,10 +69,19 @@ def divergence(task: TaskSpec, student: Tensor, teacher: Tensor, batch: Batch) -
         return (1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1)).mean()
     if task.kind == "span-qa":
         student, teacher = (span_logits(x, batch.mask).flatten(0, 1) for x in (student, teacher))
+    elif task.kind == "token-classification":
+        tagged = tagged_tokens(batch)
+        student, teacher = student[tagged], teacher[tagged]
     elif task.problem == "regression":
         return F.mse_loss(student.float(), teacher.float())
     student, teacher = student.float().log_softmax(-1), teacher.float().log_softmax(-1)
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def tagged_tokens(batch: Batch) -> Tensor:
+    """(B, n) bool: tokens that have a tag, which are the first ones of words."""
+    assert batch.labels is not None  # token classification trains on files with tags
+    return batch.labels != UNTAGGED
 
 
 def importance(task: TaskSpec, teacher: Tensor, batch: Batch, layers: int) -> list[Tensor]:

@@ -13,11 +13,19 @@ import torch
 from qla_runtime.checkpoints.config import task_of_architecture
 from qla_runtime.checkpoints.reader import Checkpoint, open_checkpoint
 from qla_runtime.errors import InputError
+from qla_runtime.evaluation.tagging import Sentence, read_conll
 from qla_runtime.model.float_model import Model
 from qla_runtime.texts.data_sets import Labelled, read_labelled, read_sentences
 from qla_runtime.texts.squad import SpanQuestion, read_spans
 from qla_runtime.texts.text_encoder import TextEncoder
-from qla_runtime.training.data import Features, encode_labels, span_features, text_features
+from qla_runtime.training.data import (
+    Features,
+    encode_labels,
+    encode_tags,
+    span_features,
+    tag_features,
+    text_features,
+)
 from qla_runtime.training.losses import check_task
 from qla_runtime.training.recipe import Beginning
 
@@ -36,7 +44,7 @@ class Start:
     source: Checkpoint
     fresh: bool
     path: Path
-    items: list[SpanQuestion] | Labelled | list[str]
+    items: list[SpanQuestion] | list[Sentence] | Labelled | list[str]
 
     @classmethod
     def open(
@@ -53,8 +61,9 @@ class Start:
 
         Args:
             checkpoint: a fine-tuned checkpoint, or a pretrained encoder, which gets a new head.
-            data: SQuAD json for span QA, a GLUE-like table for classification and regression, texts (one per
-                line, or in a table) for embeddings; see :mod:`qla_runtime.texts.data_sets`.
+            data: SQuAD json for span QA, a GLUE-like table for classification and regression, a CoNLL file
+                for token classification, texts (one per line, or in a table) for embeddings; see
+                :mod:`qla_runtime.texts.data_sets`.
             task: a task kind; None reads it from the checkpoint.
             max_length: tokens of a sequence; None takes the checkpoint's limit (span QA: 384).
             new_head: replace a head that the checkpoint has.
@@ -79,6 +88,13 @@ class Start:
             return cls(source, fresh, path, read_spans(path))
         if kind == "embedding":
             return cls(source, fresh, path, read_sentences(path, skip_bad_rows=skip_bad_rows))
+        if kind == "token-classification":
+            sentences = read_conll(path, skip_bad_rows=skip_bad_rows)
+            if fresh:
+                tags = sorted({tag for sentence in sentences for tag in sentence.tags}, key=_tag_order)
+                source = dataclasses.replace(source, task=dataclasses.replace(source.task, labels=tuple(tags)))
+            encode_tags(sentences, source.task, path)  # refuse tags that do not fit now
+            return cls(source, fresh, path, sentences)
         items = read_labelled(path, skip_bad_rows=skip_bad_rows)
         if fresh:
             names = ("score",) if items.scores else tuple(sorted(set(items.labels), key=_label_order))
@@ -132,6 +148,9 @@ class Start:
             return span_features(self.items, encoder, spec, task, progress)
         if task.kind == "embedding":
             return text_features(self.items, None, encoder, spec, progress)
+        if task.kind == "token-classification":
+            tags = encode_tags(self.items, task, self.path)
+            return tag_features(self.items, tags, encoder, spec, progress)
         labels = encode_labels(self.items, task, self.path)
         return text_features(self.items.texts, labels, encoder, spec, progress)
 
@@ -220,6 +239,11 @@ def _ask_about_labels(path: Path, source: Checkpoint) -> None:
 def _label_order(label: str) -> tuple[int, int, str]:
     """Whole numbers by value, before names by alphabet."""
     return (0, int(label), "") if label.isdigit() else (1, 0, label)
+
+
+def _tag_order(tag: str) -> tuple[bool, str]:
+    """O first, then by entity, so that B- and I- of one stand together."""
+    return tag != "O", tag.partition("-")[2] + tag
 
 
 def _digest(paths: list[Path]) -> str:

@@ -64,7 +64,8 @@ class LengthDropOptions:
         random_passes: random sub-models per batch.
         layer_drop: probability that a sub-model leaves a layer out; that layer drops no tokens either.
         task_weight: of the full model's loss against the labels.
-        distill_weight: of each distance to the teacher.
+        distill_weight: of each distance to the teacher. A sub-model without a loss of any weight does not run:
+            ``distill_weight`` 0, and ``vote_weight`` 0 for span QA, is plain fine-tuning.
         hidden_weight: of the distance between what tokens become in a sub-model and in a live teacher
             (:func:`qla_runtime.training.losses.hidden_distance`); 0 is the papers' training. In place of a teacher
             that stays as it is, the full pass would come to meet the sub-models, and forget its task.
@@ -242,14 +243,16 @@ class LengthDrop(OverFeatures):
         task, options, layers = self.model.task, self._options, self.model.encoder.spec.layers
         kinds = [("smallest", smallest)] + [("random", random)] * options.random_passes
         full_too = True
-        if options.take_turns:
+        votes = options.vote_weight > 0 and task.kind == "span-qa"
+        hidden = options.hidden_weight > 0
+        if not (options.distill_weight > 0 or votes or hidden):
+            kinds = []
+        elif options.take_turns:
             turn = draw.integers(len(kinds) + (self._teacher is not None))
             full_too = self._teacher is None or turn == len(kinds)
             kinds = kinds[turn : turn + 1]
         passes = full_too + len(kinds)
 
-        votes = options.vote_weight > 0 and task.kind == "span-qa"
-        hidden = options.hidden_weight > 0
         want = {"scores", "kept"} if votes else set()
         if hidden:
             want |= {"hidden_states", "kept"}
