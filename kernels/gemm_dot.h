@@ -88,9 +88,11 @@ void gemm_columns(const GemmArgs& g, const int8_t* b, int col, Sums& sums,
   // Equal blocks: a single row below a full one would wait for its own few sums.
   int blocks = (g.rows + kGemmRows - 1) / kGemmRows;
   const ptrdiff_t column_bytes = Format::kQuadBytes * static_cast<ptrdiff_t>(g.k / 4);
+  const int block = col / 64 * 64;
+  const int8_t* ahead =
+      block + 64 < g.last_col || !g.next ? Format::columns(g.b, g.k, block + 64) : g.next;
   // One panel of four at a time: each asks for a quarter.
-  const int panel = col % 64 / 16;
-  const int8_t* ahead = b - Format::kQuadBytes / 4 * panel + column_bytes + column_bytes / 4 * panel;
+  ahead += column_bytes / 64 * (col - block);
   const int8_t* const end = ahead + column_bytes * kGemmPanels / 4;
   constexpr int kLines = Format::kQuadBytes / 64 * kGemmPanels / 4;
   const int lines = blocks < kLines ? 2 : 1;
