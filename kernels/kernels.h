@@ -35,6 +35,7 @@ struct GemmArgs {
   const float* bias;        // (n)
   const float* col_sum;     // (n)
   int8_t* scratch;          // gemm_scratch_bytes(format, k), 64-byte aligned
+  const int8_t* next;       // weights that follow those of last_col, to fetch meanwhile; or null
 };
 
 // Where y goes, and what becomes of it on the way.

@@ -33,6 +33,13 @@ Product<Out> product_of(const Linear& linear, int rows, const RowScratch& t, con
 
 }  // namespace
 
+const int8_t* first_weights(const ForwardPass& pass, const Linear* linear, const Member& m) {
+  if (!linear) return nullptr;
+  const Runs shares = pass.split.column_shares(linear->n);
+  const int column = shares.first(pass.loops.first_own(m.index, shares.count()));
+  return linear->weight + weight_bytes(linear->format, linear->k, column);
+}
+
 void quantize(const ForwardPass& pass, const Linear& linear, Rows in_hand, RowScratch& t) {
   quantize_rows(pass, linear, in_hand, nullptr, t);
 }

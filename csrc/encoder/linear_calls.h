@@ -20,6 +20,9 @@ struct Product {
   Out out;
 };
 
+// The weights of `linear` that a member reads first, if columns are shared out; null: of no layer.
+const int8_t* first_weights(const ForwardPass& pass, const Linear* linear, const Member& m);
+
 // Of the first `rows` rows of t: to t.c, GELU of it to t.c, or Q, K and V to t.qkv_row.
 Product<BiasOut> bias_product(const Linear& linear, int rows, const RowScratch& t);
 Product<GeluOut> gelu_product(const Linear& linear, int rows, const RowScratch& t);
@@ -32,15 +35,19 @@ void multiply(const ForwardPass& pass, Product<Out> product, const Member& m) {
   pass.kernels.gemm(product.format)(product.args, product.out);
 }
 
-// The columns of the product shared out among the team. Each share of a gelu_product has maxima of
-// its own: join_maxima, behind the next barrier, gives some of the rows those of all their columns.
+// The columns of the product shared out among the team; `next`: the linear layer after it, if any.
+// Each share of a gelu_product has maxima of its own: join_maxima, behind the next barrier, gives
+// some of the rows those of all their columns.
 template <typename Out>
-void multiply_by_columns(ForwardPass& pass, const Product<Out>& whole, Member& m) {
+void multiply_by_columns(ForwardPass& pass, const Product<Out>& whole, const Linear* next,
+                         Member& m) {
   const Runs shares = pass.split.column_shares(whole.args.n);
+  const int last_own = pass.loops.first_own(m.index + 1, shares.count()) - 1;
   pass.loops.run(m, shares.count(), [&](int i) {
     Product<Out> share = whole;
     share.args.first_col = shares.first(i);
     share.args.last_col = shares.first(i) + shares.length(i);
+    share.args.next = i == last_own ? first_weights(pass, next, m) : nullptr;
     if constexpr (std::is_same_v<Out, GeluOut>) {
       share.out.row_max += static_cast<size_t>(i) * kMaximaLanes * whole.args.rows;
     }

@@ -84,17 +84,18 @@ void finish_by_rows(ForwardPass& pass, int layer, Member& m) {
 // rows of what follows.
 void finish_by_columns(ForwardPass& pass, int layer, Member& m) {
   const Layer& w = pass.weights(layer);
+  const Layer* next = layer + 1 < pass.spec.layers ? &pass.weights(layer + 1) : nullptr;
   const int total = pass.shape.rows(layer + 1);
   RowScratch& t = pass.buffers.all_rows();
   share_rows(pass, total, m, [&](Rows r) { pass.program.leave_attention(pass, layer, r, t); });
   pass.loops.wait(m);
-  multiply_by_columns(pass, bias_product(w.output, total, t), m);
+  multiply_by_columns(pass, bias_product(w.output, total, t), &w.ffn_in, m);
   m.clock.lap(QLA_STAGE_OUTPUT);
   pass.loops.wait(m);
   share_rows(pass, total, m, [&](Rows r) { pass.program.enter_feed_forward(pass, layer, r, t); });
   m.clock.lap(QLA_STAGE_OUTPUT);
   pass.loops.wait(m);
-  multiply_by_columns(pass, gelu_product(w.ffn_in, total, t), m);
+  multiply_by_columns(pass, gelu_product(w.ffn_in, total, t), &w.ffn_out, m);
   m.clock.lap(QLA_STAGE_FFN);
   pass.loops.wait(m);
   share_rows(pass, total, m, [&](Rows r) {
@@ -103,18 +104,17 @@ void finish_by_columns(ForwardPass& pass, int layer, Member& m) {
   });
   m.clock.lap(QLA_STAGE_FFN);
   pass.loops.wait(m);
-  multiply_by_columns(pass, bias_product(w.ffn_out, total, t), m);
+  multiply_by_columns(pass, bias_product(w.ffn_out, total, t), next ? &next->qkv : nullptr, m);
   m.clock.lap(QLA_STAGE_FFN);
   pass.loops.wait(m);
-  const bool last = layer + 1 == pass.spec.layers;
   share_rows(pass, total, m, [&](Rows r) {
     leave_layer(pass, layer, r, t);
-    if (!last) enter_attention(pass, layer + 1, r, t);
+    if (next) enter_attention(pass, layer + 1, r, t);
   });
   m.clock.lap(QLA_STAGE_FFN);
-  if (last) return;
+  if (!next) return;
   pass.loops.wait(m);
-  multiply_by_columns(pass, qkv_of(pass, layer + 1, total, t), m);
+  multiply_by_columns(pass, qkv_of(pass, layer + 1, total, t), &next->output, m);
   m.clock.lap(QLA_STAGE_QKV);
 }
 
@@ -130,7 +130,7 @@ void enter_encoder(ForwardPass& pass, Member& m) {
     });
     m.clock.lap(QLA_STAGE_EMBED);
     pass.loops.wait(m);
-    multiply_by_columns(pass, qkv_of(pass, 0, total, t), m);
+    multiply_by_columns(pass, qkv_of(pass, 0, total, t), &pass.weights(0).output, m);
     m.clock.lap(QLA_STAGE_QKV);
     return;
   }

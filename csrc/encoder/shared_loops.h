@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <vector>
 
 #include "encoder/stage_clock.h"
@@ -22,16 +23,29 @@ struct Member {
 class SharedLoops {
  public:
   SharedLoops(Team& team, const StopRequest& stop, int most_loops)
-      : team_(team), stop_(stop), next_(static_cast<size_t>(most_loops)) {}
+      : team_(team),
+        stop_(stop),
+        taken_(static_cast<size_t>(most_loops) * static_cast<size_t>(team.size())) {}
 
-  // Runs work(0) to work(count - 1), each on the member that is free first.
+  // The iterations of `count` that are a member's own: from first to the next member's first. They
+  // lie side by side, so that it reads on where it has read before, and what it wrote in one loop is
+  // near in the next.
+  int first_own(int member, int count) const {
+    return static_cast<int>(static_cast<int64_t>(count) * member / team_.size());
+  }
+
+  // Runs work(0) to work(count - 1): each member its own, in order, and then what is left of others'.
   template <typename Work>
   void run(Member& m, int count, Work work) {
-    std::atomic<int>& next = next_[static_cast<size_t>(m.loops_met++)];
-    while (!stops(m)) {
-      const int i = next.fetch_add(1, std::memory_order_relaxed);
-      if (i >= count) return;
-      work(i);
+    const int members = team_.size();
+    std::atomic<int>* const taken = &taken_[static_cast<size_t>(m.loops_met++ * members)];
+    for (int i = 0; i < members; ++i) {
+      const int owner = (m.index + i) % members;
+      const int first = first_own(owner, count), own = first_own(owner + 1, count) - first;
+      while (taken[owner].load(std::memory_order_relaxed) < own && !stops(m)) {
+        const int done = taken[owner].fetch_add(1, std::memory_order_relaxed);
+        if (done < own) work(first + done);
+      }
     }
   }
 
@@ -56,7 +70,7 @@ class SharedLoops {
 
   Team& team_;
   const StopRequest& stop_;
-  std::vector<std::atomic<int>> next_;  // by loop: its next iteration
+  std::vector<std::atomic<int>> taken_;  // (loops, members) how many of its own are taken
   std::atomic<bool> stopped_{false};
 };
 
