@@ -196,7 +196,7 @@ def test_an_alias_of_a_length_that_the_model_lacks(server: Running):
 @pytest.mark.parametrize(
     ("path", "body", "words"),
     [
-        ("/embed", {"inputs": "a", "model": "squad"}, "squad is a span-qa model, and name minilm"),
+        ("/embed", {"inputs": "a", "model": "squad"}, "squad is a span-qa model; name minilm instead"),
         ("/predict", {"inputs": "a", "model": "tags"}, "labels or ranker"),
         ("/rerank", {"query": "a", "texts": ["b"], "model": "labels"}, "a cross-encoder"),
         ("/models/squad/embed", {"inputs": "a"}, "/embed needs an embedding model"),

@@ -20,8 +20,8 @@ from starlette.types import Receive, Scope, Send
 
 from qla_runtime.errors import QlaError
 from qla_runtime.serve import page
-from qla_runtime.serve.bodies import parse
 from qla_runtime.serve.errors import INTERNAL, NOT_ALLOWED, NOT_FOUND, TEI, Dialect, ServeError, dialect_of
+from qla_runtime.serve.json_text import parse
 from qla_runtime.serve.limits import gone
 from qla_runtime.serve.openapi import document
 from qla_runtime.serve.operations import (
@@ -140,8 +140,11 @@ def asked(
     scope: Scope, model: ServedModel, fields: Mapping[str, Any], models: Models, options: ServeOptions
 ) -> Asked:
     """A request whose model is known."""
-    wants = Wants(**{name: fields.get(name) for name in WANTS})
-    return Asked(model, fields, wants, options, models, gone(scope))
+    given = {name: fields[name] for name in WANTS if fields.get(name) is not None}
+    return Asked(model, fields, Wants(**given) if given else _NOTHING, options, models, gone(scope))
+
+
+_NOTHING = Wants()
 
 
 # ------------------------------------------------------------------------------------------- responses

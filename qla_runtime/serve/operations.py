@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -186,9 +187,9 @@ def choose_model(models: Models, name: str | None, ability: Ability, path: str) 
         raise ServeError(NOT_FOUND, str(error), field="model") from None
     if not ability.fits(found.engine):
         fitting = [model.name for model in models if ability.fits(model.engine)]
-        remedy = f"name {' or '.join(fitting)}" if fitting else "this server has none; POST / runs what it does"
+        remedy = f"name {' or '.join(fitting)} instead" if fitting else "POST / runs it, and no other fits"
         raise ServeError(
-            BACKEND, f"{path} needs {ability.said}; {found.name} is a {found.engine.task} model, and {remedy}",
+            BACKEND, f"{path} needs {ability.said}; {found.name} is a {found.engine.task} model; {remedy}",
             field="model",
         )  # fmt: skip
     return found
@@ -246,26 +247,30 @@ def headers(reply: Reply) -> list[tuple[bytes, bytes]]:
     ran = reply.outcome
     if ran is None:
         return []
-    milliseconds = {
-        "x-compute-time": ran.total_s,
-        "x-total-time": ran.total_s,
-        "x-tokenization-time": ran.tokenization_s,
-        "x-queue-time": ran.queue_s,
-        "x-inference-time": ran.inference_s,
-    }
-    found = {
-        "x-compute-type": "cpu",
-        "x-compute-characters": reply.characters,
-        "x-compute-tokens": ran.tokens,
-        **{name: int(1e3 * seconds) for name, seconds in milliseconds.items()},
-        "x-qla-length": ",".join(quote(name, safe=" ().=;:-_") for name in dict.fromkeys(ran.lengths)),
-        "x-qla-macs": ran.kept_macs,
-        "x-qla-truncated": sum(map(_truncated, ran.results)),
-    }
+    total = b"%d" % (1e3 * ran.total_s)
+    found = [
+        (b"x-compute-type", b"cpu"),
+        (b"x-compute-characters", b"%d" % reply.characters),
+        (b"x-compute-tokens", b"%d" % ran.tokens),
+        (b"x-compute-time", total),
+        (b"x-total-time", total),
+        (b"x-tokenization-time", b"%d" % (1e3 * ran.tokenization_s)),
+        (b"x-queue-time", b"%d" % (1e3 * ran.queue_s)),
+        (b"x-inference-time", b"%d" % (1e3 * ran.inference_s)),
+        (b"x-qla-length", b",".join(map(_spelled, dict.fromkeys(ran.lengths)))),
+        (b"x-qla-macs", b"%d" % ran.kept_macs),
+        (b"x-qla-truncated", b"%d" % sum(map(_truncated, ran.results))),
+    ]
     met = [fact(result, "budget_met") for result in ran.results]
     if met and met[0] is not None:
-        found["x-qla-budget-met"] = "true" if all(met) else "false"
-    return [(name.encode(), str(value).encode()) for name, value in found.items()]
+        found.append((b"x-qla-budget-met", b"true" if all(met) else b"false"))
+    return found
+
+
+@lru_cache(maxsize=256)
+def _spelled(length: str) -> bytes:
+    """A length config's name as a header may have it."""
+    return quote(length, safe=" ().=;:-_").encode()
 
 
 def _truncated(result: Any) -> bool:
