@@ -20,8 +20,8 @@ from starlette.types import Receive, Scope, Send
 
 from qla_runtime.errors import QlaError
 from qla_runtime.serve import page
-from qla_runtime.serve.bodies import parse
 from qla_runtime.serve.errors import INTERNAL, NOT_ALLOWED, NOT_FOUND, TEI, Dialect, ServeError, dialect_of
+from qla_runtime.serve.json_text import parse
 from qla_runtime.serve.limits import gone
 from qla_runtime.serve.openapi import document
 from qla_runtime.serve.operations import (

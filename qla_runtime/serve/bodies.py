@@ -1,8 +1,8 @@
 """What a request's body may hold: one description, from which the check and the OpenAPI schema come.
 
     QUERY = Record({"query": Field(Text(blank=False)), "top_n": Field(Whole(1), default=None)})
-    QUERY.read(parse(body))     # {"query": "...", "top_n": None}, or a ServeError that names the field
-    QUERY.schema()              # JSON schema
+    QUERY.read(parsed)     # {"query": "...", "top_n": None}, or a ServeError that names the field
+    QUERY.schema()         # JSON schema
 
 A kind of value reads a parsed JSON value into what the route works with. An optional field may be null, which is
 the same as leaving it out: clients send both. A field that is not described is refused by name, because an option
@@ -19,50 +19,9 @@ from itertools import combinations
 from typing import Any, Protocol
 
 from qla_runtime.errors import shown
-from qla_runtime.serve.errors import EMPTY, INVALID, MALFORMED, ServeError
+from qla_runtime.serve.errors import EMPTY, INVALID, ServeError
 
 Schema = dict[str, Any]
-
-
-# ------------------------------------------------------------------------------------------ from bytes
-
-
-def parse(body: bytes) -> Any:
-    """The value of a JSON text in UTF-8.
-
-    Raises:
-        ServeError: it is none; or it repeats a key, holds NaN or Infinity, is nested too deeply, or has an integer
-            of thousands of digits.
-    """
-    try:
-        return _DECODER.decode(body.decode())
-    except UnicodeDecodeError as error:
-        reason = f"byte {error.start} is not UTF-8"
-    except json.JSONDecodeError as error:
-        reason = f"{error.msg} at character {error.pos}" if body.strip() else "it is empty"
-    except RecursionError:
-        reason = "it is nested too deeply"
-    except ValueError:
-        reason = "it has an integer of thousands of digits"
-    raise ServeError(MALFORMED, f"the body is not JSON that this server reads: {reason}; send one JSON object")
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ServeError(
-            INVALID, f"the body has {shown(twice)} twice in one object; send it once", field=shown(twice)
-        )
-    return found
-
-
-def _no_number(name: str) -> Any:
-    raise ServeError(MALFORMED, f"the body holds {name}, which is no JSON number; send a finite number or null")
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_without_repeats, parse_constant=_no_number)
 
 
 # --------------------------------------------------------------------------------------- kinds of value
