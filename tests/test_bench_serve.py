@@ -1,4 +1,4 @@
-"""The load of `qla bench serve`: what it counts, against a server that fails on purpose. No figure means anything."""
+"""The load of `qla bench serve`: what it counts, against a server that fails on purpose. Figures mean nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.load import CLOSED, Load, request  # noqa: E402
 
 
 def load(*, fail_every: int, **options) -> tuple:
-    """What a load sees of a server that echoes, and closes instead of every so-manieth answer; and its requests."""
+    """What a load sees of a server that echoes and leaves out answers, and how many requests came."""
     served = 0
 
     async def answer(reader, writer):

@@ -184,6 +184,13 @@ def test_what_cannot_start(arguments, said):
     assert said in failing(*arguments, "--port", "0")
 
 
+def test_without_the_extra():
+    program = "import sys; sys.modules['uvicorn'] = None; from qla_runtime.cli import main; sys.exit(main(['serve']))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "qla serve needs uvicorn" in done.stderr
+    assert "pip install 'qla_runtime[serve]'" in done.stderr
+
+
 def test_a_port_that_is_taken():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -139,7 +139,8 @@ class Lane:
                 engine, 1e-3 * options.keep_latency, options.keep_latency_floor, options.streams
             )
         self._most, self._most_of_request = options.max_batch_tokens, options.max_request_tokens
-        self._configs: dict[str, LengthConfig] = {}
+        named = {**engine.lengths, **engine.frontier}
+        self._configs = {name: entry.config for name, entry in named.items()}
         self._full_macs: dict[int, int] = {}
         self._last_layer: dict[tuple[str, int], int] = {}
         self._costs: Costs | None = None
@@ -184,16 +185,21 @@ class Lane:
         else:
             of_sequence = np.repeat(labels, np.diff(piece.prepared.inputs)).tolist()
         for label, tokens in zip(of_sequence, piece.lengths(), strict=True):
-            kept = self._last_layer.get((label, tokens))
-            if kept is None:
-                kept = self._last_layer[label, tokens] = self._config(label).kept(tokens)[-1]
-                self._full_macs[tokens] = self.engine.macs(tokens)
-            job.kept_tokens += kept
-            job.full_macs += self._full_macs[tokens]
+            job.kept_tokens += self._kept_last(label, tokens)
+            macs = self._full_macs.get(tokens)
+            if macs is None:
+                macs = self._full_macs[tokens] = self.engine.macs(tokens)
+            job.full_macs += macs
 
-    def _config(self, label: str) -> LengthConfig:
-        named = self.engine.lengths.get(label) or self.engine.frontier.get(label)
-        return named.config if named else LengthConfig.parse(label)
+    def _kept_last(self, label: str, tokens: int) -> int:
+        """Tokens that the last layer keeps of a sequence."""
+        kept = self._last_layer.get((label, tokens))
+        if kept is None:
+            config = self._configs.get(label)
+            if config is None:  # of configs that are spelled out there is no end
+                return LengthConfig.parse(label).kept(tokens)[-1]
+            kept = self._last_layer[label, tokens] = config.kept(tokens)[-1]
+        return kept
 
     def _prepare(self, job: Job[Result], call: Call[Result]) -> Prepared[Result]:
         if job.latency_ms is None:
