@@ -1,4 +1,4 @@
-"""``python setup.py build_ext --inplace`` compiles into qla_runtime/ what has changed; pyproject.toml says the rest.
+"""``python setup.py build_ext --inplace`` compiles what has changed, into qla_runtime/.
 
 It needs the build requirements of pyproject.toml in this Python environment. To install, use pip.
 """

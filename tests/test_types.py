@@ -129,7 +129,7 @@ def test_a_users_program_by_pyright(tmp_path):
 
 def test_the_stub_of_core_is_true(tmp_path):
     allowed = tmp_path / "allowed"
-    allowed.write_text("qla_runtime._core.Engine\n")  # the class itself, not its members: pybind11's own metaclass
+    allowed.write_text("qla_runtime._core.Engine\n")  # the class, not its members: it has pybind11's metaclass
     command = [
         sys.executable,
         "-m",
