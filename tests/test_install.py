@@ -225,15 +225,49 @@ print(json.dumps(refused))
 """
 
 
-@pytest.mark.slow
-def test_pip_install_twice_then_python_in_the_checkout(tmp_path):
-    """Compiles four times and needs the package index."""
-    source, venv = tmp_path / "source", tmp_path / "venv"
+@pytest.fixture
+def source(tmp_path) -> Path:
+    """What git has of this checkout."""
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, files.split("\0")):
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, source / name)
-    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, tmp_path / "source" / name)
+    return tmp_path / "source"
+
+
+@pytest.fixture
+def venv(tmp_path) -> Path:
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    return tmp_path / "venv"
+
+
+@pytest.mark.slow
+def test_an_editable_install_compiles_into_the_checkout(tmp_path, source, venv):
+    """Compiles once and needs the package index."""
+    package = source / "qla_runtime"
+    cmake_tools.run(venv / "bin" / "pip", "install", "--editable", source)
+    assert (package / "libqla.so").is_file() and (package / "cmake" / "qla" / "qlaConfig.cmake").is_file()
+    (package / "added.py").write_text("print('added')\n")
+    show = "import qla_runtime._core as core, qla_runtime; print(core.__file__, qla_runtime.__file__)"
+    for code, printed in (("import qla_runtime.added", "added"), (show, str(package))):
+        assert cmake_tools.run(venv / "bin" / "python", "-c", code, cwd=tmp_path).startswith(printed)
+
+    cmake_tools.run(
+        venv / "bin" / "pip", "install", "scikit-build-core", "pybind11", "nlohmann-json", "cmake", "ninja"
+    )
+    before = {path: path.stat() for path in (source / "build").rglob("gemm_*.o")}
+    library = (package / "libqla.so").stat()
+    (source / "csrc" / "spans.cpp").touch()
+    cmake_tools.run(venv / "bin" / "python", "setup.py", "build_ext", "--inplace", cwd=source)
+    assert before and all(path.stat().st_mtime == old.st_mtime for path, old in before.items()), "compiled again"
+    assert (package / "libqla.so").stat().st_mtime > library.st_mtime
+    # A process that has the old library mapped keeps it: the new one is another file.
+    assert (package / "libqla.so").stat().st_ino != library.st_ino
+
+
+@pytest.mark.slow
+def test_pip_install_twice_then_python_in_the_checkout(tmp_path, source, venv):
+    """Compiles once and needs the package index."""
     for _ in range(2):
         cmake_tools.run(venv / "bin" / "pip", "install", source)
     stale = source / "qla_runtime" / "stale.py"  # installed, then gone: it must leave no trace
