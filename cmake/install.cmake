@@ -3,6 +3,11 @@
 include(CMakePackageConfigHelpers)
 
 if(QLA_BUILD_PYTHON)
+  if(SKBUILD_STATE STREQUAL "editable")
+    # Beside the Python files that Python then imports, not into pip's wheel.
+    install(CODE "set(CMAKE_INSTALL_PREFIX \"${PROJECT_SOURCE_DIR}\")")
+  endif()
+  install(TARGETS _core LIBRARY DESTINATION qla_runtime)
   set(QLA_INSTALL_LIBDIR qla_runtime)
   set(QLA_INSTALL_INCLUDEDIR qla_runtime/include)
   set(QLA_CMAKE_DIR qla_runtime/cmake/qla)

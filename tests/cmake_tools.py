@@ -46,7 +46,8 @@ def configure(source: Path, build: Path, *options: str) -> None:
     run(tool("cmake"), "-S", source, "-B", build, "-G", "Ninja", ninja, *options)
 
 
-def _json_hint() -> list[str]:
+def json_hint() -> list[str]:
+    """Where the PyPI package has the JSON headers, as an option of CMake."""
     try:
         files = importlib.metadata.files("nlohmann-json") or []
     except importlib.metadata.PackageNotFoundError:
@@ -60,7 +61,7 @@ def cpp_build() -> CppBuild:
     """libqla.so and, where GoogleTest is installed, the binaries of tests/cpp; kept for the next session."""
     tool("g++")
     folder = ROOT / "build" / "-".join(["cpp-tests", *filter(None, SANITIZE.split(","))])
-    options = [f"-DQLA_SANITIZE={SANITIZE}", *_json_hint()]
+    options = [f"-DQLA_SANITIZE={SANITIZE}", *json_hint()]
     no_tests = ""
     try:
         configure(ROOT, folder, "-DQLA_BUILD_TESTS=ON", *options)

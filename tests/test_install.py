@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import platform
 import re
 import shutil
 import subprocess
 import sys
-import sysconfig
+import tarfile
+import zipfile
 from pathlib import Path
 
 import cmake_tools
@@ -30,24 +29,26 @@ def python(folder: Path, code: str, *paths: Path) -> subprocess.CompletedProcess
     """``python -c CODE`` in a folder, which thereby is the first place that Python imports from."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     environment["PYTHONPATH"] = os.pathsep.join(map(str, paths))
-    command = [sys.executable, "-c", code]
+    # As in an environment where no checkout is installed in place.
+    alone = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'ScikitBuild' not in type(f).__name__]\n"
+    command = [sys.executable, "-c", alone + code]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
 def test_one_version_everywhere():
-    def number(file: str, pattern: str) -> str:
-        return ".".join(re.search(pattern, (ROOT / file).read_text(encoding="utf-8")).groups())
-
+    """qla.h has it; the rest reads it there, when it is built or installed."""
     macros = r"VERSION_MAJOR (\d+)\n#define QLA_VERSION_MINOR (\d+)\n#define QLA_VERSION_PATCH (\d+)\n"
+    header = (ROOT / "csrc/include/qla/qla.h").read_text(encoding="utf-8")
+    config = Path(qla_runtime.cmake_dir(), "qlaConfigVersion.cmake").read_text(encoding="utf-8")
     versions = {
-        "pyproject.toml": number("pyproject.toml", r'(?m)^version = "(.*)"$'),
-        "CMakeLists.txt": number("CMakeLists.txt", r"project\(qla VERSION (\S+) "),
-        "qla.h": number("csrc/include/qla/qla.h", macros),
+        "qla.h": ".".join(re.search(macros, header).groups()),
         "_core": _core.version(),
-        "CMake's config": number("qla_runtime/cmake/qla/qlaConfigVersion.cmake", r'PACKAGE_VERSION "(.*)"'),
+        "CMake's config": re.search(r'PACKAGE_VERSION "(.*)"', config)[1],
         "qla_runtime": qla_runtime.__version__,
     }
     assert len(set(versions.values())) == 1, versions
+    for file in ("pyproject.toml", "CMakeLists.txt", "setup.py"):
+        assert versions["qla.h"] not in (ROOT / file).read_text(encoding="utf-8"), f"{file} repeats it"
 
 
 # ---- a checkout that was not built in place --------------------------------------------------------
@@ -105,110 +106,84 @@ def test_a_module_compiled_for_another_python_does_not_count(checkout, site):
 # ---- one sentence for what is missing --------------------------------------------------------------
 
 
-@pytest.fixture
-def setup_py(monkeypatch):
-    pytest.importorskip("setuptools")
-    spec = importlib.util.spec_from_file_location("setup_py", ROOT / "setup.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.delenv("CXX", raising=False)
-    return module
-
-
-def refusal(check) -> str:
-    with pytest.raises(SystemExit) as caught:
-        check()
-    message = caught.value.code
-    assert isinstance(message, str) and message.startswith("qla_runtime") and message.endswith(".")
-    assert "\n" not in message
-    return message
-
-
-def program(folder: Path, name: str, script: str) -> Path:
-    path = folder / name
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-    return path
-
-
-@pytest.mark.parametrize(
-    "system, machine", [("Linux", "aarch64"), ("Linux", "ppc64le"), ("Darwin", "arm64"), ("Windows", "AMD64")]
-)
-def test_another_machine(setup_py, monkeypatch, system, machine):
-    monkeypatch.setattr(platform, "system", lambda: system)
-    monkeypatch.setattr(platform, "machine", lambda: machine)
-    assert f"this is {system} on {machine}" in refusal(setup_py.check_machine)
-
-
-def test_no_compiler(setup_py, monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert "'g++' was not found: install g++ 11 or later (Debian: apt install g++)" in refusal(
-        setup_py.check_machine
-    )
-    monkeypatch.setenv("CXX", "icpx -O3")
-    assert "'icpx -O3' was not found" in refusal(setup_py.check_machine)
-
-
-def test_an_old_compiler(setup_py, monkeypatch, tmp_path):
-    gcc = program(tmp_path, "g++", 'case $1 in -dumpversion) echo 10;; *) echo "g++ (Debian) 10.2.1";; esac')
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert f"needs g++ 11 or later; {gcc} is version 10" in refusal(setup_py.check_machine)
-
-
-def test_no_python_headers(setup_py, monkeypatch, tmp_path):
-    program(tmp_path, "g++", 'case $1 in -dumpversion) echo 12;; *) echo "g++ 12.2.0";; esac')
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
-    message = refusal(setup_py.check_machine)
-    assert f"'{tmp_path}/Python.h' is missing" in message and "python3-dev" in message
-
-
-def test_no_json_headers(setup_py, monkeypatch):
-    monkeypatch.setattr(setup_py.importlib.metadata, "files", lambda name: None)
-    monkeypatch.setattr(setup_py, "SYSTEM_INCLUDES", ())
-    message = refusal(setup_py.nlohmann_json_include)
-    assert "pip install nlohmann-json" in message and "nlohmann-json3-dev" in message
-
-
-@pytest.mark.parametrize(
-    "option, words",
-    [
-        ("-DCMAKE_SYSTEM_PROCESSOR=aarch64", "runs on Linux on x86-64; this is Linux on"),
-        ("-DCMAKE_FIND_ROOT_PATH=/nowhere", "install nlohmann's JSON headers"),
-    ],
-)
-def test_cmake_says_it_too(tmp_path, option, words):
-    options = ["-DCMAKE_SYSTEM_NAME=Linux", option, "-DCMAKE_FIND_ROOT_PATH_MODE_INCLUDE=ONLY"]
-    if "PROCESSOR" not in option:
-        options.append("-DCMAKE_SYSTEM_PROCESSOR=x86_64")
+def refusal(build: Path, *options: str, env: dict[str, str] | None = None) -> str:
+    """What CMake ends with, in one line."""
+    ninja = f"-DCMAKE_MAKE_PROGRAM={cmake_tools.tool('ninja')}"
+    command = [cmake_tools.tool("cmake"), "-S", ROOT, "-B", build, "-G", "Ninja", ninja, *options]
     with pytest.raises(pytest.fail.Exception) as caught:
-        cmake_tools.configure(ROOT, tmp_path / "build", *options)
-    assert words in " ".join(str(caught.value).split())
+        cmake_tools.run(*command, env=env)
+    return " ".join(str(caught.value).split())
 
 
-# ---- what a wheel holds ----------------------------------------------------------------------------
+@pytest.mark.parametrize("system, machine", [("Linux", "aarch64"), ("Linux", "ppc64le"), ("FreeBSD", "amd64")])
+def test_another_machine(tmp_path, system, machine):
+    said = refusal(tmp_path, f"-DCMAKE_SYSTEM_NAME={system}", f"-DCMAKE_SYSTEM_PROCESSOR={machine}")
+    assert f"qla_runtime runs on Linux on x86-64; this is {system} on {machine}" in said
+
+
+def test_no_compiler(tmp_path):
+    said = refusal(tmp_path / "build", env={"PATH": str(tmp_path), "CXX": "icpx"})
+    assert "no C++ compiler was found (CXX is 'icpx'): install g++ 11 or later (Debian: apt install g++)" in said
+
+
+def test_an_old_compiler(tmp_path):
+    gcc = tmp_path / "g++"
+    gcc.write_text(f'#!/bin/sh\nexec {cmake_tools.tool("g++")} -w -U__GNUC__ -D__GNUC__=10 "$@"\n')
+    gcc.chmod(0o755)
+    assert f"qla_runtime needs g++ 11 or later; {gcc} is 10." in refusal(tmp_path / "build", env={"CXX": str(gcc)})
+
+
+def test_no_python_headers(tmp_path):
+    said = refusal(tmp_path, "-DQLA_BUILD_PYTHON=ON", f"-DPython_INCLUDE_DIR={tmp_path}", *cmake_tools.json_hint())
+    assert "Python.h was not found: install them (Debian: apt install python3-dev)" in said
+
+
+def test_no_json_headers(tmp_path):
+    options = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=x86_64", "-DCMAKE_FIND_ROOT_PATH=/nowhere"]
+    said = refusal(tmp_path, *options, "-DCMAKE_FIND_ROOT_PATH_MODE_INCLUDE=ONLY")
+    assert "install nlohmann's JSON headers" in said
+
+
+def test_setup_py_names_what_installs():
+    done = subprocess.run([sys.executable, ROOT / "setup.py", "install"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert (
+        done.stderr == "qla_runtime is installed by `pip install .`; setup.py knows `build_ext --inplace` alone.\n"
+    )
+
+
+# ---- what distributions hold -----------------------------------------------------------------------
+
+
+def built(folder: Path, call: str) -> Path:
+    """A distribution that scikit-build-core makes of this checkout, without compiling."""
+    pytest.importorskip("scikit_build_core", reason="scikit-build-core is not installed")
+    code = f"import scikit_build_core.build as build; print(build.{call}, end='')"
+    return folder / cmake_tools.run(sys.executable, "-c", code, cwd=ROOT).splitlines()[-1]
 
 
 def test_a_wheel_holds_every_module_and_every_file_beside_them(tmp_path):
-    pytest.importorskip("setuptools")
-    cmake_tools.run(sys.executable, ROOT / "setup.py", "--quiet", "build_py", "--build-lib", tmp_path, cwd=ROOT)
-    source, built = ROOT / "qla_runtime", tmp_path / "qla_runtime"
-    compiled = {
-        "_core*.so",
-        "libqla.so",
-        "include",
-        "cmake",
-        "__pycache__",
-        "*.pyc",
-        "*.new",
-    }  # by CMake, or cached
-    shutil.copytree(source, tmp_path / "expected", ignore=shutil.ignore_patterns(*compiled))
+    wheel = built(tmp_path, f"build_wheel({str(tmp_path)!r}, {{'wheel.cmake': 'false'}})")
+    with zipfile.ZipFile(wheel) as file:
+        entries = file.infolist()
+    by_cmake = shutil.ignore_patterns("_core*.so", "libqla.so*", "include", "cmake", "__pycache__")
+    expected = Path(shutil.copytree(ROOT / "qla_runtime", tmp_path / "expected" / "qla_runtime", ignore=by_cmake))
+    files = [path for path in expected.rglob("*") if path.is_file()]
+    assert {entry.filename: entry.file_size for entry in entries if ".dist-info/" not in entry.filename} == {
+        str(path.relative_to(tmp_path / "expected")): path.stat().st_size for path in files
+    }
+    assert {entry.filename.split("/")[-1] for entry in entries} >= {"LICENSE", "NOTICE", "entry_points.txt"}
 
-    def files(folder: Path) -> dict[str, int]:
-        found = (path for path in folder.rglob("*") if path.is_file())
-        return {str(path.relative_to(folder)): path.stat().st_size for path in found}
 
-    assert files(built) == files(tmp_path / "expected")
+def test_a_source_distribution_holds_what_builds_and_tests_it(tmp_path):
+    source = built(tmp_path, f"build_sdist({str(tmp_path)!r})")
+    with tarfile.open(source) as file:
+        held = {name.split("/", 1)[1] for name in file.getnames()}
+    folders = ("bench", "cmake", "csrc", "docs", "examples", "kernels", "recipes", "tests", "tools")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
+    wanted = {str(path.relative_to(ROOT)) for path in files if "__pycache__" not in path.parts}
+    assert wanted | {"CMakeLists.txt", "pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE"} <= held
+    assert not any(name.startswith("models/") or name.endswith(".so") for name in held)
 
 
 # ---- C++ against the installed package -------------------------------------------------------------
@@ -250,15 +225,49 @@ print(json.dumps(refused))
 """
 
 
-@pytest.mark.slow
-def test_pip_install_twice_then_python_in_the_checkout(tmp_path):
-    """Compiles four times and needs the package index."""
-    source, venv = tmp_path / "source", tmp_path / "venv"
+@pytest.fixture
+def source(tmp_path) -> Path:
+    """What git has of this checkout."""
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, files.split("\0")):
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, source / name)
-    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, tmp_path / "source" / name)
+    return tmp_path / "source"
+
+
+@pytest.fixture
+def venv(tmp_path) -> Path:
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    return tmp_path / "venv"
+
+
+@pytest.mark.slow
+def test_an_editable_install_compiles_into_the_checkout(tmp_path, source, venv):
+    """Compiles once and needs the package index."""
+    package = source / "qla_runtime"
+    cmake_tools.run(venv / "bin" / "pip", "install", "--editable", source)
+    assert (package / "libqla.so").is_file() and (package / "cmake" / "qla" / "qlaConfig.cmake").is_file()
+    (package / "added.py").write_text("print('added')\n")
+    show = "import qla_runtime._core as core, qla_runtime; print(core.__file__, qla_runtime.__file__)"
+    for code, printed in (("import qla_runtime.added", "added"), (show, str(package))):
+        assert cmake_tools.run(venv / "bin" / "python", "-c", code, cwd=tmp_path).startswith(printed)
+
+    cmake_tools.run(
+        venv / "bin" / "pip", "install", "scikit-build-core", "pybind11", "nlohmann-json", "cmake", "ninja"
+    )
+    before = {path: path.stat() for path in (source / "build").rglob("gemm_*.o")}
+    library = (package / "libqla.so").stat()
+    (source / "csrc" / "spans.cpp").touch()
+    cmake_tools.run(venv / "bin" / "python", "setup.py", "build_ext", "--inplace", cwd=source)
+    assert before and all(path.stat().st_mtime == old.st_mtime for path, old in before.items()), "compiled again"
+    assert (package / "libqla.so").stat().st_mtime > library.st_mtime
+    # A process that has the old library mapped keeps it: the new one is another file.
+    assert (package / "libqla.so").stat().st_ino != library.st_ino
+
+
+@pytest.mark.slow
+def test_pip_install_twice_then_python_in_the_checkout(tmp_path, source, venv):
+    """Compiles once and needs the package index."""
     for _ in range(2):
         cmake_tools.run(venv / "bin" / "pip", "install", source)
     stale = source / "qla_runtime" / "stale.py"  # installed, then gone: it must leave no trace

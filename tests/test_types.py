@@ -1,7 +1,8 @@
-"""What type checkers know: ``mypy --strict`` on a program of a user, and on the engine and its tasks."""
+"""What type checkers know: mypy and pyright on a program of a user, mypy on the engine, stubtest on `_core`."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -33,7 +34,7 @@ with Engine.from_pretrained(num_threads=2) as engine:
     assert_type(one["start"], int)
     assert_type(one["no_answer"], bool)
     assert_type(one["budget_met"], bool | None)
-    assert_type([entry["end"] for entry in one["answers"]], list[int])
+    assert_type([entry["end"] for entry in one.get("answers", [])], list[int])
     assert_type(one.get("ran", []), list[str])
     LengthConfig(**one["length_config"])
     if (accuracy := one["accuracy"]) is not None:
@@ -56,7 +57,8 @@ with Engine.from_pretrained(num_threads=2) as engine:
     assert_type(engine.classify("good"), Label)
     assert_type(engine.classify("good", "better")["label"], str)
     assert_type(engine.classify(["good", "bad"], top_k=None), list[Label])
-    assert_type([entry["score"] for entry in engine.classify("good", top_k=2)["scores"]], list[float])
+    scores = engine.classify("good", top_k=2).get("scores", [])
+    assert_type([entry["score"] for entry in scores], list[float])
     engine.classify(["good"])["label"]  # a list
     engine.classify("good", details=True)  # an option of answer()
 
@@ -107,13 +109,46 @@ def mypy(*arguments: str, cwd: Path = ROOT) -> str:
     return done.stdout
 
 
+WRONG = {number for number, line in enumerate(PROGRAM.splitlines(), 1) if "  #" in line}
+
+
 def test_a_users_program(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     output = mypy("--follow-imports=silent", "--no-pretty", program.name, cwd=tmp_path)
     found = {int(line.split(":")[1]) for line in output.splitlines() if ": error:" in line}
-    wrong = {number for number, line in enumerate(PROGRAM.splitlines(), 1) if "  #" in line}
-    assert len(wrong) > 15 and found == wrong, output
+    assert len(WRONG) > 15 and found == WRONG, output
+
+
+def test_a_users_program_by_pyright(tmp_path):
+    """Pyright is a program for node: its package fetches both at first use."""
+    pytest.importorskip("pyright", reason="pyright is not installed")
+    command = [sys.executable, "-m", "pyright"]
+    if subprocess.run([*command, "--version"], capture_output=True).returncode:
+        pytest.skip("pyright cannot fetch node or itself: there is no network")
+    (tmp_path / "program.py").write_text(PROGRAM)
+    settings = {"typeCheckingMode": "strict", "extraPaths": [str(ROOT)], "include": ["program.py"]}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
+    command += ["--project", str(tmp_path), "--pythonpath", sys.executable, "--outputjson"]
+    output = subprocess.run(command, capture_output=True, text=True).stdout
+    found = [entry for entry in json.loads(output)["generalDiagnostics"] if entry["severity"] == "error"]
+    assert {entry["range"]["start"]["line"] + 1 for entry in found} == WRONG, output
+
+
+def test_the_stub_of_core_is_true(tmp_path):
+    allowed = tmp_path / "allowed"
+    allowed.write_text("qla_runtime._core.Engine\n")  # the class, not its members: it has pybind11's metaclass
+    command = [
+        sys.executable,
+        "-m",
+        "mypy.stubtest",
+        "qla_runtime._core",
+        "--concise",
+        "--allowlist",
+        str(allowed),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_engine_and_its_tasks():
