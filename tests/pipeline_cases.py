@@ -3,7 +3,7 @@
 transformers 5 has no such pipeline. So the results are recorded in two steps::
 
     python tests/pipeline_cases.py LOGITS                   # here: the engine's logits of every window
-    python tests/pipeline_cases.py LOGITS TOKENIZER_JSON    # with transformers 4.57.6 and torch: recorded_answers.json
+    python tests/pipeline_cases.py LOGITS TOKENIZER_JSON    # with transformers 4.57.6: recorded_answers.json
 
 The model of the second step looks its logits up in LOGITS. So the results differ from the engine's by rounding
 alone, and a window that is cut otherwise is not found at all.
@@ -54,6 +54,13 @@ CASES: dict[str, dict] = {
         "context": LIGHTHOUSE,
         "max_answer_len": 2,
         "top_k": 3,
+    },
+    "short answers, not aligned": {
+        "question": "Who built the lighthouse?",
+        "context": LIGHTHOUSE,
+        "max_answer_len": 2,
+        "top_k": 3,
+        "align_to_words": False,
     },
     "windows": {"question": "Where is the bell now?", "context": LIGHTHOUSE, "top_k": 3, **WINDOWS},
     "windows that share an answer": {

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 UNSAID = (
     "names a length config, and the request asks for another",  # an alias of a length beside a length
     "has no token that the model knows",  # of a context
-    "leaves no room for its context",
+    "no context fits beside it",  # of a question
+    "windows have",  # of a stride
+    "without an aggregation_strategy",  # of a stride, too
     "this model's ids end at",
     "; send a text, or an object with",  # rank_fields and a document without them
     "hypothesis_template is",  # without {}
@@ -133,7 +135,7 @@ def schemathesis_finds(server: Running, examples: int) -> dict[str, list[int]]:
 
 
 def test_schemathesis(alone: Running):
-    statuses = schemathesis_finds(alone, 5)
+    statuses = schemathesis_finds(alone, 3)
     assert "POST /" in statuses
     for route, met in statuses.items():
         assert 200 in met, route
@@ -141,5 +143,5 @@ def test_schemathesis(alone: Running):
 
 @pytest.mark.slow
 def test_schemathesis_at_length(alone: Running):
-    statuses = schemathesis_finds(alone, 300)
+    statuses = schemathesis_finds(alone, 60)
     assert all(200 in met for met in statuses.values())

@@ -19,7 +19,8 @@ from typing_extensions import assert_type
 import numpy as np
 from numpy.typing import NDArray
 
-from qla_runtime import EncoderOutput, Engine, Escalate, LengthConfig, QlaError
+from qla_runtime import EncoderOutput, Engine, Escalate, LengthConfig, QlaError, pipeline
+from qla_runtime.pipelines import QuestionAnsweringPipeline, TokenClassificationPipeline
 from qla_runtime.tasks.answer import AnswerTask
 from qla_runtime.tasks.prepared import Prepared
 from qla_runtime.tasks.results import Answer, Label, Ranked, Spans
@@ -85,6 +86,13 @@ with Engine.from_pretrained(num_threads=2) as engine:
     assert_type(prepared, Prepared[Answer])
     assert_type(engine.run([prepared, prepared]), list[list[Answer]])
     engine.run(prepared)  # a list is wanted
+
+oracle = pipeline("question-answering", num_threads=2, length="fast")
+assert_type(oracle, QuestionAnsweringPipeline)
+oracle(question="Who?", context="Ada.", top_k=3, latency_ms=5)["answer"]
+oracle(question=3)  # texts are wanted
+assert_type(pipeline("ner", "package", aggregation_strategy="simple"), TokenClassificationPipeline)
+pipeline(model="package")("a text", top_k=None)
 """
 """Lines with a comment are wrong, and no other ones."""
 

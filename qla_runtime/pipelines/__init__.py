@@ -13,7 +13,7 @@ transformers is not needed, and neither is torch.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Literal, overload
 
 from qla_runtime.engine import Engine
 from qla_runtime.errors import InputError, UnsupportedError, shown
@@ -40,6 +40,9 @@ PIPELINES: dict[str, type[Pipeline]] = {
 ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classification"}
 """Other names of tasks."""
 
+Model = str | os.PathLike[str] | Engine | None
+"""What ``pipeline`` takes as a model."""
+
 _MEANINGLESS = {
     "device_map": "the engine runs on CPUs",
     "dtype": "a package's numbers are those that it was converted to",
@@ -53,9 +56,43 @@ _MEANINGLESS = {
 """Arguments of transformers' ``pipeline`` that mean nothing here, and why."""
 
 
+@overload
+def pipeline(
+    task: Literal["question-answering"], model: Model = None, **options: Any
+) -> QuestionAnsweringPipeline: ...
+
+
+@overload
+def pipeline(
+    task: Literal["text-classification", "sentiment-analysis"], model: Model = None, **options: Any
+) -> TextClassificationPipeline: ...
+
+
+@overload
+def pipeline(
+    task: Literal["token-classification", "ner"], model: Model = None, **options: Any
+) -> TokenClassificationPipeline: ...
+
+
+@overload
+def pipeline(
+    task: Literal["feature-extraction"], model: Model = None, **options: Any
+) -> FeatureExtractionPipeline: ...
+
+
+@overload
+def pipeline(
+    task: Literal["zero-shot-classification"], model: Model = None, **options: Any
+) -> ZeroShotClassificationPipeline: ...
+
+
+@overload
+def pipeline(task: str | None = None, model: Model = None, **options: Any) -> Pipeline: ...
+
+
 def pipeline(
     task: str | None = None,
-    model: str | os.PathLike[str] | Engine | None = None,
+    model: Model = None,
     *,
     tokenizer: Any = None,
     framework: str | None = None,

@@ -24,6 +24,9 @@ from qla_runtime.texts.text_encoder import Encoded, TextEncoder
 READ_AHEAD = 64
 """Inputs of a data set that run as one batch, unless ``batch_size`` says how many."""
 
+MOST_TOKENIZERS = 8
+"""Tokenizers that a pipeline keeps: one for each ``max_length`` that calls ask for, of megabytes each."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -169,9 +172,13 @@ class Pipeline:
         self._encoders: dict[tuple[int, int], TextEncoder] = {}
         self._defaults = self._with(self.takes(), options)
 
-    def __call__(self, inputs: Any, **options: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the model. Each pipeline says what it takes and gives."""
-        return self._results(inputs, self._options(options))
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A pickle holds the engine's path and the options; tokenizers are read again."""
+        return {**vars(self), "_encoders": {}}
 
     def __repr__(self) -> str:
         return f"<pipeline {self.task!r} of {self.engine!r}>"
@@ -260,9 +267,12 @@ class Pipeline:
         check_count(name, max_length, f"this model reads {positions} tokens at most", most=positions)
         if (max_length, stride) == (own.max_length, own.stride):
             return own
-        if (max_length, stride) not in self._encoders:
-            self._encoders[max_length, stride] = own.cutting_at(max_length, stride)
-        return self._encoders[max_length, stride]
+        found = self._encoders.get((max_length, stride))
+        if found is None:
+            if len(self._encoders) >= MOST_TOKENIZERS:
+                self._encoders = {}
+            found = self._encoders[max_length, stride] = own.cutting_at(max_length, stride)
+        return found
 
 
 def check_cut(encoded: Encoded, names: Sequence[str], encoder: TextEncoder, options: Cut) -> None:

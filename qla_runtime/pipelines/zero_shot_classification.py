@@ -97,9 +97,7 @@ class ZeroShotClassificationPipeline(Pipeline):
         # transformers takes the last label where entailment is the first, else the first.
         self._contradiction = len(engine.labels) - 1 if found[0] == 0 else 0
 
-    def __call__(  # type: ignore[override]  # transformers' names
-        self, sequences: Any, candidate_labels: Any = None, **options: Any
-    ) -> Any:
+    def __call__(self, sequences: Any, candidate_labels: Any = None, **options: Any) -> Any:
         """Classifies texts.
 
         Args:

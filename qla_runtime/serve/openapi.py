@@ -170,6 +170,10 @@ def _strides(models: Sequence[ServedModel]) -> Schema:
     return {"maximum": max(model.engine.max_length for model in models) - 1}
 
 
+def _windows(models: Sequence[ServedModel]) -> Schema:
+    return {"maximum": max(model.engine.info["max_positions"] for model in models)}
+
+
 def _most_tokens(models: Sequence[ServedModel]) -> Schema:
     return {"minimum": min(model.engine.max_length for model in models)}
 
@@ -182,6 +186,7 @@ _LIMITS: Mapping[str, Callable[[Sequence[ServedModel]], Schema]] = {
     "max_loss": _losses,
     "dimensions": _widths,
     "doc_stride": _strides,
+    "max_seq_len": _windows,
     "max_tokens_per_doc": _most_tokens,
 }
 """Fields of bodies, and what the models that a route may run add to their schema."""

@@ -5,6 +5,7 @@ page.html is the page; ``POST /page/run`` is what its script asks.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import html
@@ -23,6 +24,7 @@ from qla_runtime.engine import Engine
 from qla_runtime.serve.bodies import Either, Field, Kind, Text
 from qla_runtime.serve.errors import BACKEND, ServeError
 from qla_runtime.serve.inputs import TRUNCATE, many
+from qla_runtime.serve.jobs import Outcome
 from qla_runtime.serve.operations import (
     ANSWERS,
     CLASSIFIES,
@@ -45,7 +47,6 @@ from qla_runtime.tasks.prepared import Call
 from qla_runtime.tasks.tag import TagTask
 from qla_runtime.trace.followed import Followed, following
 
-TAG = "The page"
 Answers = Mapping[str, Sequence[tuple[int, int]]]
 """Per part of an input, the characters that answer the call."""
 Shown = tuple[list[dict[str, Any]], list[tuple[int, Answers]]]
@@ -208,9 +209,9 @@ def form_of(engine: Engine) -> Form:
 
 
 def operations(options: ServeOptions) -> list[Operation]:
-    """What the page asks."""
+    """What the page asks. It changes with the page, so the OpenAPI document leaves it out."""
     summary = "What the page at / asks for."
-    return [Operation("/page/run", page_run, summary, _REPLY, body=_body(options), tag=TAG, listed=False)]
+    return [Operation("/page/run", page_run, summary, None, body=_body(options), per_model=False, listed=False)]
 
 
 async def page_run(asked: Asked) -> Reply:
@@ -223,9 +224,14 @@ async def page_run(asked: Asked) -> Reply:
             field=form.told_by,
         )
     outcome = await asked.run(lambda: form.call(asked))
+    content = await asyncio.to_thread(_content, asked, form, outcome)  # a long text takes a second to draw
+    texts = (text for run in outcome.results for text in run.texts.values())
+    return Reply(content, outcome, characters(texts))
+
+
+def _content(asked: Asked, form: Form, outcome: Outcome[Followed[Any]]) -> dict[str, Any]:
     found, shown = form.found(asked, outcome.results)
-    runs = outcome.results
-    content = {
+    return {
         "model": asked.model.name,
         "form": form.name,
         "length": ", ".join(dict.fromkeys(outcome.lengths)),
@@ -233,11 +239,10 @@ async def page_run(asked: Asked) -> Reply:
         "macs": outcome.kept_macs,
         "share": outcome.kept_macs / outcome.full_macs,
         "milliseconds": 1e3 * outcome.total_s,
-        "budget_met": runs[0].budget_met,
+        "budget_met": outcome.results[0].budget_met,
         "found": found,
-        "inputs": [_drawn(runs[i], answers) for i, answers in shown],
+        "inputs": [_drawn(outcome.results[i], answers) for i, answers in shown],
     }
-    return Reply(content, outcome, characters(text for run in runs for text in run.texts.values()))
 
 
 def _drawn(run: Followed[Any], answers: Answers) -> dict[str, Any]:
@@ -259,62 +264,10 @@ def _drawn(run: Followed[Any], answers: Answers) -> dict[str, Any]:
 
 
 def _body(options: ServeOptions) -> Kind:
-    answer = {
-        "question": Field(Text(blank=False), help="The question.", example="Who wrote it?"),
-        "context": Field(Text(blank=False), help="The text that holds the answer.", example="Ada wrote it."),
-    }
-    text = {"text": Field(Text()), "text_pair": Field(Text(), None, "The second text of a pair.")}
-    query = {"query": Field(Text(blank=False)), "documents": Field(many(options))}
     cut = {"truncate": TRUNCATE["truncate"]}
+    answer = {"question": Field(Text(blank=False)), "context": Field(Text(blank=False))}
+    text = {"text": Field(Text()), "text_pair": Field(Text(), None), **cut}
+    query = {"query": Field(Text(blank=False)), "documents": Field(many(options)), **cut}
     return Either(
-        (
-            work({**answer}, told_by="question"),
-            work({**text, **cut}, told_by="text"),
-            work({**query, **cut}, told_by="query"),
-        )
+        (work(answer, told_by="question"), work(text, told_by="text"), work(query, told_by="query")),
     )
-
-
-_PIECE = {
-    "type": "object",
-    "properties": {
-        "text": {"type": "string"},
-        "depth": {"type": ["integer", "null"], "description": "Layers that kept it; null: white space."},
-        "answer": {"type": "boolean"},
-    },
-}
-_PART = {
-    "type": "object",
-    "properties": {"kind": {"type": "string"}, "pieces": {"type": "array", "items": _PIECE}},
-}
-_INPUT = {
-    "type": "object",
-    "properties": {
-        "tokens": {"type": "integer"},
-        "windows": {"type": "integer"},
-        "truncated": {"type": "boolean"},
-        "kept": {"type": "array", "items": {"type": "integer"}, "description": "Tokens after each layer."},
-        "parts": {"type": "array", "items": _PART},
-    },
-}
-_FOUND = {
-    "type": "object",
-    "properties": {"label": {"type": "string"}, "kind": {"type": "string"}, "score": {"type": "number"}},
-    "required": ["label", "score"],
-}
-_REPLY = {
-    "type": "object",
-    "properties": {
-        "model": {"type": "string"},
-        "form": {"type": "string"},
-        "length": {"type": "string"},
-        "layers": {"type": "integer"},
-        "macs": {"type": "integer"},
-        "share": {"type": "number"},
-        "milliseconds": {"type": "number"},
-        "budget_met": {"type": ["boolean", "null"]},
-        "found": {"type": "array", "items": _FOUND},
-        "inputs": {"type": "array", "items": _INPUT},
-    },
-    "required": ["model", "form", "length", "layers", "macs", "share", "found", "inputs"],
-}

@@ -67,7 +67,7 @@ class TextEncoder:
         self._tokenizer: Tokenizer | None = None
 
     def cutting_at(self, max_length: int, stride: int = 0) -> TextEncoder:
-        """The same tokenizer, which cuts texts elsewhere. It reads tokenizer.json again, so keep it.
+        """The same tokenizer, which cuts texts elsewhere. It may read tokenizer.json again, so keep it.
 
         Args:
             max_length: tokens of a sequence, special tokens included.
@@ -75,8 +75,7 @@ class TextEncoder:
         """
         other = copy.copy(self)
         other.max_length, other.stride = max_length, stride
-        if self._cut:
-            other._tokenizer = None
+        other._tokenizer = None if self._cut else self.load()
         return other
 
     def encode(self, texts: Sequence[str] | Sequence[tuple[str, str]], *, with_offsets: bool = False) -> Encoded:

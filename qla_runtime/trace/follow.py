@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qla_runtime.engine import Engine
-from qla_runtime.errors import InputError
+from qla_runtime.errors import InputError, shown
 from qla_runtime.lengths.configs import LengthConfig, NamedLength, Policy
 from qla_runtime.tasks.answer import AnswerTask
 from qla_runtime.trace import page, terminal
@@ -16,9 +16,14 @@ from qla_runtime.trace.followed import following
 from qla_runtime.trace.record import CONTEXT, QUESTION, Record, Run
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trace(Record):
     """A :class:`Record` that shows itself: as text, as a page, in a notebook."""
+
+    def __repr__(self) -> str:
+        """One line: a notebook keeps it beside the page, and shows it where it does not trust the page."""
+        answers = ", ".join(f"{run.length} keeps {run.kept[-1]}: {shown(run.answer, 40)}" for run in self.runs)
+        return f"<Trace of {self.model!r}: {self.tokens_read} tokens; {answers}>"
 
     def text(self, *, styled: bool = False, width: int = 80) -> str:
         """The trace for a terminal.
