@@ -185,7 +185,9 @@ def test_what_cannot_start(arguments, said):
 
 
 def test_without_the_extra():
-    program = "import sys; sys.modules['uvicorn'] = None; from qla_runtime.cli import main; sys.exit(main(['serve']))"
+    program = (
+        "import sys; sys.modules['uvicorn'] = None; from qla_runtime.cli import main; sys.exit(main(['serve']))"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "qla serve needs uvicorn" in done.stderr
     assert "pip install 'qla_runtime[serve]'" in done.stderr

@@ -1,6 +1,6 @@
 """Whom a server lets in: the key, the size of a body, and how many requests are in work.
 
-How long a client may take to send a request is the affair of :mod:`qla_runtime.serve.lifecycle`.
+How long a client may take to send a request is the affair of :mod:`qla_runtime.serve.process`.
 """
 
 from __future__ import annotations
