@@ -33,7 +33,7 @@ from tqdm import tqdm
 from bench import machine, models
 from bench.load import Load, Record, request
 from bench.report import number, table
-from qla_runtime import Engine, InputError, QlaError
+from qla_runtime import Engine, InputError, QlaError, pipeline
 from qla_runtime.tasks.answer import AnswerTask
 from qla_runtime.tasks.embed import EmbedTask
 from qla_runtime.tasks.prepared import Call
@@ -99,17 +99,18 @@ def sentences(engine: Engine, file: str) -> Workload:
 
 
 def questions(engine: Engine, file: str) -> Workload:
-    """Questions of SQuAD with their paragraphs."""
+    """Questions of SQuAD with their paragraphs. POST / gives what the pipeline gives."""
     asked = _spaced(read_squad(file), REQUESTS["questions"])
     task = engine.as_task(AnswerTask)
-    answers = engine.answer([each.question for each in asked], [each.context for each in asked])
+    pipe = pipeline("question-answering", engine)
+    answers = pipe(question=[each.question for each in asked], context=[each.context for each in asked])
     return Workload(
         "questions",
         "minilm-l6-squad",
         "/",
         [{"inputs": {"question": each.question, "context": each.context}} for each in asked],
         [partial(task.answer, each.question, each.context) for each in asked],
-        lambda i, found: (found["answer"], found["start"]) == (answers[i]["answer"], answers[i]["start"]),
+        lambda i, found: found == answers[i],
     )
 
 
