@@ -145,6 +145,18 @@ def test_another_model_or_input_is_refused(engine: Engine, source: Path, tmp_pat
         embed_file(engine, source, out, files=WINDOW)
 
 
+def test_an_output_that_was_removed_is_made_again(engine: Engine, source: Path, tmp_path: Path):
+    out = tmp_path / "out.parquet"
+    embed_file(engine, source, tmp_path / "expected.parquet", files=WINDOW)
+    step = 0
+    while not out.exists():  # killed as soon as the output has its name, before the parts are removed
+        step += 1
+        assert bulk_tools.run_killed_at(step, lambda: embed_file(engine, source, out, files=WINDOW))
+    out.unlink()
+    embed_file(engine, source, out, files=WINDOW)
+    assert out.read_bytes() == (tmp_path / "expected.parquet").read_bytes()
+
+
 def test_a_damaged_part_is_named(engine: Engine, source: Path, tmp_path: Path):
     out = tmp_path / "out.parquet"
     stopped(engine, source, out)

@@ -13,7 +13,7 @@ from qla_runtime.bulk.options import EmbedOptions
 from qla_runtime.integrations.ray import BatchModel
 
 pages, vectors = sys.argv[1:]
-cpus = 2  # of one actor; a node of 16 CPUs then holds eight
+cpus = 1  # of one actor, and so its threads; the tasks that read and write need CPUs, too
 ray.init()
 ray.data.read_parquet(pages, columns=["id", "text"]).map_batches(
     BatchModel,

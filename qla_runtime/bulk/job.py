@@ -20,7 +20,7 @@ from qla_runtime import Engine, InputError, __version__
 from qla_runtime.bars import bar
 from qla_runtime.bulk.options import ClassifyOptions, EmbedOptions, FileOptions
 from qla_runtime.bulk.readers import open_reader
-from qla_runtime.bulk.windows import WINDOW_BYTES, Reader, Window
+from qla_runtime.bulk.windows import WINDOW_BYTES, Reader
 from qla_runtime.bulk.work import Classify, Embed, Work
 from qla_runtime.bulk.writer import Parts, Tally, is_finished, parts_folder
 from qla_runtime.errors import shown, warn
@@ -157,28 +157,21 @@ def _write_parts(
     work: Work, reader: Reader, schema: pa.Schema, length: Length, parts: Parts, progress: bool
 ) -> None:
     began, read = perf_counter(), 0
-    with bar(reader.rows, _title(reader), progress, done=parts.end.row, unit=" texts", delay=0) as shown_bar:
+    title = os.path.basename(reader.path)
+    with bar(reader.rows, title, progress, done=parts.end.row, unit=" texts", delay=0) as progress_bar:
         for window in reader.windows(parts.end):
             if parts.length is None:
                 settled = work.settled(length, window.texts)
                 if settled is not length:
                     parts.settle(str(settled))
             done = work.run(window.texts, parts.length or length)
-            table = pa.Table.from_arrays([*_columns(window), *done.columns], schema=schema)
+            table = pa.Table.from_arrays([*window.table.columns, *done.columns], schema=schema)
             before = parts.end.row
             parts.add(table, Tally(len(table), window.left_out, done.truncated, done.tokens), window.end)
             read += done.tokens
             if read:
-                shown_bar.set_postfix_str(f"{read / (perf_counter() - began):,.0f} tokens/s", refresh=False)
-            shown_bar.update(window.end.row - before)
-
-
-def _columns(window: Window) -> list[pa.ChunkedArray]:
-    return list(window.table.columns)
-
-
-def _title(reader: Reader) -> str:
-    return os.path.basename(os.fspath(reader.path))
+                progress_bar.set_postfix_str(f"{read / (perf_counter() - began):,.0f} tokens/s", refresh=False)
+            progress_bar.update(window.end.row - before)
 
 
 def _schema(reader: Reader, work: Work) -> pa.Schema:

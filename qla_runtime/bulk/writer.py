@@ -34,6 +34,9 @@ NOTE = b"qla_runtime"
 """The key of our entry in the metadata of parts and outputs: a JSON object."""
 
 
+_SUFFIX = ".parts"
+
+
 @dataclass(frozen=True)
 class Tally:
     """What was counted up to a place of the input.
@@ -109,15 +112,14 @@ class Parts(RunFolder):
         Raises:
             QlaError: it cannot be written; the parts are as they were.
         """
-        made = self.path / "output.parquet"
         if not self.finished:
-            with self._written(made) as new:
+            with self._written(self._made) as new:
                 self._join(new, schema.with_metadata({NOTE: json.dumps(about)}))
             self.finished = True
             self._note()
         with self._named(out):
-            if made.exists():
-                os.replace(made, out)
+            if self._made.exists():
+                os.replace(self._made, out)
             # The facts go last: as long as they are there, the same command knows what is left to do.
             for part in self.path.glob("part-*"):
                 part.unlink()
@@ -140,6 +142,8 @@ class Parts(RunFolder):
                 f"{self.path}: holds an unfinished job with other settings ({changed}), which cannot go on with "
                 "these. Use the same ones, choose another output, or delete the folder to begin again"
             )
+        if self.finished and not self._made.exists() and not _output_of(self.path).exists():
+            self.finished = False  # the output was there, and somebody has removed it
         if self.finished:
             return
         self.tally = Tally()
@@ -158,6 +162,10 @@ class Parts(RunFolder):
         }
         with self._named(self.path / FACTS):
             self.replace(FACTS, json.dumps(noted, indent=2) + "\n")
+
+    @property
+    def _made(self) -> Path:
+        return self.path / "output.parquet"
 
     def _part(self, number: int) -> Path:
         return self.path / f"part-{number:06}.arrow"
@@ -205,7 +213,11 @@ class Parts(RunFolder):
 
 def parts_folder(out: Path) -> Path:
     """Where the parts of an output stand."""
-    return out.with_name(f"{out.name}.parts")
+    return out.with_name(f"{out.name}{_SUFFIX}")
+
+
+def _output_of(parts: Path) -> Path:
+    return parts.with_name(parts.name.removesuffix(_SUFFIX))
 
 
 def is_finished(folder: Path) -> bool:
