@@ -13,8 +13,8 @@ MAX_THREADS = 1024
 @dataclass(frozen=True)
 class ServeOptions:
     """The options of ``qla serve``, under the same names. Defaults of limits are those of
-    text-embeddings-inference, but for ``max_batch_tokens``: the engine computes 4,096 tokens at a time, so a larger
-    batch is no faster, and its first answers wait for its last.
+    text-embeddings-inference, but for ``max_batch_tokens``: the engine computes 4,096 tokens at a time, so a
+    larger batch is no faster, and its first answers wait for its last.
 
     Attributes:
         host: address to listen on.
