@@ -73,6 +73,7 @@ def test_json_that_is_no_body(server: Running, path: str, body: Any):
         ("/rerank", {"query": "a", "texts": []}, 400, "texts is an empty list"),
         ("/predict", {"inputs": []}, 400, "inputs is an empty list"),
         ("/predict", {"inputs": [["a", "b", "c"]]}, 422, "inputs[0] has 3 entries, more than 2"),
+        ("/predict", {"inputs": ["a", "b", "c"]}, 422, 'send several as [["first"], ["second"]]'),
         ("/predict", {"inputs": [["a"], "b"]}, 422, "inputs[1] is the text 'b'"),
         ("/embed", {"inputs": ["a", 3]}, 422, "inputs[1] is 3; it must be a text"),
         ("/embed", {"inputs": ["a", None]}, 422, "inputs[1] is null"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from qla_runtime import pipeline
+from qla_runtime import Engine, pipeline
 
 pytest.importorskip("starlette", reason="needs the extra [serve]")
 if TYPE_CHECKING:
@@ -184,3 +184,35 @@ def test_hub_errors(server: Running, hub: Callable[[str], Any]):
     assert blank.value.response.status_code == 422
     with pytest.raises(errors.HfHubHTTPError):
         hub("squad").text_classification("a text")
+
+
+# ---- the API key, as each sends it
+
+
+def test_the_key(packages: dict[str, str]):
+    from route_tools import running
+
+    openai, cohere, hub = client("openai"), client("cohere"), client("huggingface_hub")
+    engines = {name: Engine(packages[name], num_threads=1) for name in ("embedding", "ranker")}
+    with running(engines, api_key="secret") as server:
+
+        def embed(key: str) -> Any:
+            asked = openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0)
+            return asked.embeddings.create(model="embedding", input="abc")
+
+        def rank(key: str) -> Any:
+            return cohere.ClientV2(api_key=key, base_url=server.url).rerank(
+                model="ranker", query="abc", documents=["de"]
+            )
+
+        def similar(key: str) -> Any:
+            return hub.InferenceClient(model=server.url, token=key).sentence_similarity("abc", ["de"])
+
+        assert embed("secret").data and rank("secret").results and similar("secret")
+        with pytest.raises(openai.AuthenticationError, match="Authorization: Bearer KEY"):
+            embed("wrong")
+        with pytest.raises(cohere.UnauthorizedError):
+            rank("wrong")
+        with pytest.raises(hub.errors.HfHubHTTPError) as refused:
+            similar("wrong")
+    assert refused.value.response.status_code == 401

@@ -376,10 +376,11 @@ class Record:
         return found
 
     def schema(self) -> Schema:
+        told_by = [] if self.told_by in (None, *self._required) else [self.told_by]
         found: Schema = {
             "type": "object",
             "properties": {name: entry.schema() for name, entry in self.fields.items()},
-            "required": [*self._required],
+            "required": [*self._required, *told_by],
             "additionalProperties": False,
         }
         if self.one_of:

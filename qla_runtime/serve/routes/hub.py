@@ -20,7 +20,7 @@ from qla_runtime.pipelines.text_classification import FUNCTIONS, ClassifyOptions
 from qla_runtime.pipelines.token_classification import TagOptions
 from qla_runtime.pipelines.zero_shot_classification import ZeroShotOptions
 from qla_runtime.serve.bodies import Either, Field, Flag, Kind, ListOf, Record, Text, Whole
-from qla_runtime.serve.inputs import LIMIT, TRUNCATE, many, texts
+from qla_runtime.serve.inputs import LIMIT, TRUNCATE, texts
 from qla_runtime.serve.operations import (
     ANSWERS,
     CLASSIFIES,
@@ -68,7 +68,7 @@ class Own:
 def own_tasks(options: ServeOptions) -> list[Own]:
     """Every kind of model, the more special first."""
     labels = _labels_body(options)
-    ranker = Either((rerank.rerank_body(options).kinds[0], labels))
+    ranker = Either((rerank.rerank_body(options).kinds[0], *_labels_body(options, one_label=True).kinds))
     ranks = "Texts by how well they answer a query, or labels of texts."
     return [
         Own(EMBEDS, _embedding_body(options), _embed, _LIST, "Vectors of texts, or how near they are to one."),
@@ -141,7 +141,7 @@ async def _embed(asked: Asked) -> Reply:
 
 def _parameters(asked: Asked) -> dict[str, Any]:
     """Those that are given."""
-    return {name: value for name, value in (asked.body["parameters"] or {}).items() if value is not None}
+    return {name: value for name, value in (asked.body.get("parameters") or {}).items() if value is not None}
 
 
 # ----------------------------------------------------------------------------------- question answering
@@ -235,13 +235,19 @@ _SPANS = {"type": "array", "items": {"anyOf": [_SPAN, {"type": "array", "items":
 # ---------------------------------------------------------------------------------- text classification
 
 
-def _labels_body(options: ServeOptions) -> Either:
-    """A pipeline's body with ``parameters``; without them that of ``/predict``."""
+def _labels_body(options: ServeOptions, *, one_label: bool = False) -> Either:
+    """A pipeline's body with ``parameters``; without them that of ``/predict``.
+
+    Args:
+        options: of the server.
+        one_label: leave out what needs a model of several.
+    """
     pair = Record({"text": Field(Text()), "text_pair": Field(Text(), None)}, told_by="text")
     one = Either((Text(), pair))
+    classes = ListOf(Text(blank=False), most=options.max_client_batch_size, limit=LIMIT)
     zero_shot = Record(
         {
-            "candidate_labels": Field(many(options), help="Classes that the model was not trained on."),
+            "candidate_labels": Field(classes, help="Classes that the model was not trained on."),
             "hypothesis_template": Field(Text(), None, "Default: `This example is {}.`"),
             "multi_label": Field(Flag(), None, "Whether several classes may be true."),
         },
@@ -255,30 +261,29 @@ def _labels_body(options: ServeOptions) -> Either:
             ),
         }
     )
-    parameters = Either((zero_shot, trained))
+    parameters: Kind = trained if one_label else Either((zero_shot, trained))
     inputs = Either((*one.kinds, ListOf(one, most=options.max_client_batch_size, limit=LIMIT)))
-    record = work(
+    pairs = Either((pair, ListOf(pair, most=options.max_client_batch_size, limit=LIMIT)))
+    said = "A text, an object of two texts, or a list of these."
+    truncate = {"truncate": TRUNCATE["truncate"]}
+    of_pipeline = work(
         {
-            "inputs": Field(
-                inputs, help="A text, an object of two texts, or a list of these.", example="I like you."
-            ),
-            "parameters": Field(parameters, None),
-            "truncate": TRUNCATE["truncate"],
-        }
+            "inputs": Field(inputs, help=said, example="I like you."),
+            "parameters": Field(parameters, None, "Those of the pipeline."),
+            **truncate,
+        },
+        told_by="parameters",
     )
-    of_pipeline = _PipelineBody(record.fields, one_of=record.one_of)
-    return Either((of_pipeline, tei.predict_body(options)))
+    of_pairs = work({"inputs": Field(pairs, help="An object of two texts, or a list of these."), **truncate})
+    return Either((of_pipeline, _Pairs(of_pairs.fields, one_of=of_pairs.one_of), tei.predict_body(options)))
 
 
-class _PipelineBody(Record):
-    """Told from the body of ``/predict`` by its parameters, or by a pair as an object."""
+class _Pairs(Record):
+    """Told from the body of ``/predict`` by a pair as an object."""
 
     def takes(self, value: Any) -> bool:
-        if not isinstance(value, dict):
-            return False
-        inputs = value.get("inputs")
-        first = inputs[0] if isinstance(inputs, list) and inputs else inputs
-        return "parameters" in value or isinstance(first, dict)
+        inputs = value.get("inputs") if isinstance(value, dict) else None
+        return isinstance(inputs[0] if isinstance(inputs, list) and inputs else inputs, dict)
 
 
 async def _rank(asked: Asked) -> Reply:
@@ -286,7 +291,7 @@ async def _rank(asked: Asked) -> Reply:
 
 
 async def _label(asked: Asked) -> Reply:
-    if "parameters" not in asked.body:
+    if "raw_scores" in asked.body:
         return await tei.predict(asked)
     parameters = _parameters(asked)
     if "candidate_labels" in parameters:

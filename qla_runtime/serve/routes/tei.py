@@ -20,6 +20,7 @@ from qla_runtime.lengths.configs import LengthPlan
 from qla_runtime.pipelines.text_classification import FUNCTIONS
 from qla_runtime.serve.batcher import Outcome
 from qla_runtime.serve.bodies import Either, Field, Flag, Kind, ListOf, Number, Record, Text, Whole
+from qla_runtime.serve.errors import INVALID, ServeError
 from qla_runtime.serve.inputs import LIMIT, PROMPT_NAME, TRUNCATE, check_direction, texts
 from qla_runtime.serve.label_logits import Logits, best_first, label_logits, own_function
 from qla_runtime.serve.operations import CLASSIFIES, EMBEDS, Asked, Operation, Reply, characters, work
@@ -185,6 +186,11 @@ class _PredictInput(Either):
         if isinstance(value, list) and value and isinstance(value[0], list):
             return [_text_or_pair(entry) for entry in batch.read(value, where)], False
         if isinstance(value, list):
+            if len(value) > 2 and isinstance(value[0], str):
+                message = (
+                    f"{where} is a list of {len(value)} texts, and a list of texts is a pair of two; send several"
+                )
+                raise ServeError(INVALID, f'{message} as [["first"], ["second"]]', field=where)
             return [_text_or_pair(pair.read(value, where))], True
         return [super().read(value, where)], True
 
