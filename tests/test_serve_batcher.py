@@ -277,18 +277,17 @@ def test_a_request_that_waits_too_long(embedder, serving):
 def test_one_request_s_error_is_its_own(embedder, serving):
     model = serving(embedder, max_request_tokens=400).get(None)
 
-    def broken() -> Call[Any]:
+    def fails(*_: Any) -> Any:
+        raise ZeroDivisionError
+
+    def reading(read: Callable[..., Any]) -> Callable[[], Call[Any]]:
         call = embedding(model, "a text")()
-
-        def read(*_: Any) -> Any:
-            raise ZeroDivisionError
-
-        return replace(call, tokenize=lambda *given: replace(call.tokenize(*given), read=read))
+        return lambda: replace(call, tokenize=lambda *given: replace(call.tokenize(*given), read=read))
 
     async def together() -> list[Any]:
         return await settled(
             run_one(model, "good"),
-            model.run(broken, PLAIN),
+            model.run(reading(fails), PLAIN),
             run_one(model, []),
             run_one(model, "good", Wants(length="unknown")),
             run_one(model, SENTENCES),
@@ -298,6 +297,9 @@ def test_one_request_s_error_is_its_own(embedder, serving):
     first, broke, empty, unknown, many, last = asyncio.run(together())
     assert np.array_equal(vectors(first), vectors(last))
     assert isinstance(broke, ZeroDivisionError)
+    with pytest.raises(AttributeError):  # in the batcher itself
+        asyncio.run(model.run(reading(lambda *_: [object()]), PLAIN))
+    assert np.array_equal(vectors(asyncio.run(run_one(model, "good"))), vectors(first))
     assert isinstance(empty, InputError) and "sentences is an empty list" in str(empty)
     assert isinstance(unknown, InputError) and "'unknown'" in str(unknown)
     assert isinstance(many, InputError) and "--max-request-tokens" in str(many)

@@ -96,6 +96,12 @@ def test_the_pace_of_the_machine_counts(pressure):
     assert choose(pressure, 0.8) != "full"
 
 
+def test_sequences_beyond_the_package_s_own_length_have_a_price(pressure, reader):
+    most = reader.info["max_positions"]
+    assert most > reader.max_length
+    assert (pressure.costs.of([most]) > pressure.costs.of([reader.max_length])).all()
+
+
 def test_streams_share_the_queue(reader):
     two = Pressure(reader, LATENCY, None, streams=2)
     seconds = waiting(two, 1.6)

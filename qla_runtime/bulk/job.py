@@ -16,14 +16,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from qla_runtime import Engine, InputError, __version__
+from qla_runtime._core import version
 from qla_runtime.bars import bar
 from qla_runtime.bulk.options import ClassifyOptions, EmbedOptions, FileOptions
 from qla_runtime.bulk.readers import open_reader
 from qla_runtime.bulk.windows import WINDOW_BYTES, Reader
 from qla_runtime.bulk.work import Classify, Embed, Work
 from qla_runtime.bulk.writer import Parts, Tally, is_finished, parts_folder
-from qla_runtime.errors import shown, warn
+from qla_runtime.engine import Engine
+from qla_runtime.errors import InputError, shown, warn
 from qla_runtime.lengths.configs import Length
 
 Source = str | os.PathLike[str]
@@ -193,7 +194,7 @@ def _facts(work: Work, length: Length, files: FileOptions) -> dict[str, Any]:
     """What the output's rows depend on, beside the input."""
     manifest = (work.engine.path / "manifest.json").read_bytes()
     return {
-        "qla_runtime": __version__,
+        "qla_runtime": version(),
         "model": work.engine.name,
         "package": hashlib.sha256(manifest).hexdigest(),
         "length": "full" if length is None else str(length),

@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from qla_runtime import Engine, Escalate, InputError, LatencyBudget, MaxLoss
 from qla_runtime.bulk.options import ClassifyOptions, EmbedOptions
 from qla_runtime.bulk.order import by_length
-from qla_runtime.lengths.configs import Length
+from qla_runtime.engine import Engine
+from qla_runtime.errors import InputError
+from qla_runtime.lengths.configs import Escalate, LatencyBudget, Length, MaxLoss
 from qla_runtime.tasks.embed import EmbedTask
 from qla_runtime.tasks.labels import LabelTask
 from qla_runtime.tasks.prepared import Call

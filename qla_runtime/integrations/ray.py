@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from qla_runtime import Engine, InputError, LatencyBudget, UnsupportedError
 from qla_runtime.bulk.options import ClassifyOptions, EmbedOptions
 from qla_runtime.bulk.work import Classify, Embed, Work
-from qla_runtime.errors import shown
-from qla_runtime.lengths.configs import Length
+from qla_runtime.engine import Engine
+from qla_runtime.errors import InputError, UnsupportedError, shown
+from qla_runtime.lengths.configs import LatencyBudget, Length
 from qla_runtime.texts.inputs import check_texts
 
 TOKENIZER_THREADS = "RAYON_NUM_THREADS"

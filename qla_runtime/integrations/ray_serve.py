@@ -24,8 +24,7 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from qla_runtime import InputError, QlaError
-from qla_runtime.errors import shown
+from qla_runtime.errors import InputError, QlaError, shown
 from qla_runtime.integrations.ray import open_engine
 from qla_runtime.options import check_count
 from qla_runtime.tasks.embed import EmbedTask

@@ -163,7 +163,10 @@ class Batcher:
                 _deliver(refused)
             if batch:
                 metrics.batch_begins(len(batch), sum(piece.tokens for piece in batch), left)
-                self._run_batch(lane, batch, before)
+                try:
+                    self._run_batch(lane, batch, before)
+                except BaseException as error:  # a fault of ours; the runner goes on
+                    _deliver([(piece.job, error) for piece in batch])
 
     def _take(self, lane: Lane) -> tuple[list[Piece[Any]], list[tuple[Job[Any], Exception]]]:
         """What runs next of a lane, in the order of arrival, and jobs that do not run, with the reason.
@@ -203,7 +206,8 @@ class Batcher:
             return None
         return QueueTimeout(
             f"the request has waited {waited:.0f} ms, and this server lets it wait {most:g} ms (--max-queue-ms); "
-            "try again later"
+            "try again later",
+            self.retry_after(),
         )
 
     def _run_batch(self, lane: Lane, batch: list[Piece[Any]], waiting: Sequence[Piece[Any]]) -> None:
@@ -215,19 +219,20 @@ class Batcher:
             lane.pressure.ran(expected, took)
         rate = sum(piece.tokens for piece in batch) / took
         done: list[tuple[Job[Any], Any]] = []
+        complete: list[Job[Any]] = []
         with self._changed:
             lane.used += took
             self._tokens_per_s += (RATE_SHARE if self._tokens_per_s else 1.0) * (rate - self._tokens_per_s)
             for piece, results in zip(batch, found, strict=True):
-                job = piece.job
-                job.inference_s += took
-                job.pieces_left -= 1
+                piece.job.inference_s += took
+                piece.job.pieces_left -= 1
                 if isinstance(results, BaseException):
-                    done.append((job, results))
+                    done.append((piece.job, results))
                     continue
                 lane.ran(piece, results)
-                if not job.pieces_left:
-                    done.append((job, job.outcome()))
+                if not piece.job.pieces_left:
+                    complete.append(piece.job)
+        done += [(job, job.outcome()) for job in complete]
         _deliver(done)
         for job, outcome in done:
             if lane.recorder and isinstance(outcome, Outcome):

@@ -43,12 +43,13 @@ class Limits:
 
     Args:
         app: what stands behind.
+        direct: where POST requests to a path go without a detour over ``app``.
         models: of the server.
         options: its limits.
     """
 
-    def __init__(self, app: ASGIApp, models: Models, options: ServeOptions) -> None:
-        self._app, self._models = app, models
+    def __init__(self, app: ASGIApp, direct: Mapping[str, ASGIApp], models: Models, options: ServeOptions) -> None:
+        self._app, self._direct, self._models = app, direct, models
         self._options = options
         self._key = None if options.api_key is None else f"Bearer {options.api_key}".encode()
         self._in_work = 0
@@ -83,7 +84,12 @@ class Limits:
                 raise ServeError(OVERLOADED, str(full), retry_after=full.retry_after)
             self._in_work += 1
             try:
-                await self._app(scope, _replayed(body, receive), response)
+                app = self._direct.get(scope["path"])
+                if app is None:
+                    app = self._app
+                else:
+                    scope["path_params"] = {}
+                await app(scope, _replayed(body, receive), response)
             finally:
                 self._in_work -= 1
         except ServeError as error:

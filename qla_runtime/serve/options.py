@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qla_runtime.engine import MAX_THREADS
 from qla_runtime.errors import InputError
 from qla_runtime.settings import between, check_limits, setting, whole
-
-MAX_THREADS = 1024
 
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """The options of ``qla serve``, under the same names. Defaults of limits are those of
-    text-embeddings-inference, but for ``max_batch_tokens``: the engine computes 4,096 tokens at a time, so a
-    larger batch is no faster, and its first answers wait for its last.
+    """The options of ``qla serve``, under the same names.
+
+    Defaults of limits are those of text-embeddings-inference, but for ``max_batch_tokens``: the engine computes
+    4,096 tokens at a time, so a larger batch is no faster, and its first answers wait for its last.
 
     Attributes:
         host: address to listen on.

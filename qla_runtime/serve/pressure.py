@@ -40,11 +40,11 @@ class Costs:
 
     @lazy
     def by_tokens(self) -> NDArray[np.float64]:
-        """Seconds of a sequence of n tokens: float64 (max_length + 1, configs). The price of the call is left out,
-        because batches share it."""
+        """Seconds of a sequence of n tokens: float64 (max_positions + 1, configs). The price of the call is left
+        out, because batches share it."""
         model = self._engine.cost_model
         configs = [candidate.config for candidate in self._candidates]
-        found = [model.safe_seconds([n], configs) for n in range(1, self._engine.max_length + 1)]
+        found = [model.safe_seconds([n], configs) for n in range(1, self._engine.info["max_positions"] + 1)]
         sure = np.array(found) / (1 + model.margin) - model.prices[0]
         return np.concatenate([np.zeros((1, len(configs))), sure])
 
