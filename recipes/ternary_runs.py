@@ -63,6 +63,7 @@ QAT = "--bits w2a8 --batch-tokens 512 --warmup 0.1 --learning-rate 5e-4".split()
 VARIANTS: dict[str, Sequence[str]] = {
     "float": (),
     "none": ("--losses", "labels"),
+    "none-1e-4": ("--losses", "labels", "--learning-rate", "1e-4"),
     "score": ("--losses", "prediction,hidden,score"),
     "map": ("--losses", "prediction,hidden,map"),
     "output": ("--losses", "prediction,hidden,output"),

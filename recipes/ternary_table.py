@@ -20,6 +20,7 @@ ROWS: Mapping[str, tuple[str, str]] = {
     "INT8 after training": ("float", "engine"),
     "W8A8 trained": ("w8a8", "engine"),
     "W2A8, labels alone": ("none", "engine"),
+    "W2A8, labels alone, learning rate 1e-4": ("none-1e-4", "engine"),
     "W2A8, score": ("score", "engine"),
     "W2A8, map": ("map", "engine"),
     "W2A8, output": ("output", "engine"),
@@ -62,14 +63,14 @@ def accuracy(records: Iterable[Record], split: str) -> str:
 
 
 def sizes(records: Sequence[Record]) -> str:
-    """Bytes of a package by kind of model; they differ by a few between tasks."""
-    rows = []
+    """Of a package, by kind of model; losses and tasks change nothing but a label's name."""
+    found: dict[tuple[str, str], str] = {}
     for name, (variant, model) in ROWS.items():
         of_kind = [record for record in records if record["variant"] == variant]
         if of_kind and model == "engine":
             bits, package = (mean(record[key] for record in of_kind) for key in (_BITS, "package_bytes"))
-            rows.append([name, f"{bits:.3f}", f"{package / 1e6:.2f}"])
-    return table(["", "bits per encoder weight", "package, MB"], rows)
+            found.setdefault((f"{bits:.3f}", f"{package / 1e6:.2f}"), name.partition(", labels alone")[0])
+    return table(["", "bits per encoder weight", "package, MB"], [[name, *size] for size, name in found.items()])
 
 
 _BITS = "bits_per_encoder_weight"
@@ -124,28 +125,35 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def plot(records: Sequence[Record], out: Path) -> None:
-    """Accuracy over megabytes: a picture per task."""
+    """Accuracy over megabytes: a picture per task. Short runs are hollow."""
     from matplotlib.figure import Figure
 
     tasks = [task for task in METRICS if any(record["task"] == task for record in records)]
-    drawing = Figure(figsize=(4 * len(tasks) + 2.5, 3.8), layout="constrained")
+    drawing = Figure(figsize=(4 * len(tasks) + 3, 3.8), layout="constrained")
     for axes, task in zip(drawing.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
-        for name, (variant, model) in ROWS.items():
-            of_kind = [r for r in records if r["task"] == task and r["variant"] == variant]
-            if not of_kind:
-                continue
-            key = "float32_bytes" if model == "model" else "package_bytes"
-            size = mean(record[key] for record in of_kind) / 1e6
-            scores = [record["dev"][model][METRICS[task]] for record in of_kind]
-            low, high = mean(scores) - min(scores), max(scores) - mean(scores)
-            axes.errorbar(size, mean(scores), [[low], [high]], fmt="o", capsize=3, label=name)
+        for i, (name, (variant, model)) in enumerate(ROWS.items()):
+            for short in (False, True):
+                of_kind = [r for r in records if (r["task"], r["variant"], r["short"]) == (task, variant, short)]
+                if not of_kind:
+                    continue
+                key = "float32_bytes" if model == "model" else "package_bytes"
+                size = mean(record[key] for record in of_kind) / 1e6
+                scores = [record["dev"][model][METRICS[task]] for record in of_kind]
+                error = [[mean(scores) - min(scores)], [max(scores) - mean(scores)]]
+                label = f"{name} (short)" if short else name
+                axes.errorbar(
+                    size, mean(scores), error, fmt="o", capsize=3, label=label, color=f"C{i}",
+                    markerfacecolor="none" if short else f"C{i}",
+                )  # fmt: skip
         axes.set(title=task, xlabel="MB", ylabel=f"{METRICS[task]} on dev, percent", xscale="log")
+        axes.set_xticks([10, 20, 50, 100], ["10", "20", "50", "100"])
+        axes.minorticks_off()
+        axes.set_xlim(6, 130)
         axes.grid(alpha=0.3)
-    handles = {
-        label: h for axes in drawing.axes for h, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    drawing.legend(list(handles.values()), list(handles), loc="outside right center", fontsize="small")
-    drawing.savefig(out, dpi=130)
+    found = [axes.get_legend_handles_labels() for axes in drawing.axes]
+    entries = {label: handle for handles, labels in found for handle, label in zip(handles, labels, strict=True)}
+    drawing.legend(list(entries.values()), list(entries), loc="outside right center", fontsize="small")
+    drawing.savefig(out, dpi=110)
 
 
 def main() -> None:
@@ -166,7 +174,7 @@ def main() -> None:
     }
     print("\n\n".join(f"## {title}\n\n{make()}" for title, make in parts.items()))
     if args.plot:
-        plot(records, args.plot)
+        plot(every, args.plot)
 
 
 if __name__ == "__main__":
