@@ -13,7 +13,11 @@ import hostile_tools
 import pytest
 import raw
 from package_tools import tiny_package
-from workers import pytest_cmdline_main, pytest_xdist_make_scheduler  # noqa: F401
+from workers import (  # noqa: F401
+    pytest_cmdline_main,
+    pytest_collection_modifyitems,
+    pytest_xdist_make_scheduler,
+)
 
 from qla_runtime import Engine, _core
 

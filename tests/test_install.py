@@ -275,7 +275,7 @@ def test_pip_install_twice_then_python_in_the_checkout(tmp_path, source, venv):
     cmake_tools.run(venv / "bin" / "pip", "install", "--no-deps", source)
     stale.unlink()
     cmake_tools.run(venv / "bin" / "pip", "install", "--no-deps", source)
-    answer = "Engine.from_pretrained().answer('Who came?', 'Ann came.')['answer']"
+    answer = "Engine.from_pretrained().answer('Who came?', 'Ann came to Oslo.')['answer']"
     ask = f"from qla_runtime import Engine; print({answer})"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     python = venv / "bin" / "python"

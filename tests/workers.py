@@ -17,16 +17,27 @@ USE_CMAKE = (
     "test_symbols",
 )
 """These share build/cpp-tests, so that one process builds it and no other waits for it."""
+TRAIN = ("test_training", "test_qat", "test_minilm", "test_length_drop")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
+    option = config.option
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    in_a_worker = hasattr(config, "workerinput")
-    if not whole or in_a_worker or not config.pluginmanager.hasplugin("xdist"):
+    if not whole or hasattr(config, "workerinput") or not config.pluginmanager.hasplugin("xdist"):
         return
-    if config.option.numprocesses is None and not config.option.usepdb and not config.option.collectonly:
-        config.option.numprocesses = min(len(os.sched_getaffinity(0)), MOST)
+    if option.numprocesses is None and not option.usepdb and not option.collectonly:
+        cores = len(os.sched_getaffinity(0))
+        option.numprocesses = min(cores, MOST)
+        option.loadscopereorder = False  # the order below instead of "most tests first"
+        # For torch: threads that wait for each other spin, on cores that another process needs.
+        os.environ.setdefault("MKL_NUM_THREADS", str(cores // option.numprocesses))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The longest files start first, so that no process waits for another at the end."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.path.stem not in USE_CMAKE + TRAIN)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -59,7 +60,7 @@ class Device:
         with self.autocast():
             return model(batch.input_ids, batch.token_type_ids, batch.mask, length, skip, want)
 
-    def prepare(self, model: Model, optimizer: torch.optim.Optimizer):
+    def prepare(self, model: Model, optimizer: torch.optim.Optimizer) -> tuple[Model, torch.optim.Optimizer]:
         """Model and optimizer on the device, with Intel's extension where it is installed.
 
         The extension's own weight layouts and bf16 master weights are left off: a checkpoint must hold plain
@@ -86,7 +87,7 @@ def _cpu_multiplies_bf16() -> bool:
     return False
 
 
-def _intel_extension():
+def _intel_extension() -> ModuleType | None:
     """The module, where it is installed and made for this torch; importing it registers its kernels."""
     name = "intel_extension_for_pytorch"
     if not torch.__version__.startswith("2.8.") or importlib.util.find_spec(name) is None:
