@@ -168,6 +168,7 @@ def main() -> None:
         "Accuracy on dev": lambda: accuracy(records, "dev"),
         "Accuracy on the last 10 % of train": lambda: accuracy(records, "select"),
         "Accuracy on dev of short runs": lambda: accuracy(short, "dev"),
+        "Accuracy on the last 10 % of train of short runs": lambda: accuracy(short, "select"),
         "Sizes": lambda: sizes(every),
         "Engine against trained model": lambda: agreement(every),
         "Runs": lambda: costs(every),
