@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import qla_runtime
+from qla_runtime.cli import program
 
 SOURCE = Path(qla_runtime.__file__).parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(SOURCE.parent), "PYTHONIOENCODING": "utf-8"}
@@ -34,9 +37,20 @@ def ok(*arguments: str, text: str | None = None) -> str:
 
 
 def refused(*arguments: str, text: str | None = None) -> str:
-    """The one line on standard error of a run that is refused."""
-    done = run(*arguments, text=text)
-    assert (done.returncode, done.stdout) == (2, ""), done.stderr
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("qla: error: "), done.stderr
+    """The one line on standard error of a run that is refused; in this process, because there are many of them."""
+    streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace", write_through=True) for _ in range(2)]
+    out, err = streams
+    folder, stdin = os.getcwd(), sys.stdin
+    os.chdir("/")
+    sys.stdin = io.TextIOWrapper(io.BytesIO((text or "").encode()), "utf-8")
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = program.main(arguments)
+    finally:
+        sys.stdin = stdin
+        os.chdir(folder)
+    printed, said = (stream.buffer.getvalue().decode() for stream in streams)
+    assert (status, printed) == (2, ""), said
+    lines = said.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("qla: error: "), said
     return lines[0]
