@@ -29,8 +29,11 @@ def python(folder: Path, code: str, *paths: Path) -> subprocess.CompletedProcess
     """``python -c CODE`` in a folder, which thereby is the first place that Python imports from."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     environment["PYTHONPATH"] = os.pathsep.join(map(str, paths))
-    # As in an environment where no checkout is installed in place.
-    alone = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'ScikitBuild' not in type(f).__name__]\n"
+    # As in an environment where this checkout is not installed in place: that puts a finder and its folder there.
+    alone = f"""import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "ScikitBuild" not in type(finder).__name__]
+sys.path[:] = [path for path in sys.path if path != {str(ROOT)!r}]
+"""
     command = [sys.executable, "-c", alone + code]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
