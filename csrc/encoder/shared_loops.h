@@ -28,23 +28,26 @@ class SharedLoops {
         taken_(static_cast<size_t>(most_loops) * static_cast<size_t>(team.size())) {}
 
   // The iterations of `count` that are a member's own: from first to the next member's first. They
-  // lie side by side, so that it reads on where it has read before, and what it wrote in one loop is
-  // near in the next.
+  // lie side by side, so that it reads on where it has read before, and what it wrote in one loop
+  // is near in the next.
   int first_own(int member, int count) const {
     return static_cast<int>(static_cast<int64_t>(count) * member / team_.size());
   }
 
-  // Runs work(0) to work(count - 1): each member its own, in order, and then what is left of others'.
+  // Runs work(0) to work(count - 1): each member its own, in order, and then what is left of
+  // others'.
   template <typename Work>
   void run(Member& m, int count, Work work) {
     const int members = team_.size();
     std::atomic<int>* const taken = &taken_[static_cast<size_t>(m.loops_met++ * members)];
+    if (stops(m)) return;  // asked in every loop, also by a member that comes too late for work
     for (int i = 0; i < members; ++i) {
       const int owner = (m.index + i) % members;
       const int first = first_own(owner, count), own = first_own(owner + 1, count) - first;
-      while (taken[owner].load(std::memory_order_relaxed) < own && !stops(m)) {
+      while (taken[owner].load(std::memory_order_relaxed) < own) {
         const int done = taken[owner].fetch_add(1, std::memory_order_relaxed);
         if (done < own) work(first + done);
+        if (stops(m)) return;
       }
     }
   }

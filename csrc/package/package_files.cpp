@@ -39,6 +39,13 @@ bool looks_like_pickle(const std::string& path) {
   return magic[0] == 0x80 || (magic[0] == 'P' && magic[1] == 'K');
 }
 
+// Tries twice: a link may lead to a folder that was replaced and deleted while it was followed.
+int open_folder(const std::string& path) {
+  const auto open_once = [&] { return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); };
+  const int descriptor = open_once();
+  return descriptor < 0 && errno == ENOENT ? open_once() : descriptor;
+}
+
 [[noreturn]] void refuse_path(const std::string& path, int reason) {
   if (reason != ENOTDIR) {
     throw Error(QLA_BAD_PACKAGE,
@@ -160,8 +167,7 @@ bool FileBytes::bring_onto_large_pages() {
   return is_on_large_pages(data(), size_);
 }
 
-Folder::Folder(const std::string& path)
-    : path_(path), descriptor_(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
+Folder::Folder(const std::string& path) : path_(path), descriptor_(open_folder(path)) {
   if (descriptor_.value < 0) refuse_path(path, errno);
   if (!has(kManifestFile) && is_checkpoint()) refuse_checkpoint(path);
 }
