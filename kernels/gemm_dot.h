@@ -31,10 +31,10 @@ template <typename Out>
 using BlockBefore = Unfinished<Out, kGemmRows, kGemmPanels>;
 
 // Rows from `row` on by the weights `b` of `col` and its neighbours. Leaves its sums in `sums`,
-// where it finds those of the block before. Every quad also asks for kLines cache lines from `ahead`
-// on, which the next columns need: memory then works while these rows multiply.
-template <typename Format, int kLines, int kRows, typename Out>
-void gemm_block(const GemmArgs& g, const int8_t* b, const int8_t* ahead, int row, int col,
+// where it finds those of the block before. kAhead: asks for as many quads of `next`, the next
+// columns' weights, so that memory also works while the other blocks of rows multiply.
+template <typename Format, bool kAhead, int kRows, typename Out>
+void gemm_block(const GemmArgs& g, const int8_t* b, const int8_t* next, int row, int col,
                 Sums& sums, BlockBefore<Out>& before) {
   Dot16 sum[kRows][kGemmPanels];
   for (int m = 0; m < kRows; ++m) {
@@ -44,9 +44,13 @@ void gemm_block(const GemmArgs& g, const int8_t* b, const int8_t* ahead, int row
   const int share = before.share(g.k / 64);
   for (int k = 0; k < g.k; k += 64) {
 #pragma GCC unroll 2
-    for (int step = 0; step < 16; ++step, b += Format::kQuadBytes) {
+    for (int step = 0; step < 16; ++step, b += Format::kQuadBytes, next += Format::kQuadBytes) {
+      if constexpr (kAhead) {
 #pragma GCC unroll 4
-      for (int line = 0; line < kLines; ++line, ahead += 64) __builtin_prefetch(ahead, 0, 2);
+        for (int line = 0; line < Format::kQuadBytes && line < 64 * kGemmPanels; line += 64) {
+          __builtin_prefetch(next + line, 0, 2);
+        }
+      }
       Columns w[kGemmPanels];
 #pragma GCC unroll 4
       for (int j = 0; j < kGemmPanels; ++j) w[j] = Format::load(b, j);
@@ -68,44 +72,29 @@ void gemm_block(const GemmArgs& g, const int8_t* b, const int8_t* ahead, int row
 }
 
 // A block of just `rows` rows, at most kRows.
-template <typename Format, int kLines, int kRows = kGemmRows, typename Out>
-void gemm_rows(const GemmArgs& g, const int8_t* b, const int8_t* ahead, int row, int rows, int col,
+template <typename Format, bool kAhead, int kRows = kGemmRows, typename Out>
+void gemm_rows(const GemmArgs& g, const int8_t* b, const int8_t* next, int row, int rows, int col,
                Sums& sums, BlockBefore<Out>& before) {
   if constexpr (kRows > 0) {
     if (rows == kRows) {
-      return gemm_block<Format, kLines, kRows>(g, b, ahead, row, col, sums, before);
+      return gemm_block<Format, kAhead, kRows>(g, b, next, row, col, sums, before);
     }
-    gemm_rows<Format, kLines, kRows - 1>(g, b, ahead, row, rows, col, sums, before);
+    gemm_rows<Format, kAhead, kRows - 1>(g, b, next, row, rows, col, sums, before);
   }
 }
 
-// All rows by the weights `b` of `col` and its neighbours. With kAhead the blocks of rows share out
-// the lines of the next columns among them: a block that asked for all of them would ask faster than
-// memory answers, and wait.
+// All rows by the weights `b` of `col` and its neighbours.
 template <typename Format, bool kAhead, typename Out>
 void gemm_columns(const GemmArgs& g, const int8_t* b, int col, Sums& sums,
                   BlockBefore<Out>& before) {
+  const bool last = col / 64 * 64 + 64 >= g.last_col;
+  const int8_t* next = last && g.next ? g.next + col % 64 * 4
+                                      : b + Format::kQuadBytes * static_cast<size_t>(g.k / 4);
   // Equal blocks: a single row below a full one would wait for its own few sums.
   int blocks = (g.rows + kGemmRows - 1) / kGemmRows;
-  const ptrdiff_t column_bytes = Format::kQuadBytes * static_cast<ptrdiff_t>(g.k / 4);
-  const int block = col / 64 * 64;
-  const int8_t* ahead =
-      block + 64 < g.last_col || !g.next ? Format::columns(g.b, g.k, block + 64) : g.next;
-  // One panel of four at a time: each asks for a quarter.
-  ahead += column_bytes / 64 * (col - block);
-  const int8_t* const end = ahead + column_bytes * kGemmPanels / 4;
-  constexpr int kLines = Format::kQuadBytes / 64 * kGemmPanels / 4;
-  const int lines = blocks < kLines ? 2 : 1;
   for (int row = 0, rows; blocks > 0; row += rows, --blocks) {
     rows = (g.rows - row + blocks - 1) / blocks;
-    if (!kAhead || ahead >= end) {
-      gemm_rows<Format, 0>(g, b, ahead, row, rows, col, sums, before);
-    } else if (lines == 2) {
-      gemm_rows<Format, kAhead ? 2 : 0>(g, b, ahead, row, rows, col, sums, before);
-    } else {
-      gemm_rows<Format, kAhead ? 1 : 0>(g, b, ahead, row, rows, col, sums, before);
-    }
-    ahead += 64 * lines * static_cast<ptrdiff_t>(g.k / 4);
+    gemm_rows<Format, kAhead>(g, b, next, row, rows, col, sums, before);
   }
 }
 

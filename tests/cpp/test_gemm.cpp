@@ -139,6 +139,7 @@ Output run(const Problem& p, Isa isa, Epilogue epilogue, int share = 0) {
   std::vector<float> row_max(out.row_max.size());
   for (g.first_col = 0; g.first_col < p.n; g.first_col = g.last_col) {
     g.last_col = std::min(g.first_col + columns, p.n);
+    g.next = share ? p.packed.data() : nullptr;  // which changes no result
     if (epilogue == Epilogue::kBias) gemm(g, BiasOut{out.c.data(), p.n});
     if (epilogue == Epilogue::kQkv) gemm(g, QkvOut{qkv_row.data(), qkv_stride.data(), p.head_dim});
     if (epilogue != Epilogue::kGelu) continue;
