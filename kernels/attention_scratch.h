@@ -22,6 +22,7 @@ struct AttentionScratch {
   float* value_scale;   // (64)
   uint8_t* weights;     // (16, ld) u8(E)
   uint8_t* queries;     // (16, kRowBytes)
+  uint16_t* widened;    // (16, ld) or (16, kRowBytes): one of the two above, for ByteDots
   int8_t* keys;    // [ld/16][16 quads of dims][16 keys][4 dims], quads beyond head_dim are zero
   int8_t* values;  // [ld/64][head_dim/16][16 quads of tokens][16 dims][4 tokens]
   size_t bytes = 0;
@@ -42,6 +43,7 @@ struct AttentionScratch {
     value_scale = static_cast<float*>(take(64 * sizeof(float)));
     weights = static_cast<uint8_t*>(take(kQueries * columns));
     queries = static_cast<uint8_t*>(take(kQueries * kRowBytes));
+    widened = static_cast<uint16_t*>(take(kQueries * columns * sizeof(uint16_t)));
     keys = static_cast<int8_t*>(take(columns * kRowBytes));
     values = static_cast<int8_t*>(take(columns * static_cast<size_t>(head_dim)));
   }

@@ -34,7 +34,7 @@ struct GemmArgs {
   const float* col_scale;   // (n)
   const float* bias;        // (n)
   const float* col_sum;     // (n)
-  int8_t* scratch;          // gemm_scratch_bytes(format, k), 64-byte aligned
+  int8_t* scratch;          // gemm_scratch_bytes(k), 64-byte aligned
   const int8_t* next;       // weights that follow those of last_col, to fetch meanwhile; or null
 };
 

@@ -20,6 +20,7 @@ constexpr int8_t kHighCode[16] = {-1, -1, -1, -1, 0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 
 struct W2A8 {
   static constexpr const char* kGemm = "gemm_u8s2";
   static constexpr bool kPacked = true;
+  static constexpr int kMostMagnitude = 1;
   static constexpr size_t kBlockBytes = 64 * 64 / 4;
   static constexpr int kQuadBytes = 64;
 

@@ -3,7 +3,7 @@
 // All k of 64 columns lie in one run, which is read once from front to back. Its steps are quads:
 // four k of 64 columns. Sixteen columns of a quad are one operand of a dot product.
 //
-// Textually included after one of the simd headers that define Columns.
+// Textually included after one of the simd headers that define QLA_INLINE.
 #pragma once
 
 #include <smmintrin.h>
@@ -19,6 +19,7 @@ namespace {
 struct W8A8 {
   static constexpr const char* kGemm = "gemm_u8s8";
   static constexpr bool kPacked = false;
+  static constexpr int kMostMagnitude = 128;
   static constexpr size_t kBlockBytes = 64 * 64;
   static constexpr int kQuadBytes = 4 * 64;
 
@@ -37,7 +38,6 @@ struct W8A8 {
   // Columns 16 * j .. of a quad: the first row of a tile, whose next ones lie kQuadBytes apart, or
   // one operand.
   static const int8_t* panel(const int8_t* quad, int j) { return quad + 64 * j; }
-  static QLA_INLINE Columns load(const int8_t* quad, int j) { return load_columns(panel(quad, j)); }
 
   // Four k of a column stand side by side: multiplied by ones, neighbours are added, bytes first
   // and then words.

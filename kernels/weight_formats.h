@@ -36,10 +36,8 @@ inline size_t weight_bytes(WeightFormat format, int k, int n) {
   return blocks * weight_format(format).block_bytes;
 }
 
-// Of GemmArgs::scratch: room for 64 columns, unpacked.
-inline size_t gemm_scratch_bytes(WeightFormat format, int k) {
-  return weight_format(format).packed ? size_t{64} * static_cast<size_t>(k) : 0;
-}
+// Of GemmArgs::scratch: room for 64 columns, unpacked, or for 32 rows that are widened to 16 bits.
+inline size_t gemm_scratch_bytes(int k) { return size_t{64} * static_cast<size_t>(k); }
 
 // A ternary weight is stored as the code weight + 1, four to a byte. The first of `size` bytes that
 // holds a 3, or `size`.

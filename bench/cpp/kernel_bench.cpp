@@ -134,7 +134,7 @@ class Linear {
     g_.a = make.integers<uint8_t>(static_cast<size_t>(kMostRows + kRowPadding) * k, 0, 255);
     g_.lda = k;
     g_.b = make.integers<int8_t>(weight_bytes(format, k, n), -127, 127);
-    g_.scratch = make.zeros<int8_t>(gemm_scratch_bytes(format, k));
+    g_.scratch = make.zeros<int8_t>(gemm_scratch_bytes(k));
     g_.k = k;
     g_.n = n;
     g_.last_col = n;

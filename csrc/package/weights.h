@@ -75,7 +75,7 @@ struct Weights {
     size_t most = 0;
     for (const Layer& layer : layers) {
       for (const Linear* linear : layer.linears()) {
-        most = std::max(most, gemm_scratch_bytes(linear->format, linear->k));
+        most = std::max(most, gemm_scratch_bytes(linear->k));
       }
     }
     return most;

@@ -31,7 +31,7 @@ struct Dot16 {
 };
 
 // Register blocking: 32 zmm.
-constexpr int kGemmRows = 6, kGemmPanels = 4;       // 24 sums, 4 weights, 1 quad
+constexpr int kGemmPanels = 4;
 constexpr int kScoreQueries = 4, kScorePanels = 4;  // 16 sums, 4 keys, 1 quad
 constexpr int kValueQueries = 8, kValuePanels = 2;  // 16 sums, 2 values, 1 quad
 
@@ -64,6 +64,19 @@ QLA_INLINE Columns columns_of(Bytes64 a) { return {a.v}; }
 
 QLA_INLINE i32x16 total(const Dot16& sum) { return {sum.v}; }
 QLA_INLINE Dot16 dot_from(i32x16 start) { return {start.v}; }
+
+// What a GEMM multiplies with, whatever the weights.
+struct ByteDots {
+  using Activation = uint8_t;
+  static constexpr bool kWidens = false;
+  using Sum = Dot16;
+  static constexpr int kRows = 6, kPasses = 1;  // 24 sums, 4 weights, 1 quad
+  static constexpr int kMostDepth = 0;
+  static QLA_INLINE Quad quad(const uint8_t* p) { return load_quad(p); }
+  static QLA_INLINE Columns columns(const int8_t* p) { return load_columns(p); }
+  static const uint8_t* activations(const uint8_t* from, int, uint16_t*) { return from; }
+};
+using TernaryDots = ByteDots;
 
 QLA_INLINE f32x16 zero() { return {_mm512_setzero_ps()}; }
 QLA_INLINE f32x16 set1(float x) { return {_mm512_set1_ps(x)}; }

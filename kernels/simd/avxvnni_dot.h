@@ -18,7 +18,7 @@ struct Dot16 {
   __m256i lo, hi;
 };
 
-constexpr int kGemmRows = 6, kGemmPanels = 1;       // 12 sums, 2 weights, 1 quad
+constexpr int kGemmPanels = 1;
 constexpr int kScoreQueries = 4, kScorePanels = 1;  // 8 sums, 2 keys, 1 quad
 constexpr int kValueQueries = 4, kValuePanels = 1;
 
@@ -37,6 +37,19 @@ QLA_INLINE void accumulate(Dot16& sum, Quad x, const Columns& w) {
 }
 QLA_INLINE i32x16 total(const Dot16& sum) { return {sum.lo, sum.hi}; }
 QLA_INLINE Dot16 dot_from(i32x16 start) { return {start.lo, start.hi}; }
+
+// What a GEMM multiplies with, whatever the weights.
+struct ByteDots {
+  using Activation = uint8_t;
+  static constexpr bool kWidens = false;
+  using Sum = Dot16;
+  static constexpr int kRows = 6, kPasses = 1;  // 12 sums, 2 weights, 1 quad
+  static constexpr int kMostDepth = 0;
+  static QLA_INLINE Quad quad(const uint8_t* p) { return load_quad(p); }
+  static QLA_INLINE Columns columns(const int8_t* p) { return load_columns(p); }
+  static const uint8_t* activations(const uint8_t* from, int, uint16_t*) { return from; }
+};
+using TernaryDots = ByteDots;
 
 }  // namespace
 }  // namespace qla

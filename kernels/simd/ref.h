@@ -203,7 +203,6 @@ struct Dot16 {
   i32x16 sum;
 };
 
-constexpr int kGemmRows = 1, kGemmPanels = 1;
 constexpr int kScoreQueries = 1, kScorePanels = 1;
 constexpr int kValueQueries = 1, kValuePanels = 1;
 
@@ -216,6 +215,11 @@ QLA_INLINE void accumulate(Dot16& dot, Quad x, const Columns& w) {
 }
 QLA_INLINE i32x16 total(const Dot16& dot) { return dot.sum; }
 QLA_INLINE Dot16 dot_from(i32x16 start) { return {start}; }
+struct ByteDots {
+  using Activation = uint8_t;
+  static Quad quad(const uint8_t* p) { return load_quad(p); }
+  static const uint8_t* activations(const uint8_t* from, int, uint16_t*) { return from; }
+};
 
 QLA_INLINE float reduce_add(f32x16 a) {
   for (int half = 8; half > 0; half /= 2) {

@@ -131,7 +131,7 @@ Output run(const Problem& p, Isa isa, Epilogue epilogue, int share = 0) {
   g.col_scale = p.col_scale.data();
   g.bias = p.bias.data();
   g.col_sum = p.col_sum.data();
-  std::vector<int8_t> scratch(gemm_scratch_bytes(p.format, p.k) + 16, 77);  // 16 guards
+  std::vector<int8_t> scratch(gemm_scratch_bytes(p.k) + 16, 77);  // 16 guards
   g.scratch = scratch.data();
   const Gemm gemm = select_kernels(isa).gemm(p.format);
   const KernelRegion region(isa);
