@@ -49,12 +49,12 @@ struct Activations {
   const Activation* row(int i) const { return values + static_cast<size_t>(i - first) * ld; }
 };
 
-template <typename Format, typename Dots>
+template <typename Format, typename Dots, int kRows>
 QLA_INLINE auto load_weights(const int8_t* quad, int panel) {
   if constexpr (Format::kPacked) {
     return Format::load(quad, panel);
   } else {
-    return Dots::columns(Format::panel(quad, panel));
+    return Dots::template columns<kRows>(Format::panel(quad, panel));
   }
 }
 
@@ -67,8 +67,8 @@ QLA_BLOCK_FUNCTION void gemm_pass(const GemmArgs& g,
                                   const Activations<typename Dots::Activation>& x, const int8_t* b,
                                   const int8_t* next, int row, Sums<Dots>& sums,
                                   BlockBefore<Dots, Out>& before) {
-  constexpr int kColumns = 16 / Dots::kPasses;
-  typename Dots::Sum sum[kRows][kGemmPanels] = {};
+  constexpr int kColumns = 16 / Dots::template kPasses<kRows>;
+  typename Dots::template Sum<kRows> sum[kRows][kGemmPanels] = {};
   const auto* a = x.row(row);
   const int share = before.share(g.k / 64);
   b += 4 * kColumns * kPass;
@@ -82,9 +82,9 @@ QLA_BLOCK_FUNCTION void gemm_pass(const GemmArgs& g,
         }
         next += Format::kQuadBytes;
       }
-      decltype(load_weights<Format, Dots>(b, 0)) w[kGemmPanels];
+      decltype(load_weights<Format, Dots, kRows>(b, 0)) w[kGemmPanels];
 #pragma GCC unroll 4
-      for (int j = 0; j < kGemmPanels; ++j) w[j] = load_weights<Format, Dots>(b, j);
+      for (int j = 0; j < kGemmPanels; ++j) w[j] = load_weights<Format, Dots, kRows>(b, j);
 #pragma GCC unroll 6
       for (int m = 0; m < kRows; ++m) {
         const auto four = Dots::quad(a + static_cast<size_t>(m) * x.ld);
@@ -115,9 +115,10 @@ template <typename Format, typename Dots, bool kAhead, int kRows, typename Out>
 void gemm_block(const GemmArgs& g, const Activations<typename Dots::Activation>& x, const int8_t* b,
                 const int8_t* next, int row, int col, Sums<Dots>& sums,
                 BlockBefore<Dots, Out>& before) {
-  static_assert(Dots::kPasses <= 2);
+  constexpr int kPasses = Dots::template kPasses<kRows>;
+  static_assert(kPasses <= 2);
   gemm_pass<Format, Dots, kAhead, kRows, 0>(g, x, b, next, row, sums, before);
-  if constexpr (Dots::kPasses == 2) {
+  if constexpr (kPasses == 2) {
     gemm_pass<Format, Dots, false, kRows, 1>(g, x, b, next, row, sums, before);
   }
   before.begin(row, col, kRows);

@@ -6,6 +6,8 @@
 // loop. Ternary weights cannot saturate it: TernaryDots below.
 #pragma once
 
+#include <type_traits>
+
 #include "simd/avx2.h"
 
 // A block's product is no part of its caller's loops, whose variables would push its sums out of
@@ -80,8 +82,7 @@ QLA_INLINE void add_now(__m256i& sum, __m256i product) {
   asm volatile("vpaddd %1, %0, %0" : "+x"(sum) : "x"(product));
 }
 
-// Any bytes as weights. A block computes 8 of its 16 columns at a time, so that more rows share
-// what a weight costs to widen.
+// Any bytes as weights.
 struct Columns8 {
   __m256i v[2];  // columns 4q .. 4q + 3
 };
@@ -98,15 +99,24 @@ QLA_INLINE void store(int32_t* p, __m256i a) {
 }
 struct ByteDots {
   using Activation = uint16_t;  // widened once for all columns
-  using Sum = Sums8;
   static constexpr bool kWidens = true;
-  static constexpr int kRows = 6, kPasses = 2;  // 12 sums, 2 weights, 1 quad, 1 product
-  static constexpr int kMostDepth = 0;
+  static constexpr int kRows = 6, kMostDepth = 0;
+  // Many rows share what a weight costs to widen, on 8 of 16 columns at a time: 12 sums, 2 weights,
+  // 1 quad and 1 product. Few rows read each line of weights once.
+  template <int kRows>
+  static constexpr int kPasses = kRows > 2 ? 2 : 1;
+  template <int kRows>
+  using Sum = std::conditional_t<kPasses<kRows> == 2, Sums8, Dot16>;
   static QLA_INLINE Quad quad(const uint16_t* p) { return load_quad(p); }
-  static QLA_INLINE Columns8 columns(const int8_t* p) {
-    const auto* from = reinterpret_cast<const __m128i*>(p);
-    return {{_mm256_cvtepi8_epi16(_mm_loadu_si128(from)),
-             _mm256_cvtepi8_epi16(_mm_loadu_si128(from + 1))}};
+  template <int kRows>
+  static QLA_INLINE auto columns(const int8_t* p) {
+    if constexpr (kPasses<kRows> == 1) {
+      return load_columns(p);
+    } else {
+      const auto* from = reinterpret_cast<const __m128i*>(p);
+      return Columns8{{_mm256_cvtepi8_epi16(_mm_loadu_si128(from)),
+                       _mm256_cvtepi8_epi16(_mm_loadu_si128(from + 1))}};
+    }
   }
 
   // n values, a multiple of 16: `from` itself, or `to`, where they are widened.
@@ -141,15 +151,19 @@ QLA_INLINE void carry(TernarySums& sum) {
 }
 struct TernaryDots {
   using Activation = uint8_t;
+  template <int>
   using Sum = TernarySums;
+  template <int>
+  static constexpr int kPasses = 1;
   static constexpr bool kWidens = false;
-  static constexpr int kRows = 6, kPasses = 1;  // 12 sums, 2 weights, 1 quad, 1 product
-  static constexpr int kMostDepth = 256;        // until a carry: 64 * 2 * 255 < 2^15
+  static constexpr int kRows = 6;         // 12 sums, 2 weights, 1 quad, 1 product
+  static constexpr int kMostDepth = 256;  // until a carry: 64 * 2 * 255 < 2^15
   static QLA_INLINE Quad quad(const uint8_t* p) {
     int32_t four;
     __builtin_memcpy(&four, p, 4);
     return {_mm256_set1_epi32(four)};
   }
+  template <int>
   static QLA_INLINE TernaryColumns columns(const int8_t* p) {
     return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
             _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};

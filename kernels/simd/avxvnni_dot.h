@@ -41,12 +41,18 @@ QLA_INLINE Dot16 dot_from(i32x16 start) { return {start.lo, start.hi}; }
 // What a GEMM multiplies with, whatever the weights.
 struct ByteDots {
   using Activation = uint8_t;
-  static constexpr bool kWidens = false;
+  template <int>
   using Sum = Dot16;
-  static constexpr int kRows = 6, kPasses = 1;  // 12 sums, 2 weights, 1 quad
+  template <int>
+  static constexpr int kPasses = 1;
+  static constexpr bool kWidens = false;
+  static constexpr int kRows = 6;  // 12 sums, 2 weights, 1 quad
   static constexpr int kMostDepth = 0;
   static QLA_INLINE Quad quad(const uint8_t* p) { return load_quad(p); }
-  static QLA_INLINE Columns columns(const int8_t* p) { return load_columns(p); }
+  template <int>
+  static QLA_INLINE Columns columns(const int8_t* p) {
+    return load_columns(p);
+  }
   static const uint8_t* activations(const uint8_t* from, int, uint16_t*) { return from; }
 };
 using TernaryDots = ByteDots;
