@@ -17,7 +17,7 @@ an idle machine only.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``qla bench {kernels,encoder,peers,serve}``."""
+    """``qla bench {kernels,encoder,peers,packages,serve}``."""
     kinds = parser.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
     report = argparse.ArgumentParser(add_help=False)
     output = report.add_mutually_exclusive_group()
@@ -82,6 +82,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, metavar="FOLDER", help="write report.json, report.md and the plots here"
     )
     peers.set_defaults(benchmark=_peers)
+
+    packages = kinds.add_parser(
+        "packages", parents=[report], help="packages beside each other: INT8 and ternary, or two models",
+        description="Time the same token ids in several packages, which take turns. Also their sizes and memory.",
+    )  # fmt: skip
+    _add_rounds(packages, 9)
+    packages.add_argument("packages", nargs="*", metavar="PACKAGE", help="package folder or hub id, at least two")
+    packages.add_argument(
+        "--random", metavar="SIZE",
+        help="instead, INT8 and ternary random weights of this size: bert-base, bert-large or minilm-l6",
+    )  # fmt: skip
+    packages.add_argument(
+        "--cases", nargs="+", metavar="BxN", default=["1x8", "1x32", "1x128", "1x384", "8x128"],
+        help="batches of B sequences of N tokens (default: 1x8 1x32 1x128 1x384 8x128)",
+    )  # fmt: skip
+    packages.add_argument(
+        "--threads", type=positive, metavar="N", help="per call (default: what this process may use)"
+    )
+    packages.set_defaults(benchmark=_packages)
 
     serve = kinds.add_parser(
         "serve", help="qla serve under load, beside the engine called directly and a peer's server",
@@ -150,6 +169,14 @@ def _encoder(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     names = ("model", "random", "threads", "isa", "cases", "rounds", "squad", "sts")
     record = encoder.record(**{name: getattr(arguments, name) for name in names})
     return record, report.encoder_text(record, arguments.markdown)
+
+
+def _packages(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from bench import packages
+
+    names = ("packages", "random", "cases", "threads", "isa", "rounds")
+    record = packages.record(**{name: getattr(arguments, name) for name in names})
+    return record, packages.text(record, arguments.markdown)
 
 
 def _serve(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:

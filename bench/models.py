@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qla_runtime import InputError, hub
+from qla_runtime.model.formats import KEY, LINEARS, LinearFormat, ModelFormat, WordFormat
 
 VOCABULARY, POSITIONS = 30_522, 512
 """Of every BERT here; the tokenizer is the packaged model's."""
@@ -75,13 +76,27 @@ def write_checkpoint(name: str, folder: Path) -> Path:
     return folder
 
 
-def write_package(name: str, folder: Path) -> Path:
-    """Writes the checkpoint of this size and its INT8 package below ``folder``; returns the package."""
+def write_package(name: str, folder: Path, bits: str = "w8a8") -> Path:
+    """Writes the checkpoint of this size and its package below ``folder``; returns the package.
+
+    Args:
+        name: of :data:`SIZES`.
+        folder: where to write; what is there is left as it is.
+        bits: ``w8a8``, or ``w2a8`` for ternary weights with ternary word embeddings.
+    """
     from qla_runtime.convert import convert
 
     checkpoint, package = write_checkpoint(name, folder / "checkpoint"), folder / "package"
+    scales: str | None = "max-abs"
+    if bits == "w2a8":
+        # A checkpoint that says how it was trained is converted that way.
+        config = checkpoint / "config.json"
+        layers = ({linear: LinearFormat.ternary() for linear in LINEARS},) * SIZES[name].layers
+        format = ModelFormat(layers, WordFormat("ternary"))
+        config.write_text(json.dumps(json.loads(config.read_text()) | {KEY: format.to_json()}, indent=1))
+        scales = None
     if not (package / "manifest.json").exists():
-        convert(checkpoint, package, scales="max-abs", task="embedding", pooling="mean", name=name, progress=False)
+        convert(checkpoint, package, scales=scales, task="embedding", pooling="mean", name=name, progress=False)
     return package
 
 
