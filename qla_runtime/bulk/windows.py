@@ -109,6 +109,6 @@ def _check_known(path: Path, names: Sequence[str], known: Sequence[str], argumen
     for name in names:
         if name not in known:
             raise InputError(
-                f"{path}: has no column {shown(name)}; it has {', '.join(known) or 'none'}. Name one of these with "
-                f"{argument}="
+                f"{path}: has no column {shown(name)}; it has {', '.join(known) or 'none'}. Name one of these "
+                f"with {argument}="
             )

@@ -68,8 +68,8 @@ class ZeroShotOptions(Cut):
 def _has_one_place(template: str) -> bool:
     """Whether ``template.format(label)`` puts the label in once, as it is.
 
-    A width (``{:>9999999999}``) or many places could make a text that no memory holds, and a template may come from
-    a client of a server.
+    A width (``{:>9999999999}``) or many places could make a text that no memory holds, and a template may come
+    from a client of a server.
     """
     try:
         fields = [field for _, *field in Formatter().parse(template) if field[0] is not None]
