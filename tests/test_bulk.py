@@ -101,6 +101,21 @@ def test_every_type_of_texts(engine: Engine, tmp_path: Path, kind: pa.DataType):
     assert out["text"].to_pylist() == texts and np.array_equal(vectors_of(out), engine.encode(texts))
 
 
+@pytest.mark.parametrize("window", [4096, 7, 5])
+def test_row_groups_with_dictionaries_of_their_own(engine: Engine, tmp_path: Path, window: int):
+    texts = bulk_tools.sentences(15)
+    schema = pa.schema([(name, pa.dictionary(pa.int32(), pa.string())) for name in ("text", "kind")])
+    with pq.ParquetWriter(tmp_path / "in.parquet", schema) as writer:
+        for begin in (0, 5, 10):
+            group = pa.array(texts[begin : begin + 5]).dictionary_encode()
+            writer.write_table(pa.Table.from_arrays([group, group], schema=schema))
+    embed_file(engine, tmp_path / "in.parquet", tmp_path / "out.parquet", files=FileOptions(window=window))
+    out = pq.read_table(tmp_path / "out.parquet")
+    assert out.schema.field("kind").type == schema.field("kind").type
+    assert out["text"].to_pylist() == out["kind"].to_pylist() == texts
+    assert np.array_equal(vectors_of(out), engine.encode(texts))
+
+
 def test_half_precision_and_width(engine: Engine, tmp_path: Path):
     texts = bulk_tools.sentences(30)
     source = bulk_tools.write(tmp_path / "in.parquet", pa.table({"text": texts}))

@@ -58,6 +58,9 @@ def test_no_such_column(engine: Engine, tmp_path: Path, out: Path):
     refused(engine, source, out, r"in\.parquet: has no column 'text'; it has id, body\. Name .* column=")
     files = FileOptions(column="body", keep=("id", "url"))
     refused(engine, source, out, r"has no column 'url'; it has id, body\. Name .* keep=", files=files)
+    files = FileOptions(column="body", keep=("id", "body", "id"))
+    refused(engine, source, out, "keep names a column twice: id, body, id; name each once", files=files)
+    refused(engine, parquet(tmp_path), out, r"has no column 'text'; it has none\. Name")
 
 
 @pytest.mark.parametrize(
@@ -148,7 +151,12 @@ def test_an_endless_line(engine: Engine, tmp_path: Path, out: Path, monkeypatch:
         ('{"text": "a"', "line 3 is no JSON .*; correct it. Or leave such rows out with skip_bad_rows=True"),
         ("[" * 100_000, "line 3 is no JSON "),
         ('"a text"', "line 3 is no JSON object; write one per line"),
+        ('{"text": a}', r"line 3 is no JSON \(Expecting value at its character 10\); correct it"),
         ('{"text": "\\ud800"}', "line 3 holds a lone surrogate in 'text' at character 0"),
+        ('{"text": "a", "\\ud800": 1}', "line 3 holds a lone surrogate in a key; write it as valid text"),
+        ('{"text": "a", "more": {}}', "'more' cannot be written .*no child field.*; leave it out with keep="),
+        ('{"text": "a", "more": [{}]}', "column 'more' cannot be written .*no child field.*; leave it out"),
+        ('{"text": "a", "more": ' + "[" * 99 + "]" * 99 + "}", "column 'more' cannot be written .Max recursion"),
         (
             '{"text": "a", "id": "x"}',
             "lines 1 to 3: 'id' holds values that fit no column .*; give it one type, or",
@@ -172,6 +180,33 @@ def test_json_types_that_change_later(engine: Engine, tmp_path: Path, out: Path)
     message = "lines 33 to 40: 'id' holds values that fit no column"
     refused(engine, source, out, message, files=FileOptions(window=16))
     assert embed_file(engine, source, out, files=FileOptions(window=16, keep=("text",))).rows == 40
+
+
+@pytest.mark.parametrize("content", [b"\n\r\n", b"\xef\xbb\xbf", b"no JSON\n"], ids=["blank", "BOM", "bad rows"])
+def test_json_without_a_row(engine: Engine, tmp_path: Path, out: Path, content: bytes):
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(content)
+    message = r"in\.jsonl: has no row that can be read; give a file with a JSON object per line"
+    refused(engine, source, out, message, files=FileOptions(skip_bad_rows=True))
+
+
+def test_rows_left_out_beside_columns_of_any_type(engine: Engine, tmp_path: Path, out: Path):
+    texts = [None, "a", None, None, "b", "c", None]
+    kinds = {"text": pa.string_view(), "bytes": pa.binary_view(), "parts": pa.list_(pa.string())}
+    columns = {name: pa.array(texts, kind) for name, kind in list(kinds.items())[:2]}
+    columns["parts"] = pa.array([None if text is None else [text] for text in texts], kinds["parts"])
+    report = embed_file(engine, parquet(tmp_path, **columns), out, files=FileOptions(skip_bad_rows=True))
+    found = pq.read_table(out)
+    assert (report.rows, report.left_out) == (3, 4)
+    assert [found.schema.field(name).type for name in kinds] == list(kinds.values())
+    assert found["text"].to_pylist() == ["a", "b", "c"] and found["bytes"].to_pylist() == [b"a", b"b", b"c"]
+    assert found["parts"].to_pylist() == [["a"], ["b"], ["c"]]
+
+
+def test_a_nested_column_of_the_same_path(engine: Engine, tmp_path: Path, out: Path):
+    """Parquet calls both "a.b". The nulls of the nested one are none of the texts'."""
+    source = parquet(tmp_path, **{"a": [{"b": "x"}, {"b": None}], "a.b": ["1", "2"]})
+    assert embed_file(engine, source, out, files=FileOptions(column="a.b")).rows == 2
 
 
 # ------------------------------------------------------------------------------------------ files

@@ -161,6 +161,9 @@ def test_max_length(classifier, extractor):
     assert np.shape(extractor(LONG, truncation=True, max_length=8)) == (1, 8, 64)
     assert np.shape(extractor("a b", max_length=8)) == (1, 4, 64)
     assert classifier(LONG, truncation=True, max_length=12) == classifier(LONG[:20], truncation=True)
+    for least in (1, 2, 7):
+        with pytest.raises(InputError, match=f"max_length is {least}; it must be an integer of at least 8; this"):
+            classifier({"text": LONG, "text_pair": "a"}, truncation=True, max_length=least)
     with pytest.raises(InputError, match="max_length is 65; it must be at most 64; this model reads 64 tokens"):
         extractor("a", max_length=65)
 
@@ -232,6 +235,7 @@ def test_pickles(tagger):
         ("tags", lambda p: p("a", ignore_labels="O"), "ignore_labels is 'O'; it must be a list"),
         ("tags", lambda p: p("a", is_split_into_words=True), "inputs is 'a'; with is_split_into_words it must be"),
         ("tags", lambda p: p([["a", 1]], is_split_into_words=True), r"inputs\[0\]\[1\] is 1; it must be a text"),
+        ("vectors", lambda p: p(np.array("a")), r"inputs is array\('a'.*\); it must be a text"),
         ("vectors", lambda p: p("a", return_tensors="pt"), "return_tensors is 'pt'; it must be True or False"),
         ("vectors", lambda p: p("a", tokenize_kwargs={"stride": 1}), "tokenize_kwargs has 'stride'"),
     ],
@@ -253,6 +257,11 @@ def test_wrong_calls_are_refused_and_the_next_one_is_answered(engines, kind, cal
         ({"candidate_labels": ["a", 1]}, r"candidate_labels\[1\] is of type int"),
         ({"candidate_labels": "a", "hypothesis_template": "no place"}, "a sentence with {} where the label goes"),
         ({"candidate_labels": "a", "hypothesis_template": "{1} {"}, "a sentence with {} where the label goes"),
+        ({"candidate_labels": "a", "hypothesis_template": "{} {}"}, "where the label goes, once"),
+        ({"candidate_labels": "a", "hypothesis_template": "{0}{0}"}, "where the label goes, once"),
+        ({"candidate_labels": "a", "hypothesis_template": "{:>99999999999}"}, "where the label goes, once"),
+        ({"candidate_labels": "a", "hypothesis_template": "{0.size}"}, "where the label goes, once"),
+        ({"candidate_labels": "a", "hypothesis_template": "{0[5]}"}, "where the label goes, once"),
         ({"candidate_labels": "a", "multi_label": 1}, "multi_label is 1; it must be True or False"),
     ],
 )

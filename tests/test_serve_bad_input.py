@@ -224,6 +224,16 @@ def test_paths_and_methods_that_are_not_served(server: Running):
     assert (wrong.status, wrong.headers["allow"], wrong.json["error_type"]) == (405, "POST", "MethodNotAllowed")
 
 
+def test_a_path_with_a_slash_behind_it_leads_nowhere_else(server: Running):
+    found = server.post("/embed/", GOOD)
+    assert (found.status, message(found)) == (404, "/embed/ is no path of this server; /openapi.json lists them")
+
+
+def test_a_byte_order_mark(server: Running):
+    body = b"\xef\xbb\xbf" + json.dumps(GOOD).encode()
+    assert server.send("POST", "/embed", body).json == server.post("/embed", GOOD).json
+
+
 def test_dialects(server: Running):
     """The same fault, as each client reads it."""
     tei = server.post("/embed", {"inputs": []}).json

@@ -1,4 +1,4 @@
-"""docs/serving-api.md: every request on the page, sent, gets the response on the page."""
+"""docs/serving.md and serving-api.md: every request on a page, sent, gets the response on the page."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from route_tools import Running
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "serving-api.md"
-COMMAND = re.compile(r"^\$ curl -s localhost:8080(\S+)(?: -d (.*))?\n(.*)$", re.MULTILINE)
-EXAMPLES = [match.groups() for match in COMMAND.finditer(PAGE.read_text(encoding="utf-8"))]
+PAGES = (PAGE, PAGE.with_name("serving.md"))
+COMMAND = re.compile(r"^\$ curl -s localhost:8080(\S+)(?: -H \S+ \S+)?(?: -d (.*))?\n(.*)$", re.MULTILINE)
+EXAMPLES = [match.groups() for page in PAGES for match in COMMAND.finditer(page.read_text(encoding="utf-8"))]
 
 
 def agree(found: Any, shown: Any) -> bool:

@@ -130,8 +130,14 @@ def test_zero_shot(tmp_path: Path):
             expected = pipeline("zero-shot-classification", engine)(text, **{**parameters, **more})
             assert [entry["label"] for entry in found] == expected["labels"]
             assert [entry["score"] for entry in found] == expected["scores"]
-        refused = server.post("/", {"inputs": text, "parameters": {**parameters, "hypothesis_template": "x"}})
-    assert (refused.status, "hypothesis_template" in refused.json["error"]) == (422, True)
+        for template in ("x", "{0.size}", "{:>99999999999}"):
+            refused = server.post(
+                "/", {"inputs": text, "parameters": {**parameters, "hypothesis_template": template}}
+            )
+            assert (refused.status, "hypothesis_template" in refused.json["error"]) == (422, True)
+        parameters |= {"candidate_labels": ["a"] * 32, "hypothesis_template": "word " * 20_000 + "{}"}
+        refused = server.post("/", {"inputs": text, "parameters": parameters})
+    assert (refused.status, "have 3200640 characters together" in refused.json["error"]) == (413, True)
 
 
 def test_zero_shot_needs_an_entailment_label(server: Running):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import socket
 import threading
 import time
@@ -149,7 +150,63 @@ def test_an_idle_connection_may_stay(guarded):
 
 
 def test_what_is_no_http(guarded):
-    assert all_of(dial(guarded, b"\x16\x03\x01 hello\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
+    answer = all_of(dial(guarded, b"\x16\x03\x01 hello\r\n\r\n"))
+    assert answer.startswith(b"HTTP/1.1 400 ") and b'"error":"this is no HTTP/1.1 request;' in answer
+
+
+H2C = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAA\r\n"
+"""What Java's HttpClient adds to each request."""
+BODY = b'{"inputs":"x","dimensions":1}'
+
+
+@pytest.mark.parametrize("cut", [0, 40, len(HEAD), -len(BODY), -5])
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+def test_a_client_that_would_rather_speak_another_protocol(guarded, version, cut):
+    length = b"content-length: %d\r\n\r\n" % len(BODY)
+    request = HEAD.replace(b"HTTP/1.1", b"HTTP/" + version) + H2C + length + BODY
+    connection = dial(guarded, request[:cut])
+    time.sleep(0.05)
+    connection.sendall(request[cut:])
+    answer = http.client.HTTPResponse(connection)
+    answer.begin()
+    assert (answer.status, answer.read()) == (200, b"[[-1.0]]")
+    connection.close()
+
+
+def test_hundreds_of_such_requests_at_once(guarded):
+    """They come in one piece, and each is answered in its turn."""
+    request = HEAD.replace(b"POST /embed", b"GET /health") + H2C + b"\r\n"
+    last = request.replace(b"Upgrade,", b"close,")
+    answer = all_of(dial(guarded, 500 * request + last))
+    assert answer.count(b"HTTP/1.1 200 ") == 501
+
+
+@pytest.mark.parametrize("more", [b"", b"connection: upgrade\r\nupgrade: a\r\n"])
+@pytest.mark.parametrize("target", [b"x:1", b"/embed"])
+def test_what_is_for_a_proxy(guarded, target, more):
+    answer = all_of(dial(guarded, b"CONNECT %s HTTP/1.1\r\n%s\r\n" % (target, more)))
+    assert answer.startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize("endless", [b"x: " + b"y" * 200_000, b"x: y\r\n" * 20_000])
+def test_a_head_without_an_end(guarded, endless):
+    answer = all_of(dial(guarded, HEAD + endless))
+    assert answer.startswith(b"HTTP/1.1 431 ") and b"more than 65536 bytes" in answer
+
+
+def test_a_long_head_and_path(guarded):
+    assert guarded.post("/embed", {"inputs": "x"}, {**KEY, "x-long": "y" * 60_000}).status == 200
+    found = guarded.get("/" + "x" * 60_000, KEY)
+    assert (found.status, found.json["error_type"]) == (404, "NotFound")
+
+
+def test_a_body_that_is_compressed(guarded):
+    with contextlib.closing(guarded.connect()) as connection:
+        for encoding, status in (("gzip", 415), ("identity", 200), ("br", 415)):
+            headers = {**KEY, "content-encoding": encoding}
+            found = serve_tools.exchange(connection, "POST", "/embed", {"inputs": "x"}, headers)
+            assert found.status == status
+    assert found.json["error"].startswith("content-encoding is 'br', and this server reads plain bodies alone")
 
 
 def test_clients_that_leave(guarded):

@@ -82,3 +82,12 @@ def test_errors(server: Running, path: str, body: dict, status: int, message: se
     found = server.post(path, body)
     assert found.status == status
     assert found.json.keys() >= message
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_query_that_is_long_counts_once_per_text(server: Running, path: str):
+    """It is tokenized with each: 32 texts beside a query of a megabyte kept the tokenizer at work for minutes."""
+    found = server.post(path, {"query": "word " * 20_000, "texts": ["a"] * 32})
+    assert found.status == 413
+    assert b"have 3200032 characters together, and this server takes 2000000" in found.content
+    assert server.post(path, {"query": "word " * 2_000, "texts": ["a"] * 3}).status == 200

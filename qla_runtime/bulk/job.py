@@ -22,7 +22,7 @@ from qla_runtime.bulk.options import ClassifyOptions, EmbedOptions, FileOptions
 from qla_runtime.bulk.readers import open_reader
 from qla_runtime.bulk.windows import WINDOW_BYTES, Reader
 from qla_runtime.bulk.work import Classify, Embed, Work
-from qla_runtime.bulk.writer import Parts, Tally, is_finished, parts_folder
+from qla_runtime.bulk.writer import Parts, Tally, is_finished, parts_folder, why_unwritable
 from qla_runtime.engine import Engine
 from qla_runtime.errors import InputError, shown, warn
 from qla_runtime.lengths.configs import Length
@@ -179,8 +179,14 @@ def _schema(reader: Reader, work: Work) -> pa.Schema:
     """The output's columns.
 
     Raises:
-        InputError: the input has a column of a name that is added.
+        InputError: the input has a column of a name that is added, or of a type that cannot be written.
     """
+    for field in reader.schema:
+        reason = why_unwritable(field)
+        if reason is not None:
+            raise InputError(
+                f"{reader.path}: column {shown(field.name)} cannot be written ({reason}); leave it out with keep="
+            )
     for field in work.fields:
         if field.name in reader.schema.names:
             raise InputError(

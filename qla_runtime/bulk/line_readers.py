@@ -108,11 +108,13 @@ class JsonReader(LineReader):
     def _schema(self) -> pa.Schema:
         wanted = self._options.keep
         self._wanted = None if wanted is None else {*wanted, *self._texts}
-        schema = pa.schema([])
+        schema = None
         for rows, _, end in self._groups(Place()):
             self.rows = end.row
             if rows:
-                schema = self._unified(schema, rows)
+                schema = self._unified(schema or pa.schema([]), rows)
+        if schema is None:
+            raise InputError(f"{self.path}: has no row that can be read; give a file with a JSON object per line")
         return schema
 
     def _row(self, text: str, number: int) -> dict[str, Any] | None:
@@ -120,13 +122,21 @@ class JsonReader(LineReader):
             return None
         try:
             row = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError(f"is no JSON ({error.msg} at its character {error.pos + 1}); correct it") from None
         except (ValueError, RecursionError) as error:
             raise InputError(f"is no JSON ({error}); correct it") from None
         if not isinstance(row, dict):
             raise InputError("is no JSON object; write one per line, with a key for each column")
         for name in self._texts:
             _check_text(row, name)
-        return row if self._wanted is None else {name: row[name] for name in row if name in self._wanted}
+        if self._wanted is not None:
+            row = {name: row[name] for name in row if name in self._wanted}
+        try:
+            "".join(row).encode()
+        except UnicodeEncodeError:
+            raise InputError("holds a lone surrogate in a key; write it as valid text") from None
+        return row
 
     def _table(self, rows: Rows, schema: pa.Schema | None) -> pa.Table:
         keys = dict.fromkeys(key for _, row in rows for key in row) if schema is None else schema.names

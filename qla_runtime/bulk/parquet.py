@@ -79,7 +79,8 @@ class ParquetReader(Reader):
                 ) from None
 
     def _window(self, steps: list[pa.RecordBatch], begin: Place) -> Window:
-        table = pa.Table.from_batches(steps)
+        # Each row group may have dictionaries of its own, and a part's file holds one per column.
+        table = pa.Table.from_batches(steps).unify_dictionaries()
         end = Place(begin.row + len(table))
         decoded = [_decoded(table[name]) for name in self._texts]
         bad = {row: fault for _, faults in decoded for row, fault in faults.items()}
@@ -89,7 +90,10 @@ class ParquetReader(Reader):
         texts = [values for values, _ in decoded]
         if bad:
             good = [row for row in range(len(table)) if row not in bad]
-            table = table.take(pa.array(good, pa.int64()))
+            # Not take(): it knows no string_view, nor other types that are rare.
+            ends = [*sorted(bad), len(table)]
+            begins = [0, *(row + 1 for row in ends[:-1])]
+            table = pa.concat_tables(table.slice(a, b - a) for a, b in zip(begins, ends, strict=True))
             texts = [[values[row] for row in good] for values in texts]
         return Window(table.select(self.schema.names), texts, len(bad), end)
 
@@ -100,8 +104,9 @@ class ParquetReader(Reader):
                 statistics = self._statistics(group, name)
                 if statistics is not None and statistics.has_null_count and statistics.null_count:
                     column = next(iter(self._file.iter_batches(self.rows, [group], [name])))[name]
-                    row = self._begins[group] + pc.index(pc.is_null(column), True).as_py()
-                    raise self._bad_row(row, f"has no text in {shown(name)}: it is null")
+                    row = pc.index(pc.is_null(column), True).as_py()
+                    if row >= 0:  # else they are those of a nested column of the same path
+                        raise self._bad_row(self._begins[group] + row, f"has no text in {shown(name)}: it is null")
 
     def _statistics(self, group: int, name: str) -> Any:
         """What the footer says of a column of texts in a row group; None where it says nothing."""

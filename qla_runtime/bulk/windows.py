@@ -89,6 +89,8 @@ def chosen(path: Path, schema: pa.Schema, options: FileOptions, texts: Sequence[
         raise InputError(f"{path}: has the column {shown(twice[0])} twice; rename one of them")
     _check_known(path, texts, known, "column")
     _check_known(path, options.keep or (), known, "keep")
+    if len(set(options.keep or ())) < len(options.keep or ()):
+        raise InputError(f"keep names a column twice: {', '.join(options.keep or ())}; name each once")
     for name in texts:
         kind = schema.field(name).type
         if not is_text(kind.value_type if pa.types.is_dictionary(kind) else kind):
@@ -107,6 +109,6 @@ def _check_known(path: Path, names: Sequence[str], known: Sequence[str], argumen
     for name in names:
         if name not in known:
             raise InputError(
-                f"{path}: has no column {shown(name)}; it has {', '.join(known)}. Name one of these with "
-                f"{argument}="
+                f"{path}: has no column {shown(name)}; it has {', '.join(known) or 'none'}. Name one of these "
+                f"with {argument}="
             )

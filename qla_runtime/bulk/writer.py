@@ -211,6 +211,19 @@ class Parts(RunFolder):
             ) from error
 
 
+def why_unwritable(field: pa.Field) -> str | None:
+    """Why a part or an output cannot hold a column of such a type; None where both can."""
+    schema = pa.schema([field])
+    try:
+        with pq.ParquetWriter(pa.BufferOutputStream(), schema):
+            pass
+        with pa.ipc.new_file(pa.BufferOutputStream(), schema) as part:
+            part.write_batch(pa.record_batch([pa.nulls(0, field.type)], schema=schema))
+    except pa.ArrowException as error:
+        return str(error).splitlines()[0].rstrip(".")
+    return None
+
+
 def parts_folder(out: Path) -> Path:
     """Where the parts of an output stand."""
     return out.with_name(f"{out.name}{_SUFFIX}")

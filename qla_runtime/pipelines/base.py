@@ -16,6 +16,7 @@ import numpy as np
 from qla_runtime.engine import Engine
 from qla_runtime.errors import InputError, UnsupportedError, shown, warn
 from qla_runtime.lengths.configs import Length, LengthPlan
+from qla_runtime.model.limits import MIN_LENGTH
 from qla_runtime.options import check_count
 from qla_runtime.tasks.prepared import Call, Prepared
 from qla_runtime.texts.inputs import check_texts
@@ -264,7 +265,9 @@ class Pipeline:
         if max_length is None:
             max_length = own.max_length
         positions = self.engine.info["max_positions"]
-        check_count(name, max_length, f"this model reads {positions} tokens at most", most=positions)
+        remedy = f"this model reads {positions} tokens at most"
+        # Below the special tokens' number, tokenizers do not cut at all.
+        check_count(name, max_length, remedy, least=MIN_LENGTH, most=positions)
         if (max_length, stride) == (own.max_length, own.stride):
             return own
         found = self._encoders.get((max_length, stride))
@@ -293,6 +296,7 @@ def check_text(value: Any, name: str) -> str:
 
 def _is_stream(inputs: Any) -> bool:
     single = isinstance(inputs, (str, bytes, bytearray, dict, set, frozenset, type))
+    single |= getattr(inputs, "ndim", None) == 0  # an array without axes says that it is iterable, and is not
     return not single and (isinstance(inputs, Iterable) or _is_data_set(inputs))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from string import Formatter
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ class ZeroShotOptions(Cut):
 
     Attributes:
         candidate_labels: the labels: a list of texts, or one text with commas between labels.
-        hypothesis_template: the sentence that a label is put into, at ``{}``.
+        hypothesis_template: the sentence that a label is put into, at its one ``{}``.
         multi_label: several labels may be true: each has a probability of its own. False: the scores of the labels
             add up to 1.
     """
@@ -43,13 +44,10 @@ class ZeroShotOptions(Cut):
         super().__post_init__()
         check_switch("multi_label", self.multi_label)
         template = self.hypothesis_template
-        try:
-            differs = isinstance(template, str) and template.format("a label") != template
-        except (IndexError, KeyError, ValueError):
-            differs = False
-        if not differs:
+        if not isinstance(template, str) or not _has_one_place(template):
             raise InputError(
-                f"hypothesis_template is {shown(template)}; it must be a sentence with {{}} where the label goes"
+                f"hypothesis_template is {shown(template)}; it must be a sentence with {{}} where the label goes, "
+                "once"
             )
 
     @property
@@ -65,6 +63,19 @@ class ZeroShotOptions(Cut):
         if isinstance(given, str):
             given = [label.strip() for label in given.split(",") if label.strip()]
         return check_texts(given, "candidate_labels")[0]
+
+
+def _has_one_place(template: str) -> bool:
+    """Whether ``template.format(label)`` puts the label in once, as it is.
+
+    A width (``{:>9999999999}``) or many places could make a text that no memory holds, and a template may come
+    from a client of a server.
+    """
+    try:
+        fields = [field for _, *field in Formatter().parse(template) if field[0] is not None]
+    except ValueError:
+        return False
+    return fields in ([["", "", None]], [["0", "", None]])
 
 
 class ZeroShotClassificationPipeline(Pipeline):

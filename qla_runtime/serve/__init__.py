@@ -33,4 +33,7 @@ def create_app(models: Models, options: ServeOptions) -> ASGIApp:
         and isinstance(route.endpoint, app.Endpoint)
         and "POST" in (route.methods or ())
     }
-    return Limits(Starlette(routes=routes, exception_handlers=app.FAILURES), direct, models, options)
+    whole = Starlette(routes=routes, exception_handlers=app.FAILURES)
+    # It would send clients of a proxy that speaks TLS to http://, and their key with them.
+    whole.router.redirect_slashes = False
+    return Limits(whole, direct, models, options)

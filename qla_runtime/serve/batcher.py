@@ -21,6 +21,7 @@ import numpy as np
 
 from qla_runtime.engine import Engine
 from qla_runtime.serve import metrics
+from qla_runtime.serve.errors import TOO_LARGE, ServeError
 from qla_runtime.serve.jobs import Job, Lane, Piece
 from qla_runtime.serve.options import ServeOptions
 from qla_runtime.serve.outcome import Outcome
@@ -115,7 +116,9 @@ class Batcher:
                 _check_there(job)
                 began = perf_counter()
                 call = job.make()
-                if sum(map(_characters, call.inputs)) > LONG_CHARACTERS:
+                characters = sum(map(_characters, call.inputs))
+                check_characters(characters, self._options)
+                if characters > LONG_CHARACTERS:
                     self._long.put((job, call))
                 else:
                     self._enqueue(job, call, began)
@@ -332,6 +335,24 @@ def _settle(outcomes: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
             future.set_exception(outcome)
         else:
             future.set_result(outcome)
+
+
+def check_characters(count: int, options: ServeOptions) -> None:
+    """Refuses a request that has more characters to tokenize than a body of plain texts could hold.
+
+    A query is tokenized with each text that it is compared with. So a body of the largest size could keep the
+    tokenizer at work for minutes.
+
+    Raises:
+        ServeError: it has.
+    """
+    if count > options.max_payload_bytes:
+        raise ServeError(
+            TOO_LARGE,
+            f"the request's pairs of texts have {count} characters together, and this server takes "
+            f"{options.max_payload_bytes} (--max-payload-bytes); send a shorter text to compare with, or fewer "
+            "texts at once",
+        )
 
 
 def _characters(text_or_pair: Any) -> int:

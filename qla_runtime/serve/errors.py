@@ -40,6 +40,8 @@ NOT_FOUND = Kind(404, "NotFound", "invalid_request_error")
 NOT_ALLOWED = Kind(405, "MethodNotAllowed", "invalid_request_error")
 TOO_LARGE = Kind(413, "Validation", "invalid_request_error")
 """The body has more bytes than the server takes."""
+ENCODED = Kind(415, "Validation", "invalid_request_error")
+"""The body is compressed."""
 INVALID = Kind(422, "Validation", "invalid_request_error")
 """The body is JSON, but not what the route or the model takes."""
 BACKEND = Kind(424, "Backend", "server_error")
@@ -50,8 +52,8 @@ UNHEALTHY = Kind(503, "Unhealthy", "server_error")
 INTERNAL = Kind(500, "Internal", "server_error")
 
 KINDS = (
-    MALFORMED, EMPTY, UNAUTHORIZED, NOT_FOUND, NOT_ALLOWED, TOO_LARGE, INVALID, BACKEND, OVERLOADED, UNHEALTHY,
-    INTERNAL,
+    MALFORMED, EMPTY, UNAUTHORIZED, NOT_FOUND, NOT_ALLOWED, TOO_LARGE, ENCODED, INVALID, BACKEND, OVERLOADED,
+    UNHEALTHY, INTERNAL,
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections import Counter
 from typing import Any
@@ -11,14 +12,14 @@ from qla_runtime.serve.errors import INVALID, MALFORMED, ServeError
 
 
 def parse(body: bytes) -> Any:
-    """The value of a JSON text in UTF-8.
+    """The value of a JSON text in UTF-8, which some Windows programs begin with a byte order mark.
 
     Raises:
         ServeError: it is none; or it repeats a key, holds NaN or Infinity, is nested too deeply, or has an integer
             of thousands of digits.
     """
     try:
-        return _DECODER.decode(body.decode())
+        return _DECODER.decode(body.removeprefix(codecs.BOM_UTF8).decode())
     except UnicodeDecodeError as error:
         reason = f"byte {error.start} is not UTF-8"
     except json.JSONDecodeError as error:

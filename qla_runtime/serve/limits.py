@@ -14,9 +14,10 @@ from typing import Any
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from qla_runtime.errors import shown
 from qla_runtime.serve import metrics, request_log
 from qla_runtime.serve.batcher import overloaded
-from qla_runtime.serve.errors import OVERLOADED, TOO_LARGE, UNAUTHORIZED, ServeError, dialect_of
+from qla_runtime.serve.errors import ENCODED, OVERLOADED, TOO_LARGE, UNAUTHORIZED, ServeError, dialect_of
 from qla_runtime.serve.options import ServeOptions
 from qla_runtime.serve.served import Models
 
@@ -75,6 +76,7 @@ class Limits:
         body = b""
         try:
             self._check_key(scope)
+            _check_plain(scope)
             read = await self._body(scope, receive)
             if read is None:
                 return  # the client has left
@@ -93,7 +95,7 @@ class Limits:
             finally:
                 self._in_work -= 1
         except ServeError as error:
-            if error.kind in (TOO_LARGE, UNAUTHORIZED):
+            if error.kind in (TOO_LARGE, UNAUTHORIZED, ENCODED):
                 # What is left of a body would be read as the next request.
                 response.closes |= not await _thrown_away(scope, receive, self._options.read_timeout_s / 2)
             await refusal(scope, error)(scope, receive, response)
@@ -194,6 +196,16 @@ async def _rest(receive: Receive) -> bool:
             return True
         size += len(message.get("body", b""))
     return False
+
+
+def _check_plain(scope: Scope) -> None:
+    encoding = _header(scope, b"content-encoding")
+    if encoding not in (None, b"", b"identity"):
+        assert encoding is not None
+        said = shown(encoding.decode("latin-1"))
+        raise ServeError(
+            ENCODED, f"content-encoding is {said}, and this server reads plain bodies alone; send JSON as it is"
+        )
 
 
 def _header(scope: Scope, name: bytes) -> bytes | None:

@@ -34,6 +34,7 @@ _STATUS = {
     401: "The API key is missing or wrong.",
     404: "No such model.",
     413: "The body is too large.",
+    415: "The body is compressed.",
     422: "The body is not what the route or the model takes.",
     424: "The model does something else.",
     429: "The server is overloaded; Retry-After says when to try again.",

@@ -19,6 +19,7 @@ from qla_runtime.pipelines.question_answering import AnswerOptions
 from qla_runtime.pipelines.text_classification import FUNCTIONS, ClassifyOptions
 from qla_runtime.pipelines.token_classification import TagOptions
 from qla_runtime.pipelines.zero_shot_classification import ZeroShotOptions
+from qla_runtime.serve.batcher import check_characters
 from qla_runtime.serve.bodies import Either, Field, Flag, Kind, ListOf, Record, Text, Whole
 from qla_runtime.serve.inputs import LIMIT, TRUNCATE, texts
 from qla_runtime.serve.operations import (
@@ -309,6 +310,10 @@ async def _label(asked: Asked) -> Reply:
 
 
 async def _zero_shot(asked: Asked, options: ZeroShotOptions) -> Reply:
+    inputs = asked.body["inputs"]
+    texts = [each for each in (inputs if isinstance(inputs, list) else [inputs]) if isinstance(each, str)]
+    count = sum(map(len, texts)) + len(texts) * len(options.hypothesis_template)
+    check_characters(count * len(options.labels), asked.options)
     outcome = await _piped(asked, "zero-shot-classification", options)
     pairs = [zip(each.value["labels"], each.value["scores"], strict=True) for each in outcome.results]
     return _reply(asked, outcome, [[{"label": label, "score": score} for label, score in of] for of in pairs])
