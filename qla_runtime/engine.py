@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from qla_runtime import _core, inputs
 from qla_runtime.arrays import Arrays
-from qla_runtime.errors import InputError, UnsupportedError, shown, warn
+from qla_runtime.errors import InputError, UnsupportedError, a_model, shown, warn
 from qla_runtime.hub import PACKAGED, find_package
 from qla_runtime.lengths import policies
 from qla_runtime.lengths.configs import Length, LengthConfig, LengthPlan, NamedLength, count_macs
@@ -796,7 +796,7 @@ class Engine:
             return self._task
         packaged = f", such as {PACKAGED[task.kind]!r}, which is packaged" if task.kind in PACKAGED else ""
         raise UnsupportedError(
-            f"{method or task.method}() needs a {task.kind} model; {self.name!r} is a {self.task} model. Call "
+            f"{method or task.method}() needs {a_model(task.kind)}; {self.name!r} is {a_model(self.task)}. Call "
             f"{self._task.usage}, or open another model{packaged}"
         )
 

@@ -37,6 +37,12 @@ def shown(value: object, width: int = 60) -> str:
     return text if len(text) <= width else f"{text[: width - 15]}...{text[-12:]}"
 
 
+def a_model(*kinds: str) -> str:
+    """Models of some kinds, with their article: ``a ranking or embedding model``, ``an embedding model``."""
+    article = "an" if kinds[0][0] in "aeiou" else "a"
+    return f"{article} {' or '.join(kinds)} model"
+
+
 def warn(message: str) -> None:
     """A UserWarning that shows the caller's line: the innermost one that is not in this package."""
     level = 2

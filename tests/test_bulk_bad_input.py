@@ -307,7 +307,7 @@ def test_models_and_lengths_that_do_not_fit(engine: Engine, packages: dict[str, 
         classify_file(engine, source, out)
     with (
         Engine(packages["span-qa"], num_threads=1) as other,
-        pytest.raises(UnsupportedError, match="needs a embedding"),
+        pytest.raises(UnsupportedError, match="needs an embedding"),
     ):
         embed_file(other, source, out)
     with pytest.raises(InputError, match="vectors is 'int4'; it must be one of float32, float16, int8"):

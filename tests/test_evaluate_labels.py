@@ -83,7 +83,7 @@ def test_labels_by_name_in_any_case_or_by_number(engines):
 
 def test_models_that_do_not_fit(engines):
     example = [Example("a", None, "0")]
-    for name, words in (("many", "multi_label"), ("ranker", "reranker"), ("embedding", "is a embedding model")):
+    for name, words in (("many", "multi_label"), ("ranker", "reranker"), ("embedding", "is an embedding model")):
         with pytest.raises(UnsupportedError, match=words):
             classification(engines[name], example)
     with pytest.raises(UnsupportedError, match="one label"):

@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line with all its commands. A parsed one has ``command``, which runs it."""
     made = _Parser(
         prog="qla",
-        description="INT8 transformer encoders on Intel CPUs; each call says how many tokens a layer keeps.",
+        description="INT8 transformer encoders on x86-64 CPUs; each call says how many tokens a layer keeps.",
     )
     made.add_argument("--version", action="version", version=f"qla {__version__}")
     made.add_argument(

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 from qla_runtime.checkpoints.reader import Checkpoint
-from qla_runtime.errors import InputError
+from qla_runtime.errors import InputError, a_model
 from qla_runtime.model.card import front_matter
 
 _SQUAD2 = re.compile(r"squad[-_ .]?(v?2(?!\d)|v?2\.0)", re.IGNORECASE)
@@ -26,7 +26,7 @@ def with_no_answer(source: Checkpoint, asked: bool | None) -> Checkpoint:
     if source.task.kind != "span-qa":
         if asked is not None:
             raise InputError(
-                f"no_answer is {asked}, and this is a {source.task.kind} model, which does not answer questions; "
+                f"no_answer is {asked}, and this is {a_model(source.task.kind)}, which does not answer questions; "
                 "leave it out (--no-answer, --always-answer)"
             )
         return source

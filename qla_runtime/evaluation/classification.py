@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qla_runtime.engine import Engine
-from qla_runtime.errors import InputError, UnsupportedError
+from qla_runtime.errors import InputError, UnsupportedError, a_model
 from qla_runtime.evaluation.steps import Progress, steps
 from qla_runtime.lengths.configs import Length
 from qla_runtime.texts.data_sets import read_labelled
@@ -88,8 +88,9 @@ def classification(
         UnsupportedError: the model is no classifier of one label per text.
     """
     if engine.task != "sequence-classification" or len(engine.labels) < 2:
-        kind = "reranker, of one label" if engine.task == "sequence-classification" else f"{engine.task} model"
-        raise UnsupportedError(f"this needs a classifier of two labels or more; {engine.name!r} is a {kind}")
+        one = engine.task == "sequence-classification"
+        kind = "a reranker, of one label" if one else a_model(engine.task)
+        raise UnsupportedError(f"this needs a classifier of two labels or more; {engine.name!r} is {kind}")
     problem = engine.task_settings["problem"]
     if problem != "single_label":
         raise UnsupportedError(

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from qla_runtime.engine import Engine
-from qla_runtime.errors import InputError, UnsupportedError
+from qla_runtime.errors import InputError, UnsupportedError, a_model
 from qla_runtime.evaluation.steps import Progress, steps
 from qla_runtime.lengths.configs import Length
 from qla_runtime.tasks.label_schemes import INSIDE, LabelScheme, Tag, chunks, read_labels
@@ -132,7 +132,7 @@ def tagging(
     """
     if engine.task != "token-classification":
         raise UnsupportedError(
-            f"this needs a token-classification model; {engine.name!r} is a {engine.task} model"
+            f"this needs a token-classification model; {engine.name!r} is {a_model(engine.task)}"
         )
     theirs = sorted({tag for sentence in sentences for tag in sentence.tags})
     file_scheme, file_number = read_labels(theirs), {tag: i for i, tag in enumerate(theirs)}

@@ -28,7 +28,7 @@ import pyarrow as pa
 from qla_runtime.bulk.options import ClassifyOptions, EmbedOptions
 from qla_runtime.bulk.work import Classify, Embed, Work
 from qla_runtime.engine import Engine
-from qla_runtime.errors import InputError, UnsupportedError, shown
+from qla_runtime.errors import InputError, UnsupportedError, a_model, shown
 from qla_runtime.lengths.configs import LatencyBudget, Length
 from qla_runtime.texts.inputs import check_texts
 
@@ -149,7 +149,7 @@ def work_of(engine: Engine, options: EmbedOptions | ClassifyOptions | None) -> W
     """
     if engine.task not in ("embedding", "sequence-classification"):
         raise UnsupportedError(
-            f"{engine.name!r} is a {engine.task} model; open one that embeds or classifies texts"
+            f"{engine.name!r} is {a_model(engine.task)}; open one that embeds or classifies texts"
         )
     embeds = engine.task == "embedding"
     options = options or (EmbedOptions() if embeds else ClassifyOptions())

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from qla_runtime.engine import Engine
-from qla_runtime.errors import InputError, UnsupportedError, shown, warn
+from qla_runtime.errors import InputError, UnsupportedError, a_model, shown, warn
 from qla_runtime.lengths.configs import Length, LengthPlan
 from qla_runtime.model.limits import MIN_LENGTH
 from qla_runtime.options import check_count
@@ -166,8 +166,8 @@ class Pipeline:
     def __init__(self, engine: Engine, **options: Any) -> None:
         if engine.task not in self.kinds:
             raise UnsupportedError(
-                f"pipeline({self.task!r}) needs a {' or '.join(self.kinds)} model; {engine.name!r} is a "
-                f"{engine.task} model. Leave the task out to get the pipeline that fits this model"
+                f"pipeline({self.task!r}) needs {a_model(*self.kinds)}; {engine.name!r} is "
+                f"{a_model(engine.task)}. Leave the task out to get the pipeline that fits this model"
             )
         self.engine = engine
         self._encoders: dict[tuple[int, int], TextEncoder] = {}

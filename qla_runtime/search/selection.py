@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from qla_runtime.engine import Engine
-from qla_runtime.errors import InputError, UnsupportedError
+from qla_runtime.errors import InputError, UnsupportedError, a_model
 from qla_runtime.evaluation.questions import read_squad
 from qla_runtime.evaluation.statistics import check_varied, correlation
 from qla_runtime.lengths.configs import LengthConfig
@@ -179,7 +179,7 @@ def read_selection(package: Package, path: Path, articles: str, *, skip_bad_rows
         return _labelled(task, path, skip_bad_rows)
     problem = task.get("problem", task["kind"]).replace("_", "-")
     raise UnsupportedError(
-        f"a search measures span-qa, embedding, single-label and regression models; this is a {problem} model"
+        f"a search measures span-qa, embedding, single-label and regression models; this is {a_model(problem)}"
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from qla_runtime.engine import Engine
-from qla_runtime.errors import InputError, QlaError, UnsupportedError, shown
+from qla_runtime.errors import InputError, QlaError, UnsupportedError, a_model, shown
 from qla_runtime.serve.bodies import Field, Kind, Number, Record, Text
 from qla_runtime.serve.errors import BACKEND, INVALID, NOT_FOUND, OVERLOADED, UNHEALTHY, ServeError
 from qla_runtime.serve.options import ServeOptions
@@ -189,7 +189,7 @@ def choose_model(models: Models, name: str | None, ability: Ability, path: str) 
         fitting = [model.name for model in models if ability.fits(model.engine)]
         remedy = f"name {' or '.join(fitting)} instead" if fitting else "POST / runs it, and no other fits"
         raise ServeError(
-            BACKEND, f"{path} needs {ability.said}; {found.name} is a {found.engine.task} model; {remedy}",
+            BACKEND, f"{path} needs {ability.said}; {found.name} is {a_model(found.engine.task)}; {remedy}",
             field="model",
         )  # fmt: skip
     return found

@@ -21,6 +21,7 @@ import numpy as np
 from starlette.responses import HTMLResponse
 
 from qla_runtime.engine import Engine
+from qla_runtime.errors import a_model
 from qla_runtime.serve.bodies import Either, Field, Kind, Text
 from qla_runtime.serve.errors import BACKEND, ServeError
 from qla_runtime.serve.inputs import TRUNCATE, many
@@ -220,7 +221,7 @@ async def page_run(asked: Asked) -> Reply:
     if form.told_by not in asked.body:
         raise ServeError(
             BACKEND,
-            f"{asked.model.name} is a {asked.model.engine.task} model; send {form.told_by!r}",
+            f"{asked.model.name} is {a_model(asked.model.engine.task)}; send {form.told_by!r}",
             field=form.told_by,
         )
     outcome = await asked.run(lambda: form.call(asked))
