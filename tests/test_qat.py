@@ -183,7 +183,9 @@ def test_codes_are_exact_products_rounded_once():
     largest = x.abs().amax(-1, keepdim=True)
     codes, _ = fake_quantized._symmetric(x, largest)
     inverse = np.float32(127) / largest.numpy()
-    exact = [[round(Fraction(float(v)) * Fraction(float(i))) for v in row] for row, (i,) in zip(x, inverse)]
+    exact = [
+        [round(Fraction(float(v)) * Fraction(float(i))) for v in row] for row, (i,) in zip(x, inverse, strict=True)
+    ]
     np.testing.assert_array_equal(codes.detach(), exact)
 
     x = torch.randn(64, 384, generator=generator)
@@ -191,7 +193,7 @@ def test_codes_are_exact_products_rounded_once():
     low, high = x.numpy().min(-1), x.numpy().max(-1)
     inverse = np.float32(255) / (high - low)
     zero = np.round(-low * inverse)
-    for row, found, i, z in zip(x, codes, inverse, zero):
+    for row, found, i, z in zip(x, codes, inverse, zero, strict=True):
         exact = [round(Fraction(float(v)) * Fraction(float(i)) + int(z)) - int(z) for v in row]
         np.testing.assert_array_equal(found, np.clip(exact, -z, 255 - z))
 

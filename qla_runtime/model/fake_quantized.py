@@ -13,9 +13,9 @@ Products are those of whole numbers, in float32 or, under autocast, in bfloat16,
 The engine's polynomials for the exponential and GELU are here as well, as they move
 values to other codes. Only the order of sums and roundings in float32 differs.
 
-What turns a value into a code is exact: torch computes ``127.0 / x`` as ``127.0 * (1 / x)``, with two roundings, so
-a tensor is divided, and the product is taken in double, as the engine rounds it once. It matters because Q, K and V
-have 8 significant bits: half of the largest, and many other values, lie at a tie.
+What turns a value into a code is exact: torch computes ``127.0 / x`` as ``127.0 * (1 / x)``, with two roundings,
+so a tensor is divided, and the product is taken in double, as the engine rounds it once. It matters because Q, K
+and V have 8 significant bits: half of the largest, and many other values, lie at a tie.
 
 Gradients pass straight through every rounding and every polynomial, and are zero where a value was clipped.
 """
