@@ -14,7 +14,7 @@ from statistics import mean
 from typing import Any
 
 RECORDS = Path(__file__).resolve().parents[1] / "docs" / "results" / "runs"
-METRICS = {"STS-B": "spearman", "CoLA": "matthews", "MRPC": "accuracy", "RTE": "accuracy"}
+METRICS = {"STS-B": "spearman", "CoLA": "matthews", "MRPC": "accuracy", "RTE": "accuracy", "SST-2": "accuracy"}
 ROWS: Mapping[str, tuple[str, str]] = {
     "FP32": ("float", "model"),
     "INT8 after training": ("float", "engine"),
@@ -25,6 +25,8 @@ ROWS: Mapping[str, tuple[str, str]] = {
     "W2A8, map": ("map", "engine"),
     "W2A8, output": ("output", "engine"),
     "W2A8, unified": ("unified", "engine"),
+    "W2A8, unified, gamma 0.25": ("gamma-0.25", "engine"),
+    "W2A8, unified, gamma 1": ("gamma-1", "engine"),
     "W2A8, unified, one scale per matrix": ("matrix", "engine"),
     "W2A8, unified, ternary embeddings": ("small", "engine"),
 }

@@ -7,13 +7,14 @@ import argparse
 import json
 import math
 import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_tools import COMMAND, ENVIRONMENT, ok, refused, run
+from cli_tools import COMMAND, ENVIRONMENT, SOURCE, ok, refused, run
 from package_tools import tiny_package
 
 from qla_runtime import Engine, LengthConfig, QlaError
@@ -95,7 +96,8 @@ def test_messages_are_translated_by_the_options_of_the_parser():
     for message, said in (
         ("top_k is 0; it must be", "--top-k is 0; it must be"),
         ("pass task='embedding' for", "pass --task 'embedding' for"),
-        ("or pass task=.", "or pass --task ."),
+        ("or pass task=.", "or pass --task."),
+        ("Pass another (max_length=, --max-length)", "Pass another (--max-length)"),
         ("max_length is 3", "--max-length is 3"),
         ("pass json=True", "pass --json"),
         ("Call engine.answer(question, context), or open", "Call qla answer, or open"),
@@ -103,6 +105,17 @@ def test_messages_are_translated_by_the_options_of_the_parser():
         ("/tmp/top_k/x: cannot be read", "/tmp/top_k/x: cannot be read"),
     ):
         assert words.in_flags(message, flags) == said
+
+
+def test_a_message_that_names_an_argument_twice_names_its_flag_once():
+    """Every ``(argument=, --flag)`` in the sources."""
+    sources = "".join(path.read_text(encoding="utf-8") for path in sorted(SOURCE.rglob("*.py")))
+    pairs = set(re.findall(r"\w+= ?[,(]? ?--[-a-z]+", sources))
+    assert {"max_length=, --max-length", "task=, --task", "scales=, --scales"} <= pairs
+    flags = words.flags_of(program.parser())
+    for pair in pairs:
+        flag = "--" + pair.partition("--")[2]
+        assert words.in_flags(f"Pass it ({pair}).", flags) == f"Pass it ({flag})."
 
 
 # ---- help -------------------------------------------------------------------------------------------

@@ -130,8 +130,8 @@ def test_inactive_and_unknown_keys(bert, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"architectures": {"a": 1}}, r"pass task="),
-        ({"architectures": 5}, r"pass task="),
+        ({"architectures": {"a": 1}}, r"\(task=, --task\)"),
+        ({"architectures": 5}, r"\(task=, --task\)"),
         ({"id2label": {"0": "a", "2": "b"}}, "id2label"),
         ({"id2label": [1, 2]}, "id2label"),
         ({"id2label": {"0": "half \ud800"}}, "surrogate"),

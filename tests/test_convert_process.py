@@ -132,6 +132,15 @@ def test_static_activations_need_texts(no_work, checkpoint, tmp_path):
             convert(checkpoint, tmp_path / "package", **options, **QUIET)
 
 
+@pytest.mark.parametrize("command", [("convert",), ("train", "length-drop"), ("train", "qat")])
+def test_a_too_large_max_length_in_the_words_of_the_command_line(checkpoint, texts, tmp_path, command):
+    paths = (checkpoint, tmp_path / "out") if command == ("convert",) else (checkpoint, texts, tmp_path / "out")
+    done = qla(*command, *paths, "--max-length", 9999, *(("--steps", 1) if command[0] == "train" else ()))
+    positions = open_checkpoint(checkpoint).encoder.max_positions
+    said = f"qla: error: --max-length is 9999; it must be between 8 and {positions} for this checkpoint. "
+    assert (done.returncode, done.stderr) == (2, f"{said}Pass another (--max-length)\n")
+
+
 # --- where the package appears --------------------------------------------------------------------
 
 

@@ -82,8 +82,12 @@ def test_report_measures_agreement(kind):
         [1] * 3
     )
     assert turned["hidden_cosine_mean"] == pytest.approx(-1) and turned["agreement"] < 1
-    text = report.table({**found, "bytes": {"float32": 4e6, "int8": 1e6}})
-    assert "int8, turned" in text and "4.0 MB" in text
+    of = {**found, "weights": "int8", "scales": "max-abs", "bytes": {"float32": 4e6, "package": 1e6}}
+    head, _, float32, _, last = report.table(of).splitlines()
+    assert head.endswith("| weights |") and float32.startswith("| float32 ") and float32.endswith("| 4.0 MB  |")
+    assert last.startswith("| int8, turned |") and last.endswith("| 1.0 MB  |")
+    trained = report.table({**of, "weights": "ternary", "scales": "trained"}).splitlines()
+    assert trained[2].startswith("| fake-quantized ") and trained[4].startswith("| ternary, turned |")
 
 
 def test_best_span_stays_in_the_context_and_short():

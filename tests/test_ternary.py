@@ -135,6 +135,7 @@ def test_the_card_says_how_weights_are_stored() -> None:
     packed = all_packed(package).config
     assert card.weights_in_words(packed) == card.words_in_words(packed) == "ternary (2 bit)"
     assert card.weights_in_words(mixed(package).config) == "signed 8 bit in 5 of 8 and ternary (2 bit) in 3 of 8"
+    assert card.weights_in_words(mixed(package).config, card.IN_SHORT) == "int8 in 5 of 8 and ternary in 3 of 8"
 
 
 def test_the_spec_names_ternary_words_alone() -> None:

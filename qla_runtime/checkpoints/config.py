@@ -144,7 +144,7 @@ def _task_of(config: dict[str, Any], sentence: SentenceSpec | None) -> str:
     if kind is None:
         raise InputError(
             f"config.json: architectures[0] is {architecture(config)!r}, which does not say what the model is "
-            f"for; pass task= (--task), one of {', '.join(TASK_KINDS)}"
+            f"for. Pass the task (task=, --task), one of {', '.join(TASK_KINDS)}"
         )
     return kind
 

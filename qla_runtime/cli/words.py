@@ -43,8 +43,10 @@ def in_flags(message: str, flags: Mapping[str, str]) -> str:
         message = pattern.sub(words, message)
     for name, flag in (dict(flags) | _ELSEWHERE).items():
         word = re.escape(name)
+        # "(task=, --task)" is for readers of both kinds.
+        message = re.sub(rf"(?<![-\w]){word}=, (?={re.escape(flag)}(?![-\w]))", "", message)
         message = re.sub(rf"\b{word}=True\b", flag, message)
-        message = re.sub(rf"(?<![-\w]){word}=(?=\S)", f"{flag} ", message)
+        message = re.sub(rf"(?<![-\w]){word}=(?=[^\s,.;:)])", f"{flag} ", message)
         message = re.sub(rf"(?<![-\w]){word}=", flag, message)
         if "_" in name or name in _ELSEWHERE:
             message = re.sub(rf"(?<![-\w'\"/]){word}(?![-\w'\"/.])", flag, message)

@@ -8,7 +8,7 @@
 ``contents``          what goes into the package's files
 ``calibration``       which texts, cut into which token sequences
 ``sample_texts``      sentences for a report that was given none
-``report``            INT8 engine against float32 original
+``report``            the package against the model it was made from
 ``head_bias``         a classifier's bias takes back the mean error of INT8
 ``no_answer``         whether a question answering model may say that there is no answer
 ``lengths``           the length configs a package starts with

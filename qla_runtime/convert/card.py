@@ -1,4 +1,4 @@
-"""The package's README.md: what the model is, where it comes from, and how near INT8 comes to float32."""
+"""The package's README.md: what the model is, where it comes from, and how near it comes to that."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def write_card(
     lines = [
         f"# {name}",
         "",
-        f"An INT8 package for qla_runtime: a {source.family.title}-type encoder for {task.kind}, texts of up to "
+        f"A package for qla_runtime: a {source.family.title}-type encoder for {task.kind}, texts of up to "
         f"{task.max_length} tokens.",
         f"{encoder.layers} layers, hidden {encoder.hidden}, {encoder.heads} heads, feed-forward "
         f"{encoder.intermediate}, vocabulary {encoder.vocab_size:,}.",

@@ -38,7 +38,7 @@ from qla_runtime.convert.sentence_files import sentence_files
 from qla_runtime.errors import InputError
 from qla_runtime.lengths.configs import LengthConfig
 from qla_runtime.lengths.table import LengthTable
-from qla_runtime.model.card import Provenance
+from qla_runtime.model.card import IN_SHORT, Provenance, weights_in_words
 from qla_runtime.model.formats import INT8_WORDS
 from qla_runtime.model.limits import check_name, check_sizes
 from qla_runtime.model.pack import pad16
@@ -76,7 +76,7 @@ def convert(
     provenance: Provenance | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Converts a checkpoint into an INT8 package, and measures it against the original where torch is installed.
+    """Converts a checkpoint into a package, and measures it against the original where torch is installed.
 
     Everything that can be checked is checked before the first weight is read. SIGTERM, SIGHUP and Ctrl-C leave
     nothing behind, and an older package as it was.
@@ -110,11 +110,12 @@ def convert(
         progress: bars and the closing table on standard error.
 
     Returns:
-        The report: ``name``, ``task``, ``activations``, ``scales`` (where they are from), ``samples``, ``tokens``,
-        ``texts`` (where they come from), ``reference`` (what INT8 is compared with; None without torch, and then
-        ``modes`` is empty), ``held_out``, ``calibration_samples``, ``correction_samples`` (texts that a
-        classifier's bias was corrected on), ``agreement_means``, ``modes``, ``bytes`` and ``notes`` (what of the
-        checkpoint the package leaves out, a sentence each); see :func:`report.compare`.
+        The report: ``name``, ``task``, ``weights`` (``int8``, ``ternary``, or how many linear layers are which),
+        ``activations``, ``scales`` (where they are from), ``samples``, ``tokens``, ``texts`` (where they come
+        from), ``reference`` (what the package is compared with; None without torch, and then ``modes`` is empty),
+        ``held_out``, ``calibration_samples``, ``correction_samples`` (texts that a classifier's bias was corrected
+        on), ``agreement_means``, ``modes``, ``bytes`` (of the ``float32`` checkpoint and of the ``package``) and
+        ``notes`` (what of the checkpoint the package leaves out, a sentence each); see :func:`report.compare`.
 
     Raises:
         InputError: an argument or a file is wrong, or ``out`` cannot be written or has no room.
@@ -200,9 +201,11 @@ def convert(
                 bias = corrected_bias(state["head.bias"], source.task, reference, packages[kind], corrections)
                 write(kind, tensors | {"head.bias": pad16(bias)})
         del tensors
+        config = package_config(name, source, found if activations == "static" else None)
         report = {
             "name": name,
             "task": source.task.kind,
+            "weights": weights_in_words(config, IN_SHORT),
             "activations": activations,
             "scales": scale_source,
             "calibration_samples": len(samples.calibrate) if "static" in kinds else 0,
@@ -211,12 +214,11 @@ def convert(
             **_compared(source.task, reference, samples, packages, progress),
             "bytes": {
                 "float32": sum(parameter.nbytes for parameter in state.values()),
-                "int8": (packages[activations] / WEIGHTS).stat().st_size,
+                "package": (packages[activations] / WEIGHTS).stat().st_size,
             },
             "correction_samples": len(corrections),
             "notes": list(source.notes),
         }
-        config = package_config(name, source, found if activations == "static" else None)
         card = write_card(
             config=config,
             source=source,

@@ -1,4 +1,4 @@
-"""How near the INT8 engine comes to the float32 original: the figures a package carries in its card."""
+"""How near a package comes to the model it was made from: the figures it carries in its card."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 from qla_runtime.bars import bar
 from qla_runtime.convert.calibration import Sample
 from qla_runtime.convert.noise import quiet
+from qla_runtime.convert.scale_sources import TRAINED
 from qla_runtime.model.spec import TaskSpec
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def torch_run(model: Any) -> Run:
 
 @dataclass(frozen=True)
 class Reference:
-    """The float32 model that INT8 is compared with."""
+    """The model that a package is compared with."""
 
     run: Run
     name: str
@@ -176,12 +177,13 @@ def compare(
 
 def table(report: dict[str, Any]) -> str:
     """The report's figures as a Markdown table, which also reads well in a terminal."""
-    size = {name: f"{report['bytes'][name] / 1e6:.1f} MB" for name in ("float32", "int8")}
+    size = {name: f"{report['bytes'][name] / 1e6:.1f} MB" for name in ("float32", "package")}
     rows: list[tuple[str, ...]] = [("", "hidden cosine, mean", "min", report["agreement_means"], "weights")]
-    rows.append(("float32", "1", "1", "1", size["float32"]))
+    reference = "fake-quantized" if report["scales"] == TRAINED else "float32"
+    rows.append((reference, "1", "1", "1", size["float32"]))
     for name, mode in report["modes"].items():
         figures = (f"{mode[key]:.4f}" for key in ("hidden_cosine_mean", "hidden_cosine_min", "agreement"))
-        rows.append((f"int8, {name}", *figures, size["int8"]))
+        rows.append((f"{report['weights']}, {name}", *figures, size["package"]))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
@@ -194,7 +196,7 @@ def table(report: dict[str, Any]) -> str:
 def sentence(report: dict[str, Any]) -> str:
     """What the table compares, and on what."""
     return (
-        f"INT8 against {report['reference']}, every token kept, on {report['samples']:,} texts "
+        f"The package against {report['reference']}, every token kept, on {report['samples']:,} texts "
         f"({report['tokens']:,} tokens) of {report['texts']}"
     )
 

@@ -54,10 +54,14 @@ def front_matter(card: str) -> dict[str, str]:
     return {key: ", ".join(value.strip(" \"'") for value in values) for key, values in found.items() if values}
 
 
-def weights_in_words(config: Mapping[str, Any]) -> str:
-    """How a package's linear layers store their weights, by its ``config.json``: ``signed 8 bit``, ``ternary (2
-    bit)``, or how many are which."""
-    words = {"w8a8": "signed 8 bit", "w2a8": "ternary (2 bit)"}
+IN_FULL = {"w8a8": "signed 8 bit", "w2a8": "ternary (2 bit)"}
+IN_SHORT = {"w8a8": "int8", "w2a8": "ternary"}
+"""How a package stores weights, by the type of a linear layer."""
+
+
+def weights_in_words(config: Mapping[str, Any], words: Mapping[str, str] = IN_FULL) -> str:
+    """How a package's linear layers store their weights, by its ``config.json``: all in one way, or how many in
+    which."""
     count = Counter(linear["type"] for layer in config["linears"] for linear in layer.values())
     if len(count) == 1:
         return words[next(iter(count))]

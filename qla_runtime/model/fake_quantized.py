@@ -11,7 +11,11 @@ rounds (docs/numerics.md):
 
 Products are those of whole numbers, in float32 or, under autocast, in bfloat16, which holds each factor exactly.
 The engine's polynomials for the exponential and GELU are here as well, as they move
-values to other codes. Only the order of sums in float32 differs.
+values to other codes. Only the order of sums and roundings in float32 differs.
+
+What turns a value into a code is exact: torch computes ``127.0 / x`` as ``127.0 * (1 / x)``, with two roundings,
+so a tensor is divided, and the product is taken in double, as the engine rounds it once. It matters because Q, K
+and V have 8 significant bits: half of the largest, and many other values, lie at a tie.
 
 Gradients pass straight through every rounding and every polynomial, and are zero where a value was clipped.
 """
@@ -178,9 +182,9 @@ def per_token(x: Tensor, least: float | None = None) -> tuple[Tensor, Tensor]:
         low = x.amin(-1, keepdim=True).clamp_max_(0.0) if least is None else torch.full_like(high, least)
         span = high - low
         lives = span > _NO_RANGE
-        inverse = torch.where(lives, 255.0 / span, 0.0)
+        inverse = torch.where(lives, torch.full_like(span, 255.0) / span, 0.0)
         zero = (-low * inverse).round_()
-        codes = (x * inverse).add_(zero).round_().clamp_(0.0, 255.0).sub_(zero)
+        codes = (x.double() * inverse).add_(zero).round_().clamp_(0.0, 255.0).sub_(zero).float()
         return codes, torch.where(lives, span / 255.0, 0.0)
 
 
@@ -211,8 +215,8 @@ def _symmetric(x: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
     """s8 by the largest magnitude, which broadcasts against ``x``."""
     with torch.no_grad():
         lives = largest > _NO_RANGE
-        inverse = torch.where(lives, 127.0 / largest, 0.0)
-        codes = (x * inverse).round()
+        inverse = torch.where(lives, torch.full_like(largest, 127.0) / largest, 0.0)
+        codes = (x.double() * inverse).round_().float()
     return _straight_through(x * inverse, codes), torch.where(lives, largest / 127.0, 0.0)
 
 
