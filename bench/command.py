@@ -19,10 +19,11 @@ an idle machine only.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """``qla bench {kernels,encoder,peers,packages,serve}``."""
     kinds = parser.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
-    report = argparse.ArgumentParser(add_help=False)
-    output = report.add_mutually_exclusive_group()
+    printed = argparse.ArgumentParser(add_help=False)
+    output = printed.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print JSON, and nothing else, on standard output")
     output.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
+    report = argparse.ArgumentParser(add_help=False, parents=[printed])
     report.add_argument(
         "--isa", metavar="ISA", help="go no higher than avx2, avxvnni, avx512vnni or amx; peers too"
     )
@@ -103,12 +104,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     packages.set_defaults(benchmark=_packages)
 
     serve = kinds.add_parser(
-        "serve", help="qla serve under load, beside the engine called directly and a peer's server",
+        "serve", parents=[printed],
+        help="qla serve under load, beside the engine called directly and a peer's server",
         description="Send real sentences and questions to qla serve, from 1 to 512 clients at once.",
     )  # fmt: skip
-    output = serve.add_mutually_exclusive_group()
-    output.add_argument("--json", action="store_true", help="print JSON, and nothing else, on standard output")
-    output.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
     _add_rounds(serve, 3)
     serve.add_argument("--sts", metavar="FILE", help="sts-test.csv: sentences to embed")
     serve.add_argument("--squad", metavar="FILE", help="dev-v1.1.json: questions to answer")

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from qla_runtime.errors import UnsupportedError
+from qla_runtime.drawing import require_matplotlib
 
 OURS = "qla"
 
@@ -253,12 +253,9 @@ def draw(record: Mapping[str, Any], folder: Path) -> list[Path]:
     Raises:
         UnsupportedError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UnsupportedError(
-            "drawing needs matplotlib, not installed here. Run: pip install matplotlib"
-        ) from error
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
     written = [folder / "speed.png"]
     speed_plot(Figure(figsize=(10, 5), layout="constrained"), record).savefig(written[0], dpi=150)
     points = accuracy_points(record)

@@ -390,5 +390,5 @@ class TestLengthAdaptation:
         engine, text = Engine(run.package), run("losses")
         _, lost, out, still_there = cells(text, "fast")
         loss = evaluate.squad(engine, run.data).f1 - evaluate.squad(engine, run.data, "fast").f1
-        assert float(lost) == pytest.approx(loss, abs=0.006)
-        assert float(out) + float(still_there) == pytest.approx(loss, abs=0.02)
+        assert float(lost) == pytest.approx(loss, abs=0.00501)  # printed to 0.01
+        assert float(out) + float(still_there) == pytest.approx(loss, abs=0.01001)  # two such figures

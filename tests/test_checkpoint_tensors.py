@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'qla_runtime[convert]')")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
-from checkpoint_tools import add_sentence_layout, random_ids, save_checkpoint  # noqa: E402
+from checkpoint_tools import FLOAT32, add_sentence_layout, random_ids, save_checkpoint  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from qla_runtime.checkpoints.reader import open_checkpoint  # noqa: E402
@@ -217,6 +217,6 @@ def test_positions_beyond_the_limit_are_cut(tmp_path, max_length, kept):
     with torch.no_grad():
         expected = theirs(input_ids=ids).last_hidden_state
         found = model(ids).last_hidden
-    torch.testing.assert_close(found, expected, rtol=0, atol=5e-5)
+    torch.testing.assert_close(found, expected, **FLOAT32)
     with pytest.raises(InputError, match="max_length is 4097; it must be between 8 and 4096.*--max-length"):
         open_checkpoint(folder, task="embedding", max_length=4097)

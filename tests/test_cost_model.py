@@ -15,6 +15,8 @@ from qla_runtime.lengths.cost_model import COUNTS, CostModel
 
 FULL, HALF = LengthConfig.ratio((1.0, 1.0)), LengthConfig.ratio((0.5, 0.5))
 INFO = {"hidden": 64, "intermediate": 128, "layers": 2, "outputs": 2}
+FITTED = 1e-10
+"""A call of 0.3 ms is the difference of two times below 10 s, rounded by 1e-15; a fit's condition is 20."""
 
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -79,8 +81,9 @@ def test_nnls_is_optimal():
         a, b = random.standard_normal((9, 5)), random.standard_normal(9)
         x = cost_model.nnls(a, b)
         gradient = a.T @ (a @ x - b)
-        # Karush, Kuhn and Tucker: no entry is negative, none at zero should grow, the others are stationary.
-        assert (x >= 0).all() and (gradient > -1e-9).all() and np.abs(gradient[x > 0]).max(initial=0) < 1e-9
+        # Karush, Kuhn and Tucker: no entry is negative, none at zero should grow, the others are stationary,
+        # but for double roundings of 1e-16 in sums of numbers of order 1 to 100.
+        assert (x >= 0).all() and (gradient > -1e-12).all() and np.abs(gradient[x > 0]).max(initial=0) < 1e-12
 
 
 def test_nnls_of_nothing_to_gain_is_zero():
@@ -116,8 +119,8 @@ def test_a_fit_finds_the_prices(prices):
     for lengths in ([5], [384], [100] * 7, [10, 200, 30]):
         for config in (FULL, HALF):
             expected = Machine(prices).truth.seconds(lengths, config)
-            assert model.seconds(lengths, config) == pytest.approx(expected, rel=1e-6)
-            assert model.safe_seconds(lengths, [config]) == pytest.approx([1.1 * expected], rel=1e-6)
+            assert model.seconds(lengths, config) == pytest.approx(expected, rel=FITTED)
+            assert model.safe_seconds(lengths, [config]) == pytest.approx([1.1 * expected], rel=FITTED)
     assert model.margin == cost_model.MIN_MARGIN
 
 
@@ -127,7 +130,7 @@ def test_disturbed_calls_do_not_count():
     machine = Machine(PRICES, lambda i: 0.005 * ((i - 1) // shapes % 2 == 1))
     model = machine.fit()
     assert machine.calls == 1 + shapes * cost_model.MAX_ROUNDS
-    assert model.seconds([384], FULL) == pytest.approx(machine.truth.seconds([384], FULL), rel=1e-6)
+    assert model.seconds([384], FULL) == pytest.approx(machine.truth.seconds([384], FULL), rel=FITTED)
 
 
 def test_a_call_that_fits_badly_raises_the_margin():
@@ -159,7 +162,7 @@ def test_a_survey_without_the_longest_calls_still_fits():
     for turn in range(3 * cost_model.SHAPES):
         survey.skip() if turn % cost_model.SHAPES >= 6 else survey.measure()
     found = survey.fit()
-    assert found.model.seconds([384], FULL) == pytest.approx(machine.truth.seconds([384], FULL), rel=0.01)
+    assert found.model.seconds([384], FULL) == pytest.approx(machine.truth.seconds([384], FULL), rel=FITTED)
 
 
 def test_a_call_that_was_mostly_skipped_does_not_count():
@@ -168,7 +171,7 @@ def test_a_call_that_was_mostly_skipped_does_not_count():
     for turn in range(3 * cost_model.SHAPES):
         survey.skip() if turn in (cost_model.SHAPES, 2 * cost_model.SHAPES) else survey.measure()
     found = survey.fit()
-    assert found.model.seconds([384], FULL) == pytest.approx(machine.truth.seconds([384], FULL), rel=1e-6)
+    assert found.model.seconds([384], FULL) == pytest.approx(machine.truth.seconds([384], FULL), rel=FITTED)
 
 
 def test_every_measured_call_begins_after_a_rest():

@@ -15,6 +15,8 @@ from qla_runtime import Engine
 from qla_runtime.errors import InputError, UnsupportedError
 
 TEXTS = ["abc", "de f", "g"]
+ROUNDINGS = 4 * 2.0**-24
+"""What four float32 roundings change a number by, relative to it."""
 
 
 def encoder(folder: Path, config: dict | None = None, **task) -> Engine:
@@ -117,16 +119,18 @@ def test_prompt_errors_list_what_there_is(tmp_path, plain):
 
 def test_truncation_follows_normalization(tmp_path, plain):
     whole = plain.encode(TEXTS)
-    np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1, atol=ROUNDINGS)
     assert same(plain.encode(TEXTS, truncate_dim=16), np.ascontiguousarray(whole[:, :16]))
     assert same(plain.encode(TEXTS[0], truncate_dim=64), whole[0])
     unit = plain.encode(TEXTS, truncate_dim=16, normalize_embeddings=True)
-    np.testing.assert_allclose(unit, whole[:, :16] / np.linalg.norm(whole[:, :16], axis=1)[:, None], rtol=1e-6)
+    np.testing.assert_allclose(
+        unit, whole[:, :16] / np.linalg.norm(whole[:, :16], axis=1)[:, None], rtol=ROUNDINGS
+    )
     saved = encoder(tmp_path / "saved", truncate_dim=16)
     assert same(saved.encode(TEXTS), np.ascontiguousarray(whole[:, :16]))
     assert saved.encode(TEXTS, truncate_dim=64).shape == (3, 64)
     raw = encoder(tmp_path / "raw", normalize=False)
-    np.testing.assert_allclose(raw.encode(TEXTS, normalize_embeddings=True), whole, atol=1e-6)
+    np.testing.assert_allclose(raw.encode(TEXTS, normalize_embeddings=True), whole, atol=ROUNDINGS)
 
 
 @pytest.mark.parametrize("value", [0, -1, 65, 1.5, True, "16", np.float32(8)])
@@ -143,10 +147,10 @@ def test_similarity(tmp_path, plain):
         "euclidean": [[-(13**0.5)], [-(5**0.5)]],
         "manhattan": [[-5.0], [-3.0]],
     }
-    np.testing.assert_allclose(plain.similarity(first, second), expected["cosine"], atol=1e-6)
+    np.testing.assert_allclose(plain.similarity(first, second), expected["cosine"], atol=ROUNDINGS)
     for name, values in expected.items():
         got = encoder(tmp_path / name, similarity=name).similarity(first, second)
-        np.testing.assert_allclose(got, values, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(got, values, rtol=ROUNDINGS, atol=ROUNDINGS)
         assert got.dtype == np.float32
     assert plain.similarity(first[0], second).shape == (1, 1)
     with pytest.raises(InputError, match="vectors of 2 and of 3 numbers"):

@@ -35,8 +35,8 @@ ROOMS = (
 # The modules that stand in qla_runtime itself. The other rooms are folders.
 MODULES = {
     "ground": {
-        "_checkout", "_core", "activations", "arrays", "bars", "errors", "fork_safe", "hub", "lifetime", "options",
-        "progress", "ragged", "real_numbers", "settings", "stages", "task_kinds", "terminal", "vectors",
+        "_checkout", "_core", "activations", "arrays", "bars", "drawing", "errors", "fork_safe", "hub", "lifetime",
+        "options", "progress", "ragged", "real_numbers", "settings", "stages", "task_kinds", "terminal", "vectors",
     },
     "runs": {"run_folder"},
     "engine": {"engine", "inputs", "output", "runner"},

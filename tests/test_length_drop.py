@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'qla_runtime[train]')")
 
 from checkpoint_tools import random_ids  # noqa: E402
-from training_tools import SANDWICH, answerer, squad, started, train  # noqa: E402
+from training_tools import LOSS, SANDWICH, answerer, squad, started, train  # noqa: E402
 
 from qla_runtime.checkpoints.reader import open_checkpoint  # noqa: E402
 from qla_runtime.errors import InputError  # noqa: E402
@@ -49,7 +49,7 @@ def test_random_lies_between_the_bound_and_the_layer_before():
         shrinks.append(1 - ratios[1:] / ratios[:-1])
     shrinks = np.array(shrinks)
     assert (shrinks >= 0).all() and (shrinks <= 0.2 + 1e-12).all()
-    assert np.abs(shrinks.mean(0) - 0.1).max() < 0.02  # uniform
+    assert np.abs(shrinks.mean(0) - 0.1).max() < 0.0205  # uniform, 200 draws: 5 sigma
 
 
 def test_smallest_of_any_shape():
@@ -124,7 +124,7 @@ def test_passes_and_their_weights(checkpoint, data):
     full = model(batch.input_ids, batch.token_type_ids, batch.mask).outputs
     small = model(batch.input_ids, batch.token_type_ids, batch.mask, *calls[1]).outputs
     expected = losses.divergence(model.task, small, full, batch)
-    assert passes[1].terms["smallest"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert passes[1].terms["smallest"].item() == pytest.approx(expected.item(), rel=LOSS)
 
 
 def test_sub_models_take_turns(checkpoint, data):
@@ -165,7 +165,7 @@ def test_passes_with_a_live_teacher(checkpoint, data):
     target = start.load_model(0)(batch.input_ids, batch.token_type_ids, batch.mask).outputs
     own = model(batch.input_ids, batch.token_type_ids, batch.mask).outputs
     expected = losses.divergence(model.task, own, target, batch).item()
-    assert full.terms["full_distance"].item() == pytest.approx(expected, rel=1e-5) and expected > 1e-3
+    assert full.terms["full_distance"].item() == pytest.approx(expected, rel=LOSS) and expected > 1e-3
     for part in subs:
         (distance, hidden), passes = part.terms.values(), 1 + len(subs)
         assert part.total.item() == pytest.approx((3.0 * distance.item() + 4.0 * hidden.item()) / passes)

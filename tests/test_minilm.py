@@ -16,7 +16,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 from checkpoint_tools import add_sentence_layout, save_checkpoint  # noqa: E402
 from minilm_tools import LOOP, V1, V2, corpus, distil  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
-from training_tools import SANDWICH, batch_of, lines, saved, squad, table, train  # noqa: E402
+from training_tools import LOSS, SANDWICH, batch_of, lines, saved, squad, table, train  # noqa: E402
 
 from qla_runtime import Engine  # noqa: E402
 from qla_runtime.checkpoints.reader import open_checkpoint  # noqa: E402
@@ -121,14 +121,16 @@ def test_losses_of_a_padded_batch_are_the_formulas(teacher, tmp_path, options, s
     for name, (x, y) in pairs.items():
         aim, found = (relation(parts[x], parts[y], heads, lengths) for parts in (theirs, ours))
         expected[name] = mean_divergence(aim, found, heads, lengths)
-    assert {name: value.item() for name, value in only.terms.items()} == pytest.approx(expected, rel=1e-4)
+    # Besides the loss's roundings, the states are of two implementations, and as far apart as those.
+    close = 2 * LOSS
+    assert {name: value.item() for name, value in only.terms.items()} == pytest.approx(expected, rel=close)
     whole = sum(expected.values()) / (1 if options.relations == "v1" else 3)
-    assert only.total.item() == pytest.approx(whole, rel=1e-4)
+    assert only.total.item() == pytest.approx(whole, rel=close)
 
 
 def test_equal_models_are_at_no_distance_and_padding_gets_no_gradient():
     x, mask = torch.randn(2, 5, 64, requires_grad=True), torch.arange(5) < torch.tensor([[5], [3]])
-    assert losses.relation_distance((x, x), (x, x), 4, mask).item() == pytest.approx(0, abs=1e-6)
+    assert losses.relation_distance((x, x), (x, x), 4, mask).item() == 0
     losses.relation_distance((x, x), (torch.randn(2, 5, 128),) * 2, 4, mask).backward()
     assert x.grad[0].abs().min() > 0 and x.grad[1, :3].abs().min() > 0 and not x.grad[1, 3:].any()
 

@@ -119,7 +119,8 @@ def test_config_at_cost(tmp_path):
     assert all(0.5 < float(cost) <= 0.7 for _, cost, _, _ in lines), done.stdout
     values, _, f1, _ = max(lines, key=lambda line: float(line[2]))
     config = LengthConfig.ratio(map(float, values.split(",")), keep_cls=True)
-    assert evaluate.squad(Engine(package), data, config).f1 == pytest.approx(float(f1), abs=0.006)
+    # It is printed to 0.01.
+    assert evaluate.squad(Engine(package), data, config).f1 == pytest.approx(float(f1), abs=0.00501)
     refused = recipe("config_at_cost.py", package, data, "--share", 0.7, "--start", "1,.8")
     assert "3 layers" in refused.stderr and "Traceback" not in refused.stderr
 

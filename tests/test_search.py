@@ -82,7 +82,7 @@ def test_the_package_gets_the_new_configs(package, data, tmp_path):
         assert entry["keep_cls"] is True and 0 < entry["macs_share"] <= 1
         assert all(float(value * 16).is_integer() for value in entry["values"])
     for entry in (balanced, fast):
-        assert entry["macs_share"] == pytest.approx(engine.lengths[entry["name"]].macs_share, abs=1e-4)
+        assert entry["macs_share"] == pytest.approx(engine.lengths[entry["name"]].macs_share, abs=5.001e-5)
     for name, loss in (("balanced", 5), ("fast", 40)):
         chosen = report["configs"][name]
         within = [e for e in report["frontier"] if e["accuracy"] >= report["configs"]["full"]["accuracy"] - loss]
@@ -100,7 +100,7 @@ def test_scores_are_those_of_eval(package, data, tmp_path):
     report = run(package, data, tmp_path / "run", replace(OPTIONS, sample=None, balanced_loss=100))
     for entry in report["configs"].values():
         score = evaluate.squad(Engine(package), data, LengthConfig.ratio(entry["values"]), articles="odd")
-        assert entry["accuracy"] == pytest.approx(score.f1, abs=1e-9)
+        assert entry["accuracy"] == pytest.approx(score.f1, rel=1e-14)  # the order of a sum
 
 
 class Interrupted(KeyboardInterrupt):

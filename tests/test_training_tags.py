@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed (pip install
 pytest.importorskip("transformers", reason="transformers is not installed")
 
 from checkpoint_tools import save_checkpoint  # noqa: E402
-from training_tools import LOOP, SANDWICH, batch_of, train  # noqa: E402
+from training_tools import LOOP, LOSS, SANDWICH, batch_of, train  # noqa: E402
 
 from qla_runtime import Engine  # noqa: E402
 from qla_runtime.checkpoints.reader import open_checkpoint  # noqa: E402
@@ -99,9 +99,9 @@ def test_losses_by_hand(tagger):
     labels = -(math.log(p[0][1]) + math.log(p[1][3])) / 2
     apart = sum(b * math.log(b / a) for x, y in zip(p, q, strict=True) for a, b in zip(x, y, strict=True)) / 2
     soft = -sum(b * math.log(a) for x, y in zip(p, q, strict=True) for a, b in zip(x, y, strict=True)) / 2
-    assert task_loss(task, ours, batch).item() == pytest.approx(labels, rel=1e-5)
-    assert divergence(task, ours, theirs, batch).item() == pytest.approx(apart, rel=1e-5)
-    assert prediction_loss(task, ours, theirs, batch).item() == pytest.approx(soft, rel=1e-5)
+    assert task_loss(task, ours, batch).item() == pytest.approx(labels, rel=LOSS)
+    assert divergence(task, ours, theirs, batch).item() == pytest.approx(apart, rel=LOSS)
+    assert prediction_loss(task, ours, theirs, batch).item() == pytest.approx(soft, rel=LOSS)
     nothing = replace(batch, labels=torch.full((2, 4), UNTAGGED))
     assert task_loss(task, ours, nothing).item() == 0
 

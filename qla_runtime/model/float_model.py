@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 _SHIFT = 40
 _ONE = 1 << _SHIFT
 _FORGIVEN = round(1e-6 * _ONE)
+
+Count: TypeAlias = int | Tensor
+"""A number of tokens: of all sequences (under export a ``torch.SymInt``), or a (B,) int64 tensor with one each."""
 
 
 @dataclass(eq=False, repr=False)
@@ -224,7 +227,7 @@ class Encoder(nn.Module):
         record.note(hidden_states=restored)
         real = None if attention_mask is None else attention_mask.bool()
         # Token counts: one integer (symbolic under export) for all sequences, or one per padded sequence.
-        original = input_ids.shape[1] if real is None else real.sum(1)
+        original: Count = input_ids.shape[1] if real is None else real.sum(1)
         current = original
         positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
 
@@ -232,10 +235,12 @@ class Encoder(nn.Module):
             if index in skip:
                 record.note(hidden_states=restored)
                 continue
+            assert isinstance(layer, Layer)
             y, scores = layer.attend(x, real, record, length is not None)
             if length is None:
                 x = restored = layer.feed_forward(y)
             else:
+                assert scores is not None  # attend() was asked to vote
                 current = kept_count(length.rule, length.values[index], original, current)
                 keep, real = _select(scores.detach(), current, real, length.keep_cls is not False)
                 positions = positions.gather(1, keep)
@@ -287,6 +292,7 @@ class Model(nn.Module):
             hidden = hidden[:, 0]
         if self.pooler is not None:
             hidden = torch.tanh(self.pooler(hidden))
+        assert self.head is not None  # embeddings alone have none
         return self.head(hidden)
 
     def _embed(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -300,13 +306,13 @@ class Model(nn.Module):
         return F.normalize(pooled, dim=-1, eps=1e-12) if self.task.normalize else pooled
 
 
-def kept_count(rule: str, value: float, original, current):
+def kept_count(rule: str, value: float, original: Count, current: Count) -> Count:
     """Tokens a layer keeps: min(current, max(2, wanted)).
 
     Args:
         rule: ``ratio`` (wanted = ceil(value * original - 1e-6)) or ``tokens`` (wanted = value).
         value: the config's entry for this layer.
-        original: the sequence's real length: int, torch.SymInt, or (B,) int64 tensor.
+        original: the sequence's real length.
         current: tokens that entered the layer, of the same kind.
     """
     if rule == "ratio":
@@ -316,11 +322,12 @@ def kept_count(rule: str, value: float, original, current):
     else:
         raise ValueError(f"unknown length rule {rule!r}")
     if isinstance(wanted, Tensor):
+        assert isinstance(current, Tensor)  # of the same kind
         return torch.minimum(wanted.clamp(min=MIN_KEPT), current)
     return torch.sym_min(current, torch.sym_max(MIN_KEPT, wanted))
 
 
-def _select(scores: Tensor, count, real: Tensor | None, keep_cls: bool) -> tuple[Tensor, Tensor | None]:
+def _select(scores: Tensor, count: Count, real: Tensor | None, keep_cls: bool) -> tuple[Tensor, Tensor | None]:
     """Rows to keep: the ``count`` best scores, ties to the lower position, in ascending position.
 
     Returns:
@@ -333,6 +340,7 @@ def _select(scores: Tensor, count, real: Tensor | None, keep_cls: bool) -> tuple
     if real is None:
         best = scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
         return best.sort(dim=1).values, None
+    assert isinstance(count, Tensor)  # padded sequences have one each
     rows = scores.shape[1]
     # A score is never negative, so -1 ranks a PAD row behind every token.
     order = scores.masked_fill(~real, -1.0).sort(dim=1, descending=True, stable=True).indices

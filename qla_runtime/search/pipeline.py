@@ -11,6 +11,7 @@ from typing import Any
 
 from qla_runtime import _core
 from qla_runtime.bars import bar
+from qla_runtime.drawing import require_matplotlib
 from qla_runtime.errors import InputError
 from qla_runtime.evaluation.statistics import sampling_error
 from qla_runtime.lengths.configs import Accuracy, LengthConfig
@@ -20,7 +21,7 @@ from qla_runtime.search.evolve import Plan, Point, evolve, frontier
 from qla_runtime.search.genome import Genome, Space
 from qla_runtime.search.options import SearchOptions
 from qla_runtime.search.package import Package
-from qla_runtime.search.plot import plot, require_matplotlib
+from qla_runtime.search.plot import plot
 from qla_runtime.search.run_folder import SearchFolder
 from qla_runtime.search.selection import Selection, read_selection
 from qla_runtime.texts.files import read_bytes
@@ -67,7 +68,7 @@ def search(
     """
     options = options or SearchOptions()
     if draw:
-        require_matplotlib()
+        require_matplotlib("pass --no-plot")  # a search takes hours, and the picture comes last
     searched = Package(package, num_threads)
     searched.check_writable()
     space = Space(searched.engine.layers, options.grid, options.lowest_step, options.drop_bound)

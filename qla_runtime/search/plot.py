@@ -6,28 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qla_runtime.errors import InputError, UnsupportedError
+from qla_runtime.errors import InputError
 from qla_runtime.search.evolve import Point
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COST_NAMES = {"macs": "arithmetic", "time": "time"}
-
-
-def require_matplotlib() -> None:
-    """Asked before a search of hours rather than after it.
-
-    Raises:
-        UnsupportedError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise UnsupportedError(
-            "drawing the frontier needs matplotlib, not installed here. Run: pip install matplotlib; or pass "
-            "--no-plot"
-        ) from error
 
 
 def draw(

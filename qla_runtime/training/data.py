@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,8 @@ UNTAGGED = -100
 
 PAD_TO = 16
 """Batches are as wide as a multiple of this many tokens: fewer shapes for the matrix library to prepare."""
+
+Lengths = TypeVar("Lengths", int, NDArray[np.int64])
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,14 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
-        parts = (self.input_ids, self.token_type_ids, self.mask, self.labels, self.framing)
-        *moved, framing = (None if t is None else t.to(device, non_blocking=True) for t in parts)
-        return Batch(*moved, self.rows, framing)
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        labels = None if self.labels is None else move(self.labels)
+        framing = None if self.framing is None else move(self.framing)
+        ids, types, mask = move(self.input_ids), move(self.token_type_ids), move(self.mask)
+        return Batch(ids, types, mask, labels, self.rows, framing)
 
 
 @dataclass(frozen=True)
@@ -124,6 +131,7 @@ class Features:
         ids = np.zeros(mask.shape, np.int64)
         types = np.zeros(mask.shape, np.int64)
         ids[mask] = self.ragged.ids[tokens]
+        assert self.ragged.type_ids is not None  # of() gives every token a type
         types[mask] = self.ragged.type_ids[tokens]
         labels = None if self.labels is None else torch.from_numpy(self.labels[rows])
         if self.tags is not None:
@@ -288,6 +296,6 @@ def _score(label: str, path: Path) -> float:
     return score
 
 
-def _padded(length):
+def _padded(length: Lengths) -> Lengths:
     """A length, or an array of them, rounded up to a multiple of :data:`PAD_TO`."""
     return -(-length // PAD_TO) * PAD_TO

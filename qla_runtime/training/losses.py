@@ -41,6 +41,7 @@ def task_loss(task: TaskSpec, outputs: Tensor, batch: Batch) -> Tensor:
 
     A span's softmax runs over the real tokens: the runtime has no padding that could take a share.
     """
+    assert batch.labels is not None  # embeddings alone have none, and no loss against them
     if task.kind == "span-qa":
         logits = span_logits(outputs, batch.mask)
         return F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
@@ -92,6 +93,7 @@ def importance(task: TaskSpec, teacher: Tensor, batch: Batch, layers: int) -> li
     last, where the context has read them.
     """
     answer = span_logits(teacher.detach(), batch.mask).softmax(-1).mean(1)
+    assert batch.framing is not None  # span_features gives it
     framing = batch.framing / batch.framing.sum(1, keepdim=True)
     return [answer + (1 - layer / layers) * framing for layer in range(1, layers + 1)]
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qla_runtime.errors import InputError, UnsupportedError
+from qla_runtime.drawing import require_matplotlib
+from qla_runtime.errors import InputError
 from qla_runtime.training.run_folder import read_log
 
 if TYPE_CHECKING:
@@ -45,12 +46,9 @@ def draw(entries: Sequence[Mapping[str, Any]]) -> Figure:
     Raises:
         UnsupportedError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UnsupportedError(
-            "drawing needs matplotlib, not installed here. Run: pip install matplotlib"
-        ) from error
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
     losses = [entry for entry in entries if "accuracy" not in entry]
     figures = [entry for entry in entries if "accuracy" in entry]
     drawing = Figure(figsize=(8, 6 if figures else 3.5), layout="constrained")

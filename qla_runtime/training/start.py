@@ -7,6 +7,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -133,6 +134,7 @@ class Start:
         torch.manual_seed(seed)
         model = self.source.load_model(new_head=self.fresh)
         if self.fresh:
+            assert model.head is not None  # embeddings alone have none, and get none
             torch.nn.init.normal_(model.head.weight, std=0.02)
             torch.nn.init.zeros_(model.head.bias)
         return model
@@ -145,12 +147,14 @@ class Start:
         """The data, tokenized. Nothing of it is kept in ``folder``."""
         spec, task = self.source.encoder, self.source.task
         if task.kind == "span-qa":
-            return span_features(self.items, encoder, spec, task, progress)
+            return span_features(cast(list[SpanQuestion], self.items), encoder, spec, task, progress)
         if task.kind == "embedding":
-            return text_features(self.items, None, encoder, spec, progress)
+            return text_features(cast(list[str], self.items), None, encoder, spec, progress)
         if task.kind == "token-classification":
-            tags = encode_tags(self.items, task, self.path)
-            return tag_features(self.items, tags, encoder, spec, progress)
+            sentences = cast(list[Sentence], self.items)
+            tags = encode_tags(sentences, task, self.path)
+            return tag_features(sentences, tags, encoder, spec, progress)
+        assert isinstance(self.items, Labelled)
         labels = encode_labels(self.items, task, self.path)
         return text_features(self.items.texts, labels, encoder, spec, progress)
 

@@ -13,8 +13,8 @@ from qla_runtime.cli.lengths import add_lengths, chosen_length
 from qla_runtime.cli.printing import print_json, say, warn_of_cut
 from qla_runtime.cli.running import open_engine, parts
 from qla_runtime.cli.texts import TEXTS_HELP, read_texts
-from qla_runtime.cli.whole_files import BULK_LATENCY, INPUT_HELP, tell
-from qla_runtime.settings import add_arguments, from_arguments
+from qla_runtime.cli.whole_files import BULK_LATENCY, INPUT_HELP, write_file
+from qla_runtime.settings import add_arguments
 
 
 def add(commands: Commands) -> None:
@@ -55,7 +55,10 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.source is not None:
         if arguments.texts or arguments.pair:
             raise InputError("--in is given and texts, too; give one of them")
-        _run_file(arguments)
+        require_packages()
+        from qla_runtime.bulk.job import classify_file
+
+        write_file(arguments, classify_file, ClassifyOptions)
         return
     if not arguments.texts:
         raise InputError("there are no texts; give at least one, or a file with --in and --out")
@@ -79,19 +82,3 @@ def run(arguments: argparse.Namespace) -> None:
     for text, result in zip(texts, results, strict=True):
         scores = result.get("scores", [result])
         say(f"{render.one_line(text)}\t" + "  ".join(f"{s['label']} {s['score']:.4f}" for s in scores))
-
-
-def _run_file(arguments: argparse.Namespace) -> None:
-    require_packages()
-    from qla_runtime.bulk.job import classify_file
-
-    report = classify_file(
-        open_engine(arguments),
-        arguments.source,
-        arguments.out,
-        chosen_length(arguments),
-        files=from_arguments(FileOptions, arguments),
-        options=from_arguments(ClassifyOptions, arguments),
-        progress=True,
-    )
-    tell(report, arguments.out, arguments.json)

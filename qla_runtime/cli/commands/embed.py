@@ -7,11 +7,10 @@ import argparse
 from qla_runtime.bulk import require_packages
 from qla_runtime.bulk.options import EmbedOptions, FileOptions
 from qla_runtime.cli.arguments import Commands, add_engine, add_output, add_prompts, new_command
-from qla_runtime.cli.lengths import add_lengths, chosen_length
-from qla_runtime.cli.running import open_engine
-from qla_runtime.cli.whole_files import BULK_LATENCY, INPUT_HELP, tell
+from qla_runtime.cli.lengths import add_lengths
+from qla_runtime.cli.whole_files import BULK_LATENCY, INPUT_HELP, write_file
 from qla_runtime.hub import PACKAGED
-from qla_runtime.settings import add_arguments, from_arguments
+from qla_runtime.settings import add_arguments
 
 
 def add(commands: Commands) -> None:
@@ -39,13 +38,4 @@ def run(arguments: argparse.Namespace) -> None:
     require_packages()
     from qla_runtime.bulk.job import embed_file
 
-    report = embed_file(
-        open_engine(arguments),
-        arguments.source,
-        arguments.out,
-        chosen_length(arguments),
-        files=from_arguments(FileOptions, arguments),
-        options=from_arguments(EmbedOptions, arguments),
-        progress=True,
-    )
-    tell(report, arguments.out, arguments.json)
+    write_file(arguments, embed_file, EmbedOptions)
