@@ -20,7 +20,7 @@ from typing_extensions import assert_type
 import numpy as np
 from numpy.typing import NDArray
 
-from qla_runtime import EncoderOutput, Engine, Escalate, LengthConfig, QlaError, pipeline
+from qla_runtime import EncoderOutput, Engine, Escalate, LengthConfig, pipeline
 from qla_runtime.pipelines import QuestionAnsweringPipeline, TokenClassificationPipeline
 from qla_runtime.tasks.answer import AnswerTask
 from qla_runtime.tasks.prepared import Prepared
