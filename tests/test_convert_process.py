@@ -265,7 +265,7 @@ def test_output_is_ours_alone(checkpoint, tmp_path):
     report = json.loads(done.stdout)
     assert report["calibration_samples"] == 0 and list(report["modes"]) == ["per_token"]
     for line in done.stderr.replace("\r", "\n").splitlines():
-        assert not line.strip() or line.startswith(("comparing:", "INT8 against", "|")), line
+        assert not line.strip() or line.startswith(("comparing:", "The package against", "|")), line
     assert f"on {report['samples']} texts ({report['tokens']} tokens) of the built-in sample" in done.stderr
     assert Engine(tmp_path / "package").name == "package"
 
